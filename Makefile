@@ -1,0 +1,60 @@
+# The commands of this repository. `make` alone lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+DEMO_DIR ?= demo-data
+RUNS_DIR ?= runs
+
+BIN := $(VENV)/bin
+# pip, and not another installer: it honours the machine's own package places.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo install check format test compile clean
+
+help: ## List the commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime $(DEMO_DIR)/train.json ## Learn masks from boxes on generated pictures, through the whole pipeline
+	$(BIN)/python -m pipelines run auto_label --output $(RUNS_DIR) \
+	  -p train_images=$(DEMO_DIR)/images -p train_annotations=$(DEMO_DIR)/train.json \
+	  -p val_images=$(DEMO_DIR)/images -p val_annotations=$(DEMO_DIR)/val.json \
+	  -p spec=recipe:demo
+
+$(DEMO_DIR)/train.json: | $(VENV)/.runtime
+	$(BIN)/mal dataset demo -o $(DEMO_DIR)
+
+install: $(VENV)/.dev ## Install everything that development needs into .venv
+
+check: $(VENV)/.dev ## Check format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/python -m pytest
+
+compile: $(VENV)/.runtime ## Write every compiled component, pipeline and README
+	$(BIN)/python -m components
+	$(BIN)/python -m pipelines compile
+
+clean: ## Remove what was made here, but not .venv
+	rm -rf $(DEMO_DIR) $(RUNS_DIR) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[kfp,export]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.runtime

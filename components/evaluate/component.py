@@ -1,0 +1,54 @@
+"""Measure a model against true masks."""
+
+from kfp import dsl
+
+from components._images import COMPONENT_IMAGE
+
+
+@dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
+def evaluate(
+    *,
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+) -> None:
+    """Measure a model's masks against true masks and draw them.
+
+    Without a validation part the training part is measured; without true masks there are no
+    figures of masks, and the report shows the predictions.
+
+    Args:
+        dataset: Manifest of snapshot_dataset.
+        model: Model folder of train.
+        metrics: mIoU overall, by size and by category, AP and the IoU of the plain boxes.
+        report: One self-contained page: figures, IoU distribution, best and worst masks.
+        spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
+        overrides: dotted.key=value settings that win over the spec.
+    """
+    from pathlib import Path
+
+    from mal.lifecycle import lineage, steps
+    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.stages import run_evaluate
+
+    with steps.running_step():
+        data = read_dataset_manifest(Path(dataset.path))
+        steps.tell(f"measuring on the {steps.evaluated_part(data)}")
+        experiment = steps.evaluate_spec(
+            data,
+            model_dir=model.path,
+            spec=spec,
+            overrides=overrides,
+            results_dir=Path(report.path).with_name("results"),
+        )
+        result = run_evaluate(experiment)
+        steps.copy_file(result.report, report.path)
+        steps.copy_file(result.results_dir / "metrics.json", metrics.path)
+        figures = lineage.figures(result.metrics)
+        for name, value in figures.items():
+            metrics.log_metric(name, value)
+        report.metadata.update(lineage.parents(dataset, model))
+        report.metadata.update(lineage.report_metadata(data, report.path, figures))

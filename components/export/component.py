@@ -1,0 +1,35 @@
+"""Export a model to ONNX."""
+
+from kfp import dsl
+
+from components._images import COMPONENT_IMAGE
+
+
+@dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
+def export(
+    *,
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    onnx: dsl.Output[dsl.Model],
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+) -> None:
+    """Export a model to ONNX and check that it predicts what PyTorch predicts.
+
+    Args:
+        dataset: Manifest of snapshot_dataset; recorded as what the model came from.
+        model: Model folder of train.
+        onnx: Folder with mal_model.onnx and mal_model.json.
+        spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
+        overrides: dotted.key=value settings that win over the spec.
+    """
+    from mal.lifecycle import lineage, steps
+    from mal.stages import run_export
+
+    with steps.running_step():
+        experiment = steps.export_spec(
+            model_dir=model.path, spec=spec, overrides=overrides, results_dir=onnx.path
+        )
+        result = run_export(experiment)
+        onnx.metadata.update(lineage.parents(dataset, model))
+        onnx.metadata.update(lineage.onnx_metadata(experiment, onnx.path, result.max_abs_diff))

@@ -1,0 +1,1 @@
+from components.inference.component import inference as inference

@@ -1,0 +1,48 @@
+"""Pin down the data set that a run learns from."""
+
+from kfp import dsl
+
+from components._images import CONTROL_IMAGE
+
+
+@dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
+def snapshot_dataset(
+    *,
+    dataset: dsl.Output[dsl.Dataset],
+    train_images: str,
+    train_annotations: str,
+    val_images: str = "",
+    val_annotations: str = "",
+    label_images: str = "",
+    label_annotations: str = "",
+    pipeline_name: str = "mal",
+) -> None:
+    """Record where a data set is, what it holds and its digest; the images stay where they are.
+
+    Args:
+        dataset: The manifest: uris, counts and sha256 of every part.
+        train_images: Folder or archive of the training images, local or s3://.
+        train_annotations: COCO JSON with the training boxes, local or s3://.
+        val_images: Images of the validation part; '' for none.
+        val_annotations: Annotations of the validation part; '' for none.
+        label_images: Images of the part to label; '' for the training part.
+        label_annotations: Boxes of the part to label; '' for the training part.
+        pipeline_name: Name that the artifacts of this run are grouped under.
+    """
+    from pathlib import Path
+
+    from mal.lifecycle import lineage, steps
+    from mal.lifecycle.snapshot import snapshot_dataset as take_snapshot
+
+    with steps.running_step():
+        manifest = take_snapshot(
+            train_images=train_images,
+            train_annotations=train_annotations,
+            val_images=val_images,
+            val_annotations=val_annotations,
+            label_images=label_images,
+            label_annotations=label_annotations,
+        )
+        steps.tell(manifest.summary)
+        manifest.write(Path(dataset.path))
+        dataset.metadata.update(lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))

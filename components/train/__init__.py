@@ -1,0 +1,1 @@
+from components.train.component import train as train

@@ -1,0 +1,44 @@
+"""Learn masks from boxes."""
+
+from kfp import dsl
+
+from components._images import COMPONENT_IMAGE
+
+
+@dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
+def train(
+    *,
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+) -> None:
+    """Learn masks from the boxes of a data set.
+
+    A retry that finds the model folder of its earlier try goes on from the latest checkpoint.
+
+    Args:
+        dataset: Manifest of snapshot_dataset.
+        model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
+            and status.json.
+        metrics: Figures of the last validation and of the run.
+        spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
+        overrides: dotted.key=value settings that win over the spec.
+    """
+    from pathlib import Path
+
+    from mal.lifecycle import lineage, steps
+    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.stages import run_train
+
+    with steps.running_step():
+        data = read_dataset_manifest(Path(dataset.path))
+        experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=model.path)
+        result = run_train(experiment)
+        steps.replace_links_by_files(model.path)
+        figures = lineage.figures(result.metrics)
+        for name, value in figures.items():
+            metrics.log_metric(name, value)
+        model.metadata.update(lineage.parents(dataset))
+        model.metadata.update(lineage.model_metadata(experiment, model.path, figures))

@@ -1,0 +1,129 @@
+"""Names of the result files, how they are written, and the manifest that says what they are.
+
+Everything is written beside its final name and renamed, so that a full disk or a kill leaves nothing half-written under
+a name that anybody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT_FILE = "experiment.yaml"
+STATUS_FILE = "status.json"
+MANIFEST_FILE = "manifest.json"
+METRICS_FILE = "metrics.json"
+EPOCH_METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.html"
+LATEST_CHECKPOINT = "mal_model_latest.pth"
+BEST_CHECKPOINT = "mal_model_best.pth"
+ONNX_FILE = "mal_model.onnx"
+ONNX_SIDECAR_FILE = "mal_model.json"
+
+_HASH_CHUNK_BYTES = 1 << 20
+_RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
+
+
+def checkpoint_name(num_epochs: int, num_steps: int) -> str:
+    """Name a checkpoint by its finished epochs and optimiser steps."""
+    return f"mal_model_epoch_{num_epochs:03d}_step_{num_steps:05d}.pth"
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` on success, delete it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with writing_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(results_dir: Path, *, action: str, inputs: Mapping[str, str]) -> Path:
+    """Write `manifest.json`: outputs with size and sha256, inputs, versions and git commit.
+
+    Args:
+        results_dir: The finished result folder.
+        action: What made it.
+        inputs: uri by spec key; a local file's sha256 is added.
+    """
+    files = sorted(p for p in results_dir.rglob("*") if p.is_file())
+    manifest = {
+        "action": action,
+        "outputs": {
+            str(path.relative_to(results_dir)): {
+                "size": path.stat().st_size,
+                "sha256": sha256_of_file(path),
+            }
+            for path in files
+            if path.name not in (MANIFEST_FILE, STATUS_FILE)
+        },
+        "inputs": {key: _describe_input(uri) for key, uri in inputs.items() if uri},
+        "versions": {"python": platform.python_version(), **_package_versions()},
+        "git_commit": _git_commit(),
+    }
+    path = results_dir / MANIFEST_FILE
+    write_json(path, manifest)
+    return path
+
+
+def _describe_input(uri: str) -> dict[str, str | None]:
+    path = Path(uri)
+    return {"uri": uri, "sha256": sha256_of_file(path) if path.is_file() else None}
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, or None for an installed wheel."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return os.environ.get("MAL_GIT_COMMIT")
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

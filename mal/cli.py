@@ -1,0 +1,160 @@
+"""The command line. Heavy packages are imported only by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from mal import __version__
+from mal.errors import MalError, SpecError
+from mal.spec.experiment import ACTIONS
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED, EXIT_USER_CAN_MEND, EXIT_INTERRUPTED = 1, 2, 130
+
+ACTION_HELP = {
+    "train": "learn masks from boxes",
+    "evaluate": "measure a model against true masks",
+    "inference": "write masks for boxes",
+    "export": "write an ONNX model",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code of contract section 1."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    try:
+        code: int = args.run(args)
+    except MalError as error:
+        print(f"mal: {error}", file=sys.stderr)
+        return EXIT_USER_CAN_MEND
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+    except BaseException as stop:
+        exit_code = getattr(stop, "exit_code", None)
+        if exit_code is None:
+            raise
+        print(f"mal: {stop}; the same command goes on from here.", file=sys.stderr)
+        return int(exit_code)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="mal", description="Instance masks from boxes.")
+    parser.add_argument("--version", action="version", version=f"mal {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for action in ACTIONS:
+        command = commands.add_parser(action, help=ACTION_HELP[action])
+        command.add_argument(
+            "-e", "--experiment", action="append", default=[], metavar="SPEC",
+            help="spec file or recipe:NAME; the later wins",
+        )  # fmt: skip
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")
+        command.set_defaults(run=_run_action, action=action)
+    _add_spec_command(commands)
+    _add_dataset_commands(commands)
+    recipes = commands.add_parser("recipes", help="list the packaged recipes, or print one")
+    recipes.add_argument("name", nargs="?")
+    recipes.set_defaults(run=_print_recipes)
+    return parser
+
+
+def _add_spec_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    spec = commands.add_parser("spec", help="print the commented spec template of an action")
+    spec.add_argument("action", choices=ACTIONS)
+    spec.add_argument("-o", "--output", type=Path, help="file to write")
+    spec.set_defaults(run=_print_spec)
+
+
+def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dataset = commands.add_parser("dataset", help="make the demo set, or check a set")
+    actions = dataset.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo = actions.add_parser("demo", help="generate the demo set")
+    demo.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    demo.add_argument("--images", type=int, default=240)
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_make_demo_dataset)
+    check = actions.add_parser("check", help="name every problem of a set")
+    check.add_argument("annotations")
+    check.add_argument("images")
+    check.set_defaults(run=_check_dataset)
+
+
+def _run_action(args: argparse.Namespace) -> int:
+    from mal.spec import load_spec
+
+    if not args.experiment and not args.overrides:
+        raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
+    spec = load_spec(args.action, args.experiment, args.overrides)
+    from mal import stages
+    from mal.runtime import set_up_logging
+
+    set_up_logging()
+    result = getattr(stages, f"run_{args.action}")(spec)
+    _print_result(args.action, result)
+    return 0
+
+
+def _print_result(action: str, result: object) -> None:
+    from mal.evaluation.summary import result_lines
+
+    for line in result_lines(action, result):
+        print(line)
+
+
+def _print_spec(args: argparse.Namespace) -> int:
+    from mal.spec.template import spec_template
+
+    text = spec_template(args.action)
+    if args.output:
+        from mal.artifacts import write_text
+
+        write_text(args.output, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _print_recipes(args: argparse.Namespace) -> int:
+    from mal.recipes import list_recipes, read_recipe
+
+    if args.name:
+        print(read_recipe(args.name), end="")
+    else:
+        for name, summary in list_recipes().items():
+            print(f"{name:12} {summary}")
+    return 0
+
+
+def _make_demo_dataset(args: argparse.Namespace) -> int:
+    from mal.data.synthetic import generate_demo_dataset
+
+    generate_demo_dataset(args.output, num_images=args.images, seed=args.seed)
+    print(args.output)
+    return 0
+
+
+def _check_dataset(args: argparse.Namespace) -> int:
+    from mal.data.check import check_dataset
+
+    report = check_dataset(args.annotations, args.images)
+    for line in report.lines():
+        print(line)
+    return 0 if report.is_usable else 1

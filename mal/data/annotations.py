@@ -1,0 +1,289 @@
+"""COCO annotation files as flat arrays: one path in for training, evaluation and inference.
+
+Shape letters: N annotations of the file (crowds included), 4 = x, y, w, h in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.errors import AnnotationError
+
+Rle = dict[str, Any]
+
+MAX_NAMED_SUBJECTS = 5
+
+
+@dataclass
+class Problems:
+    """What is wrong with a data set, counted by kind, the first few of each named."""
+
+    subjects: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, subject: str) -> None:
+        self.subjects.setdefault(kind, []).append(subject)
+
+    def __bool__(self) -> bool:
+        return bool(self.subjects)
+
+    def lines(self, max_named: int = MAX_NAMED_SUBJECTS) -> list[str]:
+        """Describe each kind in one line: count, kind and the first subjects."""
+        return [
+            f"{len(names)} x {kind}: {', '.join(names[:max_named])}"
+            + (f" and {len(names) - max_named} more" if len(names) > max_named else "")
+            for kind, names in self.subjects.items()
+        ]
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image of the file; `width` and `height` in pixels."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class CocoBoxes:
+    """Every box of an annotation file, in the file's order.
+
+    Attributes:
+        path: The file it was read from.
+        images: All images, those without boxes included.
+        categories: Name by category id.
+        annotation_position_N: Place of each box in the file's `annotations` list.
+        annotation_id_N: COCO ids.
+        image_index_N: Index into `images`.
+        category_id_N: Keys of `categories`.
+        box_xywh_N4: COCO boxes, float64.
+        is_crowd_N: Crowds: never trained, never measured.
+        segmentations: COCO segmentations, or None where none were asked for; an entry is None
+            where the file has none.
+        problems: What was left out, and why.
+    """
+
+    path: Path
+    images: tuple[CocoImage, ...]
+    categories: Mapping[int, str]
+    annotation_position_N: NDArray[np.int64]
+    annotation_id_N: NDArray[np.int64]
+    image_index_N: NDArray[np.int64]
+    category_id_N: NDArray[np.int64]
+    box_xywh_N4: NDArray[np.float64]
+    is_crowd_N: NDArray[np.bool_]
+    segmentations: Sequence[Any] | None
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.annotation_id_N)
+
+    @property
+    def box_area_N(self) -> NDArray[np.float64]:
+        """w * h, px^2."""
+        area: NDArray[np.float64] = self.box_xywh_N4[:, 2] * self.box_xywh_N4[:, 3]
+        return area
+
+    def image_of(self, index: int) -> CocoImage:
+        return self.images[int(self.image_index_N[index])]
+
+    def has_masks(self) -> bool:
+        """Whether any box has a true mask (and masks were asked for)."""
+        return self.segmentations is not None and any(s is not None for s in self.segmentations)
+
+    def rle_of(self, index: int) -> Rle | None:
+        """Return the true mask of a box as compressed RLE, or None where the file has none."""
+        if self.segmentations is None or self.segmentations[index] is None:
+            return None
+        image = self.image_of(index)
+        return rle_from_segmentation(self.segmentations[index], image.height, image.width)
+
+
+def read_annotation_document(path: Path) -> dict[str, Any]:
+    """Read a COCO JSON file whole.
+
+    Raises:
+        AnnotationError: It is missing, not JSON or not a COCO instance file.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise AnnotationError(
+            f"annotation file must exist, got {path}. Give the path of a COCO JSON file."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise AnnotationError(
+            f"annotation file must be readable JSON, got {path} ({error}). Repair or replace it."
+        ) from error
+    if not isinstance(document, dict):
+        raise AnnotationError(f"annotation file must hold a JSON object, got a list in {path}.")
+    for key in ("images", "annotations"):
+        if not isinstance(document.get(key), list):
+            raise AnnotationError(
+                f"annotation file must have a list '{key}', got none in {path}. "
+                "Give a COCO instance file."
+            )
+    return document
+
+
+def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
+    """Read the boxes of a COCO file; what cannot be used is left out, counted and named.
+
+    Args:
+        path: A local COCO JSON file.
+        with_masks: Keep segmentations. Training from boxes does not ask for them.
+
+    Raises:
+        AnnotationError: The file cannot be read, or no image is left.
+    """
+    document = read_annotation_document(path)
+    problems = Problems()
+    images = _parse_images(document["images"], problems)
+    if not images:
+        raise AnnotationError(
+            f"annotation file must list images, got none that can be used in {path}. "
+            f"{'; '.join(problems.lines())}"
+        )
+    categories = _parse_categories(document.get("categories", []), problems)
+    index_of_image = {image.id: index for index, image in enumerate(images)}
+    rows = list(
+        _parse_annotations(document["annotations"], images, index_of_image, categories, problems)
+    )
+    annotations = document["annotations"]
+    return CocoBoxes(
+        path=path,
+        images=tuple(images),
+        categories=categories,
+        annotation_position_N=np.array([r[0] for r in rows], dtype=np.int64),
+        annotation_id_N=np.array([r[1] for r in rows], dtype=np.int64),
+        image_index_N=np.array([r[2] for r in rows], dtype=np.int64),
+        category_id_N=np.array([r[3] for r in rows], dtype=np.int64),
+        box_xywh_N4=np.array([r[4] for r in rows], dtype=np.float64).reshape(-1, 4),
+        is_crowd_N=np.array([r[5] for r in rows], dtype=np.bool_),
+        segmentations=(
+            [annotations[r[0]].get("segmentation") or None for r in rows] if with_masks else None
+        ),
+        problems=problems,
+    )
+
+
+def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
+    """Convert polygons, uncompressed or compressed RLE to compressed RLE with `counts` as bytes.
+
+    Raises:
+        AnnotationError: The segmentation is none of these, or of another size.
+    """
+    from pycocotools import mask as coco_mask
+
+    try:
+        if isinstance(segmentation, list):
+            rles = coco_mask.frPyObjects(segmentation, height, width)
+            rle: Rle = coco_mask.merge(rles)
+        elif isinstance(segmentation["counts"], list):
+            rle = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            counts = segmentation["counts"]
+            rle = {
+                "size": [int(side) for side in segmentation["size"]],
+                "counts": counts.encode() if isinstance(counts, str) else counts,
+            }
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise AnnotationError(
+            f"segmentation must be COCO polygons or RLE, got {str(segmentation)[:60]}."
+        ) from error
+    if list(rle["size"]) != [height, width]:
+        raise AnnotationError(
+            f"segmentation must be of the image's size {height} x {width}, got {rle['size']}."
+        )
+    return rle
+
+
+def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]:
+    images: list[CocoImage] = []
+    seen: set[int] = set()
+    for position, entry in enumerate(entries):
+        try:
+            image = CocoImage(
+                id=int(entry["id"]),
+                file_name=str(entry["file_name"]),
+                width=int(entry["width"]),
+                height=int(entry["height"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            problems.add("image without id, file_name, width or height", f"images[{position}]")
+            continue
+        if image.width <= 0 or image.height <= 0:
+            problems.add("image without a size", image.file_name)
+        elif image.id in seen:
+            problems.add("image id given twice", f"{image.id} ({image.file_name})")
+        else:
+            seen.add(image.id)
+            images.append(image)
+    return images
+
+
+def _parse_categories(entries: Iterable[Any], problems: Problems) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for position, entry in enumerate(entries):
+        try:
+            categories[int(entry["id"])] = str(entry.get("name", entry["id"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.add("category without id", f"categories[{position}]")
+    return categories
+
+
+def _parse_annotations(
+    entries: Iterable[Any],
+    images: Sequence[CocoImage],
+    index_of_image: Mapping[int, int],
+    categories: dict[int, str],
+    problems: Problems,
+) -> Iterable[tuple[int, int, int, int, list[float], bool]]:
+    """Yield position, id, image index, category id, box and crowd flag of each usable box."""
+    for position, entry in enumerate(entries):
+        name = f"annotations[{position}]"
+        try:
+            annotation_id = int(entry.get("id", position + 1))
+            name = f"annotation {annotation_id}"
+            image_id = int(entry["image_id"])
+            category_id = int(entry.get("category_id", 1))
+            box = [float(value) for value in entry["bbox"]]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.add("annotation without image_id or a bbox of numbers", name)
+            continue
+        if len(box) != 4 or not all(np.isfinite(box)):
+            problems.add("bbox that is not four finite numbers", name)
+            continue
+        if image_id not in index_of_image:
+            problems.add("annotation of an unknown image", f"{name} (image {image_id})")
+            continue
+        if categories and category_id not in categories:
+            problems.add("annotation of an unknown category", f"{name} (category {category_id})")
+            continue
+        categories.setdefault(category_id, str(category_id))
+        image_index = index_of_image[image_id]
+        problem = _box_problem(box, images[image_index])
+        if problem:
+            problems.add(problem, f"{name} {box} in {images[image_index].file_name}")
+            continue
+        crowd = bool(entry.get("iscrowd", 0))
+        if crowd:
+            problems.add("crowd, neither trained nor measured", name)
+        yield position, annotation_id, image_index, category_id, box, crowd
+
+
+def _box_problem(box_xywh: Sequence[float], image: CocoImage) -> str | None:
+    x, y, w, h = box_xywh
+    if w <= 0 or h <= 0:
+        return "box of zero or negative size"
+    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+        return "box outside its image"
+    return None

@@ -1,0 +1,241 @@
+"""`mal dataset check`: everything that is wrong with a data set, before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.data.annotations import CocoBoxes, CocoImage, Problems, load_boxes
+from mal.data.images import (
+    UPRIGHT,
+    ImageSizeError,
+    MissingImageError,
+    UnreadableImageError,
+    decode_image,
+)
+from mal.errors import AnnotationError
+from mal.storage import fetch_file, find_image, open_image_folder
+
+TINY_SIDE_PX = 4.0
+
+MISSING_IMAGE = "missing image file"
+UNREADABLE_IMAGE = "image that cannot be read"
+WRONG_SIZE = "image of another size than annotated"
+UNSAFE_NAME = "file_name that leaves the image folder"
+DUPLICATE_ID = "annotation id given twice"
+BAD_SEGMENTATION = "segmentation that cannot be read"
+CROWD = "crowd, neither trained nor measured"
+
+_CROSSING_TOLERANCE_PX = 0.5
+_NUM_READERS = 4
+_NUM_AHEAD = 64
+_KIND_OF_ERROR = {
+    MissingImageError: MISSING_IMAGE,
+    UnreadableImageError: UNREADABLE_IMAGE,
+    ImageSizeError: WRONG_SIZE,
+}
+_EIGHT_BIT_COLOUR_MODES = frozenset({"RGB", "YCbCr"})
+
+ProgressReport = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        summary: What the set holds, one line.
+        errors: What is left out or stops a run.
+        notes: What is dealt with, but worth knowing.
+        num_usable_boxes: Boxes, crowds excepted, on images that can be read.
+    """
+
+    summary: str
+    errors: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
+    num_usable_boxes: int = 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a run gets through: something is left, and no image stops it on the way."""
+        stopping = {UNREADABLE_IMAGE, WRONG_SIZE, UNSAFE_NAME} & self.errors.subjects.keys()
+        return self.num_usable_boxes > 0 and not stopping
+
+    def lines(self) -> list[str]:
+        """Describe the set, every kind of problem, and the verdict."""
+        return [
+            self.summary,
+            *(f"error: {line}" for line in self.errors.lines()),
+            *(f"note: {line}" for line in self.notes.lines()),
+            f"usable: {self.num_usable_boxes} boxes"
+            if self.is_usable
+            else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read; "
+            "mend the errors above",
+        ]
+
+
+def check_dataset(
+    annotations: str, images: str, *, report_progress: ProgressReport | None = None
+) -> CheckReport:
+    """Read every annotation and every image of a set.
+
+    Args:
+        annotations: COCO JSON, local or `s3://`.
+        images: Folder, archive or `s3://`.
+        report_progress: Called with the number of images read and of all.
+
+    Returns:
+        The findings; an annotation file that cannot be read is one.
+
+    Raises:
+        StorageError: One of the two places does not exist or may not be read.
+    """
+    path = fetch_file(annotations)
+    folder = open_image_folder(images)
+    try:
+        boxes = load_boxes(path, with_masks=True)
+    except AnnotationError as error:
+        errors = Problems()
+        errors.add("annotation file that cannot be used", str(error))
+        return CheckReport(f"{annotations}: nothing that can be used", errors)
+    errors, notes = Problems(), Problems()
+    for kind, subjects in boxes.problems.subjects.items():
+        (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
+    _check_ids(boxes, errors, notes)
+    _check_boxes(boxes, notes)
+    _check_segmentations(boxes, errors, notes)
+    is_readable = _check_images(boxes, folder, errors, notes, report_progress)
+    is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
+    return CheckReport(_summary_of(boxes, annotations), errors, notes, int(is_usable_N.sum()))
+
+
+def _summary_of(boxes: CocoBoxes, annotations: str) -> str:
+    return (
+        f"{annotations}: {len(boxes.images)} images, {len(boxes)} boxes "
+        f"({int(boxes.is_crowd_N.sum())} crowds), {len(boxes.categories)} categories, "
+        f"{'with' if boxes.has_masks() else 'without'} true masks"
+    )
+
+
+def _name_of(boxes: CocoBoxes, index: int) -> str:
+    return f"annotation {boxes.annotation_id_N[index]} in {boxes.image_of(index).file_name}"
+
+
+def _check_ids(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
+    for annotation_id, count in Counter(boxes.annotation_id_N.tolist()).items():
+        if count > 1:
+            errors.add(DUPLICATE_ID, f"{annotation_id} ({count} times)")
+    for file_name, count in Counter(image.file_name for image in boxes.images).items():
+        if count > 1:
+            notes.add("file_name of several images", f"{file_name} ({count} times)")
+    with_boxes = set(boxes.image_index_N.tolist())
+    for index, image in enumerate(boxes.images):
+        if index not in with_boxes:
+            notes.add("image without boxes", image.file_name)
+
+
+def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
+    size_N2 = np.array(
+        [(image.width, image.height) for image in boxes.images], dtype=np.float64
+    )[boxes.image_index_N]
+    low_N2, side_N2 = boxes.box_xywh_N4[:, :2], boxes.box_xywh_N4[:, 2:]
+    is_crossing_N = (
+        (low_N2 < -_CROSSING_TOLERANCE_PX)
+        | (low_N2 + side_N2 > size_N2 + _CROSSING_TOLERANCE_PX)
+    ).any(axis=1)
+    for index in np.flatnonzero(is_crossing_N).tolist():
+        notes.add("box across the image's border, kept", _name_of(boxes, index))
+    is_tiny_N = (side_N2 < TINY_SIDE_PX).any(axis=1)
+    for index in np.flatnonzero(is_tiny_N).tolist():
+        notes.add(f"tiny box, a side under {TINY_SIDE_PX:g} px", _name_of(boxes, index))
+
+
+def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
+    if boxes.segmentations is None or not boxes.has_masks():
+        return
+    for index, segmentation in enumerate(boxes.segmentations):
+        if segmentation is None:
+            notes.add("box without a segmentation, others have one", _name_of(boxes, index))
+            continue
+        problem = _segmentation_problem(boxes, index, segmentation)
+        if problem:
+            errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({problem})")
+
+
+def _segmentation_problem(boxes: CocoBoxes, index: int, segmentation: Any) -> str | None:
+    from pycocotools import mask as coco_mask
+
+    try:
+        rle: Any = boxes.rle_of(index)
+        if isinstance(segmentation, dict):  # runs may be too many or too few; polygons are not
+            coco_mask.decode(rle)
+    except Exception as error:  # pycocotools raises bare Exception on what it cannot parse
+        return str(error)
+    return None
+
+
+def _check_images(
+    boxes: CocoBoxes,
+    folder: Path,
+    errors: Problems,
+    notes: Problems,
+    report_progress: ProgressReport | None,
+) -> NDArray[np.bool_]:
+    """Decode every image; return which can be used."""
+    is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
+    for index, (problem, image_notes) in enumerate(_findings_in_order(boxes.images, folder)):
+        name = boxes.images[index].file_name
+        if problem:
+            kind, reason = problem
+            errors.add(kind, f"{name} ({reason})" if reason else name)
+        for note in image_notes:
+            notes.add(note, name)
+        is_readable[index] = problem is None
+        if report_progress is not None:
+            report_progress(index + 1, len(boxes.images))
+    return is_readable
+
+
+def _findings_in_order(
+    images: Sequence[CocoImage], folder: Path
+) -> Iterator[tuple[tuple[str, str] | None, list[str]]]:
+    """Read images ahead in threads (Pillow decodes without the GIL); few are held at a time."""
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        ahead: deque[Future[tuple[tuple[str, str] | None, list[str]]]] = deque()
+        for image in images:
+            ahead.append(pool.submit(_findings_of_image, image, folder))
+            if len(ahead) >= _NUM_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _findings_of_image(
+    image: CocoImage, folder: Path
+) -> tuple[tuple[str, str] | None, list[str]]:
+    """Return an image's problem (kind and reason), and its notes."""
+    try:
+        path = find_image(folder, image.file_name)
+    except AnnotationError:
+        return (UNSAFE_NAME, ""), []
+    if path is None:
+        return (MISSING_IMAGE, ""), []
+    try:
+        decoded = decode_image(path, width=image.width, height=image.height)
+    except AnnotationError as error:
+        return (_KIND_OF_ERROR[type(error)], str(error)), []
+    notes = []
+    if decoded.orientation != UPRIGHT:
+        notes.append("image that EXIF rotates")
+    if decoded.is_resized:
+        notes.append("image larger or smaller than annotated, resized")
+    if decoded.mode not in _EIGHT_BIT_COLOUR_MODES:
+        notes.append(f"image of mode {decoded.mode}, converted to RGB")
+    return None, notes

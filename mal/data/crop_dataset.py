@@ -1,0 +1,260 @@
+"""Training and prediction items: one box of one image, cut from its image."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from mal.data.annotations import CocoBoxes, rle_from_segmentation
+from mal.data.batch import CropBatch
+from mal.data.crops import (
+    Window,
+    cut_window,
+    prediction_window,
+    sample_training_window,
+    unit_box_in_window,
+    xyxy_from_xywh,
+)
+from mal.data.images import read_image
+from mal.data.transforms import augment_colours
+from mal.errors import AnnotationError
+from mal.spec.experiment import ExperimentSpec
+from mal.storage import find_image
+
+log = logging.getLogger(__name__)
+
+DECODED_IMAGES_MAX_BYTES = 256 << 20
+MIN_TRAINED_SIDE_PX = 2
+
+
+class ImageReader:
+    """Reads the images of a set; the most recently used stay decoded, up to a size.
+
+    Attributes:
+        boxes: The annotations.
+        missing: Indices of images without a file.
+    """
+
+    def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
+        self.boxes = boxes
+        self.folder = folder
+        self.missing = frozenset(
+            index
+            for index, image in enumerate(boxes.images)
+            if find_image(folder, image.file_name) is None
+        )
+        self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._num_bytes = 0
+
+    def path_of(self, image_index: int) -> Path:
+        """Return where an image lies, or would lie."""
+        name = self.boxes.images[image_index].file_name
+        return find_image(self.folder, name) or self.folder / name
+
+    def __call__(self, image_index: int) -> NDArray[np.uint8]:
+        """Return an image as (H, W, 3) uint8 RGB in the orientation of its boxes.
+
+        Raises:
+            AnnotationError: The image is missing, unreadable or of another size.
+        """
+        if image_index in self._decoded:
+            self._decoded.move_to_end(image_index)
+            return self._decoded[image_index]
+        entry = self.boxes.images[image_index]
+        path = self.path_of(image_index)
+        image = read_image(path, width=entry.width, height=entry.height)
+        self._decoded[image_index] = image
+        self._num_bytes += image.nbytes
+        while self._num_bytes > DECODED_IMAGES_MAX_BYTES and len(self._decoded) > 1:
+            self._num_bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return image
+
+
+class TrainingCrops(Dataset[CropBatch]):
+    """Randomly placed crops around boxes.
+
+    An item is asked for as (epoch, position): its randomness depends on these and the seed alone,
+    so a resumed run, or one with other loader processes, sees the same crops.
+    """
+
+    def __init__(
+        self, reader: ImageReader, indices: NDArray[np.int64], spec: ExperimentSpec, seed: int
+    ) -> None:
+        self.reader = reader
+        self.indices = indices
+        self.spec = spec
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> CropBatch:
+        """Return a batch of one item; a box whose image is broken gives way to the next."""
+        epoch, position = key
+        rng = np.random.default_rng([self.seed, epoch, position])
+        for offset in range(len(self)):
+            index = int(self.indices[(position + offset) % len(self)])
+            try:
+                return self._cut_item(index, rng)
+            except AnnotationError as error:
+                if offset == 0:
+                    log.warning("annotation %d is skipped: %s", self.reader.boxes.annotation_id_N[index], error)
+                last_error = error
+        raise last_error
+
+    def _cut_item(self, index: int, rng: np.random.Generator) -> CropBatch:
+        return augment(self.cut_clean(index, rng), self.spec.dataset.photometric_rate, rng)
+
+    def cut_clean(self, index: int, rng: np.random.Generator) -> CropBatch:
+        """Cut one randomly placed crop of a row of `CocoBoxes`, as the teacher sees it."""
+        boxes, spec = self.reader.boxes, self.spec
+        entry = boxes.image_of(index)
+        box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
+        window = sample_training_window(box_xyxy, spec.dataset, spec.train, rng)
+        crop = cut_window(
+            self.reader(int(boxes.image_index_N[index])), window, spec.dataset.crop_size
+        )
+        unit_box = unit_box_in_window(box_xyxy, window, entry.width, entry.height)
+        return CropBatch(
+            image_BCSS=_image_tensor(crop),
+            unit_box_B4=torch.from_numpy(unit_box)[None],
+            box_area_B=torch.tensor([boxes.box_area_N[index]], dtype=torch.float32),
+            index_B=torch.tensor([index]),
+            true_mask_BSS=self._cut_true_mask(index, window),
+        )
+
+    def _cut_true_mask(self, index: int, window: Window) -> torch.Tensor | None:
+        if self.spec.train.supervision == "box":
+            return None
+        from pycocotools import mask as coco_mask
+
+        boxes = self.reader.boxes
+        assert boxes.segmentations is not None
+        entry = boxes.image_of(index)
+        rle = rle_from_segmentation(boxes.segmentations[index], entry.height, entry.width)
+        mask: NDArray[np.uint8] = coco_mask.decode(rle)
+        size = self.spec.dataset.crop_size
+        return torch.from_numpy(cut_window(mask * 255, window, size) > 127).byte()[None]
+
+
+def augment(item: CropBatch, photometric_rate: float, rng: np.random.Generator) -> CropBatch:
+    """Mirror an item half of the time, and add the student's view of other colours."""
+    if rng.uniform() < 0.5:
+        item = item.mirrored()
+    if photometric_rate == 0:
+        return item
+    crop = item.image_BCSS[0].permute(1, 2, 0).numpy()
+    student = augment_colours(np.ascontiguousarray(crop), photometric_rate, rng)
+    return dataclasses.replace(item, student_image_BCSS=_image_tensor(student))
+
+
+class PredictionCrops(Dataset[CropBatch]):
+    """The fixed crops of evaluation and inference, in the order of the file."""
+
+    def __init__(
+        self, reader: ImageReader, indices: NDArray[np.int64], *, crop_size: int, margin_rate: float
+    ) -> None:
+        self.reader = reader
+        self.indices = indices
+        self.crop_size = crop_size
+        self.margin_rate = margin_rate
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def window_of(self, index: int) -> Window:
+        """Return the window of a row of `CocoBoxes`."""
+        return prediction_window(
+            xyxy_from_xywh(self.reader.boxes.box_xywh_N4[index]), self.margin_rate
+        )
+
+    def __getitem__(self, position: int) -> CropBatch | None:
+        """Return a batch of one item, or None where the image cannot be read."""
+        index = int(self.indices[position])
+        boxes = self.reader.boxes
+        entry = boxes.image_of(index)
+        window = self.window_of(index)
+        try:
+            image = self.reader(int(boxes.image_index_N[index]))
+        except AnnotationError:
+            return None
+        box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
+        unit_box = unit_box_in_window(box_xyxy, window, entry.width, entry.height)
+        return CropBatch(
+            image_BCSS=_image_tensor(cut_window(image, window, self.crop_size)),
+            unit_box_B4=torch.from_numpy(unit_box)[None],
+            box_area_B=torch.tensor([boxes.box_area_N[index]], dtype=torch.float32),
+            index_B=torch.tensor([index]),
+        )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, position), shuffled anew each epoch by the seed alone.
+
+    Attributes:
+        num_skipped: Items of the current epoch that a resumed run has already seen.
+    """
+
+    def __init__(self, num_items: int, *, seed: int, rank: int = 0, num_ranks: int = 1) -> None:
+        self.num_items = num_items
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.epoch = 0
+        self.num_skipped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass (the trainer calls it)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_items // self.num_ranks)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
+        share = np.resize(order, len(self) * self.num_ranks)[self.rank :: self.num_ranks]
+        skipped, self.num_skipped = self.num_skipped, 0
+        for position in share[skipped:]:
+            yield self.epoch, int(position)
+
+
+def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[np.int64]:
+    """Return the rows to train on: no crowds, an image, inside the size limits of `dataset`.
+
+    Raises:
+        AnnotationError: None is left.
+    """
+    boxes = reader.boxes
+    side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
+    area_N = boxes.box_area_N
+    limits = spec.dataset
+    keep_N = (
+        ~boxes.is_crowd_N
+        & ~np.isin(boxes.image_index_N, list(reader.missing))
+        & (side_N > MIN_TRAINED_SIDE_PX)
+        & (side_N >= limits.min_obj_side)
+        & (area_N > limits.min_obj_size)
+        & (area_N < limits.max_obj_size)
+    )
+    if spec.train.supervision == "mask":
+        assert boxes.segmentations is not None
+        keep_N &= np.array([mask is not None for mask in boxes.segmentations], dtype=bool)
+    if not keep_N.any():
+        raise AnnotationError(
+            f"training set must have boxes to train on, got none of {len(boxes)} in {boxes.path}: "
+            f"{int(boxes.is_crowd_N.sum())} crowds, {int((area_N <= limits.min_obj_size).sum())} of "
+            f"w*h <= dataset.min_obj_size {limits.min_obj_size:g}. Lower dataset.min_obj_size."
+        )
+    return np.flatnonzero(keep_N)
+
+
+def _image_tensor(crop: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(crop).permute(2, 0, 1).contiguous()[None]

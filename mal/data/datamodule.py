@@ -1,0 +1,100 @@
+"""From uris to loaders: opens annotations and images, and feeds training and prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mal.data.annotations import CocoBoxes, Problems, load_boxes
+from mal.data.batch import CropBatch, collate_crops
+from mal.data.crop_dataset import EpochSampler, ImageReader, PredictionCrops
+from mal.errors import AnnotationError, SpecError
+from mal.spec.experiment import ExperimentSpec
+from mal.storage import fetch_file, open_image_folder
+
+log = logging.getLogger(__name__)
+
+
+def open_image_set(
+    annotation_uri: str, image_uri: str, *, key: str, with_masks: bool
+) -> ImageReader:
+    """Open boxes and images; what cannot be used is named once in the log.
+
+    Args:
+        annotation_uri: COCO JSON, local or remote.
+        image_uri: Folder, archive or remote folder.
+        key: The spec keys they came from, for errors (`dataset.train`).
+        with_masks: Read segmentations.
+
+    Raises:
+        SpecError: A uri is empty.
+        AnnotationError: The set cannot be used.
+    """
+    for name, uri in (("annotations", annotation_uri), ("images", image_uri)):
+        if not uri:
+            raise SpecError(f"{key} must name its {name}, got ''. Set {_keys_of(key)}.")
+    boxes = load_boxes(fetch_file(annotation_uri), with_masks=with_masks)
+    folder = open_image_folder(image_uri)
+    reader = ImageReader(boxes, folder)
+    if len(reader.missing) == len(boxes.images):
+        raise AnnotationError(
+            f"images of {annotation_uri} must lie in {image_uri}, got none of "
+            f"{len(boxes.images)} (first: {boxes.images[0].file_name}). Set {_keys_of(key)}."
+        )
+    problems = Problems(dict(boxes.problems.subjects))
+    for index in sorted(reader.missing):
+        problems.add("image missing", boxes.images[index].file_name)
+    for line in problems.lines():
+        log.warning("%s: %s", annotation_uri, line)
+    return reader
+
+
+def training_loader(
+    crops: Dataset[CropBatch], sampler: EpochSampler, spec: ExperimentSpec
+) -> DataLoader[CropBatch]:
+    """Return the loader of a training run."""
+    num_workers = spec.dataset.num_workers_per_gpu
+    return DataLoader(
+        crops,
+        batch_size=spec.train.batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate_crops,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def prediction_loader(
+    crops: PredictionCrops, *, batch_size: int, num_workers: int
+) -> DataLoader[CropBatch | None]:
+    """Return the loader of evaluation and inference; items of unreadable images are left out."""
+    return DataLoader(
+        crops,
+        batch_size=batch_size,
+        num_workers=min(num_workers, max(len(crops) // batch_size, 0)),
+        collate_fn=collate_readable,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def collate_readable(items: Sequence[CropBatch | None]) -> CropBatch | None:
+    """Join the items whose image could be read; None where there is none."""
+    readable = [item for item in items if item is not None]
+    return collate_crops(readable) if readable else None
+
+
+def rows_in_image_order(boxes: CocoBoxes) -> NDArray[np.int64]:
+    """Return all rows so that boxes of one image follow each other: it is then decoded once."""
+    return np.argsort(boxes.image_index_N, kind="stable")
+
+
+def _keys_of(key: str) -> str:
+    if key == "inference":
+        return "inference.ann_path and inference.img_dir"
+    return f"{key}_ann_path and {key}_img_dir"

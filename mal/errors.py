@@ -1,0 +1,48 @@
+"""What can go wrong in a way that the user can mend.
+
+A message reads `<dotted key or noun> must <rule>, got <value> [in <file>]. <What to do.>`. The command line prints it
+without a traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MalError(Exception):
+    """A failure that the user can mend; the message says how."""
+
+
+class SpecError(MalError):
+    """An experiment spec that cannot be used, with every problem found in it.
+
+    Attributes:
+        problems: One sentence (or two) a problem, each naming its dotted key.
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class AnnotationError(MalError):
+    """A data set that cannot be used."""
+
+
+class ArtifactError(MalError):
+    """A checkpoint, an exported model or a result folder that cannot be used."""
+
+
+class StorageError(MalError):
+    """A local or remote place that cannot be read or written."""
+
+
+class ClusterError(MalError):
+    """A Kubernetes or Kubeflow object that cannot be created, watched or read."""
+
+
+class MissingExtraError(MalError):
+    """An optional dependency that the requested work needs is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} must be installed for this. Run: pip install 'mal[{extra}]'.")

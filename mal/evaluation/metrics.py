@@ -1,0 +1,238 @@
+"""How good masks are: intersection over union with true masks, and COCO's average precision.
+
+Everything is computed on run-length codes; no array of an image's size is ever built.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.data.annotations import CocoBoxes, Rle
+from mal.errors import AnnotationError, ArtifactError
+from mal.evaluation.average_precision import AP_FIGURES, average_precision
+from mal.labeling.coco_rle import area_of_rle, box_rle, ellipse_rle, iou_of_rles
+from mal.labeling.masks import InstanceMask
+
+SIZES = ("small", "medium", "large")
+SMALL_MAX_AREA_PX2 = 32.0**2
+MEDIUM_MAX_AREA_PX2 = 96.0**2
+
+
+@dataclass(frozen=True)
+class InstanceScore:
+    """How well one box was labelled.
+
+    Attributes:
+        index: Row of the box in its `CocoBoxes`.
+        iou: Of the predicted with the true mask, in [0, 1].
+        box_iou: Of the plain box with the true mask.
+        ellipse_iou: Of the ellipse inscribed in the box with the true mask.
+    """
+
+    index: int
+    iou: float
+    box_iou: float
+    ellipse_iou: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The content of `metrics.json` and the instances it is made of, in the file's order."""
+
+    metrics: dict[str, Any]
+    instances: tuple[InstanceScore, ...]
+
+
+def compute_metrics(
+    boxes: CocoBoxes,
+    masks: Iterable[InstanceMask],
+    *,
+    min_box_area: float = 0,
+    min_box_side: float = 0,
+) -> dict[str, Any]:
+    """Return the content of `metrics.json`; see `measure_masks`."""
+    return measure_masks(boxes, masks, min_box_area=min_box_area, min_box_side=min_box_side).metrics
+
+
+def measure_masks(
+    boxes: CocoBoxes,
+    masks: Iterable[InstanceMask],
+    *,
+    min_box_area: float = 0,
+    min_box_side: float = 0,
+) -> Measurement:
+    """Compare predicted with true masks.
+
+    Crowds, boxes without a readable true mask and boxes outside the limits are not measured. Where
+    no true mask is left, the mask figures are None.
+
+    Args:
+        boxes: The set, with its segmentations.
+        masks: One prediction for every box that the limits leave; further ones are ignored.
+        min_box_area: Measure boxes of w * h above this, px^2.
+        min_box_side: Measure boxes whose both sides reach this, px.
+
+    Raises:
+        ArtifactError: A box has no prediction or several, or a mask is of another image's size.
+    """
+    is_counted_N = _within_limits(boxes, min_box_area, min_box_side) & ~boxes.is_crowd_N
+    mask_of = _mask_by_index(boxes, masks, np.flatnonzero(is_counted_N))
+    true_rles = _true_rles(boxes, np.flatnonzero(is_counted_N))
+    instances = tuple(
+        _score_instance(boxes, mask_of[index], true_rle) for index, true_rle in true_rles.items()
+    )
+    precision = (
+        average_precision(boxes, [mask_of[index] for index in true_rles], true_rles)
+        if instances
+        else dict.fromkeys(AP_FIGURES)
+    )
+    metrics = {
+        **_iou_figures(boxes, instances),
+        **precision,
+        "box_iou": mean_over_categories(boxes, instances, lambda score: score.box_iou),
+        "ellipse_iou": mean_over_categories(boxes, instances, lambda score: score.ellipse_iou),
+        "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
+        "num_without_mask_skipped": int(np.count_nonzero(is_counted_N)) - len(instances),
+        "num_outside_limits_skipped": int(np.count_nonzero(~is_counted_N & ~boxes.is_crowd_N)),
+    }
+    return Measurement(metrics, instances)
+
+
+def size_of_box(box_area_px2: float) -> str:
+    """Name COCO's size class of a box of the original image."""
+    if box_area_px2 <= SMALL_MAX_AREA_PX2:
+        return "small"
+    return "medium" if box_area_px2 <= MEDIUM_MAX_AREA_PX2 else "large"
+
+
+def mean_over_categories(
+    boxes: CocoBoxes,
+    instances: Sequence[InstanceScore],
+    value_of: Callable[[InstanceScore], float] = lambda score: score.iou,
+) -> float | None:
+    """Average within each category, then over the categories that occur; None without instances."""
+    values: dict[int, list[float]] = {}
+    for score in instances:
+        values.setdefault(int(boxes.category_id_N[score.index]), []).append(value_of(score))
+    if not values:
+        return None
+    return float(np.mean([np.mean(of_category) for of_category in values.values()]))
+
+
+def instances_by_size(
+    boxes: CocoBoxes, instances: Iterable[InstanceScore]
+) -> dict[str, list[InstanceScore]]:
+    """Sort instances into small, medium and large boxes; all three keys are present."""
+    box_area_N = boxes.box_area_N
+    groups: dict[str, list[InstanceScore]] = {size: [] for size in SIZES}
+    for score in instances:
+        groups[size_of_box(float(box_area_N[score.index]))].append(score)
+    return groups
+
+
+def category_names(boxes: CocoBoxes) -> dict[int, str]:
+    """Return a unique name for every category: a name used twice gets its id added."""
+    num_uses = Counter(boxes.categories.values())
+    return {
+        category_id: name if num_uses[name] == 1 else f"{name} ({category_id})"
+        for category_id, name in boxes.categories.items()
+    }
+
+
+def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[str, Any]:
+    by_size = instances_by_size(boxes, instances)
+    return {
+        "mIoU": mean_over_categories(boxes, instances),
+        **{f"mIoU_{size}": mean_over_categories(boxes, by_size[size]) for size in SIZES},
+        "mean_iou_instances": (
+            float(np.mean([score.iou for score in instances])) if instances else None
+        ),
+        "num_instances": len(instances),
+        "per_category": _per_category(boxes, instances),
+    }
+
+
+def _per_category(
+    boxes: CocoBoxes, instances: Iterable[InstanceScore]
+) -> dict[str, dict[str, float | int]]:
+    ious: dict[int, list[float]] = {}
+    for score in instances:
+        ious.setdefault(int(boxes.category_id_N[score.index]), []).append(score.iou)
+    names = category_names(boxes)
+    return {
+        names[category_id]: {
+            "iou": float(np.mean(ious[category_id])),
+            "count": len(ious[category_id]),
+        }
+        for category_id in sorted(ious)
+    }
+
+
+def _within_limits(boxes: CocoBoxes, min_box_area: float, min_box_side: float) -> NDArray[np.bool_]:
+    is_within: NDArray[np.bool_] = (boxes.box_area_N > min_box_area) & (
+        boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf) >= min_box_side
+    )
+    return is_within
+
+
+def _mask_by_index(
+    boxes: CocoBoxes, masks: Iterable[InstanceMask], needed_indices: NDArray[np.int64]
+) -> dict[int, InstanceMask]:
+    mask_of: dict[int, InstanceMask] = {}
+    for mask in masks:
+        if not 0 <= mask.index < len(boxes):
+            raise ArtifactError(
+                f"predictions must belong to the {len(boxes)} boxes of {boxes.path}, got one for "
+                f"row {mask.index}. Predict this set again."
+            )
+        annotation = f"annotation {boxes.annotation_id_N[mask.index]}"
+        if mask.index in mask_of:
+            raise ArtifactError(
+                f"predictions must be one a box, got two for {annotation} in {boxes.path}. "
+                "Give each once; a distributed sampler repeats boxes to fill its last batch."
+            )
+        image = boxes.image_of(mask.index)
+        if list(mask.rle["size"]) != [image.height, image.width]:
+            raise ArtifactError(
+                f"mask of {annotation} must be of the image's size {image.height} x "
+                f"{image.width}, got {list(mask.rle['size'])}. Predict {image.file_name} again."
+            )
+        mask_of[mask.index] = mask
+    missing = [int(index) for index in needed_indices if int(index) not in mask_of]
+    if missing:
+        first = boxes.annotation_id_N[missing[0]]
+        raise ArtifactError(
+            f"predictions must cover every box of {boxes.path}, got none for {len(missing)} of "
+            f"{len(needed_indices)} (first: annotation {first}). Predict them all, then measure."
+        )
+    return mask_of
+
+
+def _true_rles(boxes: CocoBoxes, indices: NDArray[np.int64]) -> Mapping[int, Rle]:
+    """Return the true mask by row; unreadable and empty ones are left out, and so counted."""
+    rles: dict[int, Rle] = {}
+    for index in indices.tolist():
+        try:
+            rle = boxes.rle_of(index)
+        except AnnotationError:
+            continue
+        if rle is not None and area_of_rle(rle):
+            rles[index] = rle
+    return rles
+
+
+def _score_instance(boxes: CocoBoxes, mask: InstanceMask, true_rle: Rle) -> InstanceScore:
+    image = boxes.image_of(mask.index)
+    box_xywh = boxes.box_xywh_N4[mask.index].tolist()
+    return InstanceScore(
+        index=mask.index,
+        iou=iou_of_rles(mask.rle, true_rle),
+        box_iou=iou_of_rles(box_rle(box_xywh, image.height, image.width), true_rle),
+        ellipse_iou=iou_of_rles(ellipse_rle(box_xywh, image.height, image.width), true_rle),
+    )

@@ -1,0 +1,162 @@
+"""A checkpoint as an ONNX model: crop and box area in, probabilities out.
+
+The graph takes no box: the window of prediction is a fixed multiple of the box, so the box always lies at the same
+place of the crop, and that place is a constant of the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mal.artifacts import sha256_of_file, write_json, writing_atomically
+from mal.errors import ArtifactError, MissingExtraError
+from mal.export.runtime import OnnxModel
+from mal.labeling.load import load_networks, resolve_checkpoint
+from mal.model.network import MALNetwork
+from mal.spec.experiment import ExperimentSpec
+
+log = logging.getLogger(__name__)
+
+MAX_ABS_DIFFERENCE = 1e-3
+PARITY_BATCH_SIZE = 3
+PARITY_AREAS_PX2 = (500.0, 5000.0, 50000.0)
+
+
+class ExportedGraph(nn.Module):
+    """The networks of a checkpoint as one graph.
+
+    Args:
+        networks: One, or student and teacher whose probabilities are averaged.
+        margin_rate: Of the prediction window; fixes the box's place in the crop.
+    """
+
+    def __init__(self, networks: list[MALNetwork], margin_rate: float) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.register_buffer("unit_box", centred_unit_box(margin_rate))
+
+    def forward(self, image: Tensor, box_area: Tensor) -> Tensor:
+        """Return probabilities, (N, M, M)."""
+        unit_box = self.unit_box.expand(image.shape[0], 4)
+        probs = [network(image, unit_box, box_area).sigmoid() for network in self.networks]
+        return torch.stack(probs).mean(0)
+
+
+def centred_unit_box(margin_rate: float) -> Tensor:
+    """Return where the box lies in a prediction crop, (1, 4) xyxy as 0..1."""
+    low = (1 - 1 / (1 + margin_rate / 2)) / 2
+    return torch.tensor([[low, low, 1 - low, 1 - low]])
+
+
+def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> float:
+    """Write the model and its description; both appear only when it agrees with PyTorch.
+
+    Returns:
+        Largest difference of probabilities from PyTorch.
+
+    Raises:
+        ArtifactError: It differs by more than 1e-3.
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    _require_onnx()
+    path = resolve_checkpoint(spec.export.checkpoint)
+    networks, trained = load_networks(path, spec.export, spec)
+    margin_rate = spec.train.test_margin_rate[0]
+    graph = ExportedGraph(networks, margin_rate).eval()
+    with writing_atomically(onnx_path) as temporary:
+        _write_graph(graph, trained.dataset.crop_size, spec, temporary)
+        difference = largest_difference(graph, temporary, trained.dataset.crop_size, spec)
+        if difference > MAX_ABS_DIFFERENCE:
+            raise ArtifactError(
+                f"exported model must agree with PyTorch to {MAX_ABS_DIFFERENCE:g}, got "
+                f"{difference:g}. Try another export.opset_version."
+            )
+    description = {
+        "arch": trained.model.arch,
+        "crop_size": trained.dataset.crop_size,
+        "map_size": networks[0].map_size,
+        "margin_rate": margin_rate,
+        "thresholds": list(spec.train.mask_thres),
+        "categories": _categories(spec),
+        "opset": spec.export.opset_version,
+        "sha256": sha256_of_file(onnx_path),
+        "max_abs_diff": difference,
+        "checkpoint_sha256": sha256_of_file(path),
+    }
+    write_json(sidecar_path, description)
+    log.info("%s agrees with PyTorch to %.1e", onnx_path.name, difference)
+    return difference
+
+
+def _write_graph(graph: ExportedGraph, size: int, spec: ExperimentSpec, path: Path) -> None:
+    num_items = spec.export.batch_size if spec.export.batch_size > 0 else PARITY_BATCH_SIZE
+    is_dynamic = spec.export.batch_size <= 0
+    batch = torch.export.Dim("N", min=1, max=1 << 16)
+    shapes = {"image": {0: batch}, "box_area": {0: batch}} if is_dynamic else None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad():
+        torch.onnx.export(
+            graph,
+            parity_inputs(num_items, size),
+            path,
+            input_names=["image", "box_area"],
+            output_names=["mask_prob"],
+            dynamic_shapes=shapes,
+            opset_version=spec.export.opset_version,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def parity_inputs(num_items: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return random crops, and areas of small, medium and large boxes in turn."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(num_items, 3, size, size, generator=generator)
+    area = torch.tensor([PARITY_AREAS_PX2[i % 3] for i in range(num_items)])
+    return image, area
+
+
+def largest_difference(graph: ExportedGraph, path: Path, size: int, spec: ExperimentSpec) -> float:
+    """Return the largest difference of probabilities between the file and PyTorch.
+
+    A dynamic model is also run with another number of items than it was traced with.
+    """
+    fixed = spec.export.batch_size
+    differences = []
+    for num_items in [fixed] if fixed > 0 else [PARITY_BATCH_SIZE, 1]:
+        inputs = parity_inputs(num_items, size)
+        with torch.inference_mode():
+            expected = graph(*inputs).numpy()
+        found = OnnxModel.run_file(path, *inputs)
+        differences.append(float(np.abs(expected - found).max()))
+    return max(differences)
+
+
+def _categories(spec: ExperimentSpec) -> list[Any]:
+    """Return the training set's categories where it can still be read, else none."""
+    from mal.data.annotations import load_boxes
+    from mal.errors import MalError
+    from mal.storage import fetch_file
+
+    if not spec.dataset.train_ann_path:
+        return []
+    try:
+        boxes = load_boxes(fetch_file(spec.dataset.train_ann_path), with_masks=False)
+    except MalError:
+        return []
+    return [{"id": key, "name": name} for key, name in boxes.categories.items()]
+
+
+def _require_onnx() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "export") from error

@@ -1,0 +1,77 @@
+"""Runs an exported model with ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mal.artifacts import ONNX_SIDECAR_FILE
+from mal.errors import ArtifactError, MissingExtraError
+
+
+class OnnxModel:
+    """An exported model as a probability model.
+
+    Attributes:
+        crop_size: S.
+        description: The content of `mal_model.json`, or {} where it is absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = _open_session(path)
+        self.crop_size = int(self._session.get_inputs()[0].shape[2])
+        self._fixed_batch = self._session.get_inputs()[0].shape[0]
+        sidecar = path.with_name(ONNX_SIDECAR_FILE)
+        self.description: dict[str, Any] = (
+            json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+        )
+
+    def __call__(self, image_BCSS: Tensor, _unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
+        """Return probabilities, (B, M, M)."""
+        image, area = image_BCSS.cpu().numpy(), box_area_B.cpu().numpy()
+        if not isinstance(self._fixed_batch, int):
+            return torch.from_numpy(self._run(image, area))
+        parts = []
+        for first in range(0, len(image), self._fixed_batch):
+            part = image[first : first + self._fixed_batch], area[first : first + self._fixed_batch]
+            missing = self._fixed_batch - len(part[1])
+            padded = [np.concatenate([p, np.repeat(p[:1], missing, axis=0)]) for p in part]
+            parts.append(self._run(*padded)[: len(part[1])])
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _run(self, image: NDArray[np.float32], area: NDArray[np.float32]) -> NDArray[np.float32]:
+        (prob,) = self._session.run(None, {"image": image, "box_area": area})
+        result: NDArray[np.float32] = prob
+        return result
+
+    @classmethod
+    def run_file(cls, path: Path, image: Tensor, box_area: Tensor) -> NDArray[np.float32]:
+        """Run a model file once."""
+        (prob,) = _open_session(path).run(
+            None, {"image": image.numpy(), "box_area": box_area.numpy()}
+        )
+        result: NDArray[np.float32] = prob
+        return result
+
+
+def _open_session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "export") from error
+    available = onnxruntime.get_available_providers()
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), providers=[provider for provider in wanted if provider in available]
+        )
+    except Exception as error:
+        raise ArtifactError(
+            f"model file must be a readable ONNX model, got {path} ({error}). Export it again."
+        ) from error

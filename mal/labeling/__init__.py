@@ -1,0 +1,1 @@
+"""From crops to masks of whole images."""

@@ -1,0 +1,176 @@
+"""Where an artifact came from, as the flat metadata that Kubeflow's UI shows and its store keeps.
+
+Values are text or float only: nothing else comes back the same from a cluster and from a local run.
+A None fails the launcher after the work is done, so an unknown fact is left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
+from mal.lifecycle.steps import checkpoint_of, evaluated_part, evaluated_split
+from mal.spec import ExperimentSpec, spec_as_dict
+
+Facts = dict[str, str | float]
+
+DEFAULT_PIPELINE_NAME = "mal"
+IMAGE_DIGEST_VARIABLE = "MAL_IMAGE_DIGEST"
+_SHORT_SHA_CHARS = 8
+
+
+class StepArtifact(Protocol):
+    """What is needed of a KFP artifact."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Flatten measured figures; what was not measured is left out.
+
+    The IoU of a category is named `IoU <category>`.
+    """
+    flat = {name: float(value) for name, value in metrics.items() if _is_figure(value)}
+    for name, category in (metrics.get("per_category") or {}).items():
+        if _is_figure(category.get("iou")):
+            flat[f"IoU {name}"] = float(category["iou"])
+    return flat
+
+
+def dataset_metadata(data: DatasetManifest, *, pipeline_name: str) -> Facts:
+    """Describe a data set manifest."""
+    facts: Facts = {
+        "display_name": f"data set {_short(data.dataset_sha256)} ({data.train.num_boxes} boxes)",
+        "pipeline_name": pipeline_name,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "dataset_sha256": data.dataset_sha256,
+        **_split_facts("train", data.train),
+    }
+    if data.val:
+        facts |= _split_facts("val", data.val)
+    if data.label != data.train:
+        facts |= _split_facts("label", data.label)
+    return facts
+
+
+def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:
+    """Name what an artifact was made from: uri and sha256, read from the parents' own files."""
+    facts: Facts = {
+        "pipeline_name": str(dataset.metadata.get("pipeline_name", DEFAULT_PIPELINE_NAME)),
+        "dataset_uri": dataset.uri,
+        "dataset_sha256": read_dataset_manifest(Path(dataset.path)).dataset_sha256,
+    }
+    if model is not None:
+        facts["model_uri"] = model.uri
+        facts["model_sha256"] = sha256_of_file(checkpoint_of(model.path))
+    return facts
+
+
+def model_metadata(
+    experiment: ExperimentSpec, model_dir: str | Path, measured: Mapping[str, float]
+) -> Facts:
+    """Describe a trained model folder."""
+    sha256 = sha256_of_file(checkpoint_of(model_dir))
+    facts: Facts = {
+        "display_name": f"model {_short(sha256)} ({experiment.model.arch})",
+        "sha256": sha256,
+        "framework": "pytorch",
+        "arch": experiment.model.arch,
+        "epochs": float(experiment.train.num_epochs),
+        "seed": float(experiment.train.seed),
+        "train_config": json.dumps(spec_as_dict(experiment)),
+        **measured,
+    }
+    known = {
+        "git_sha": _git_commit(Path(model_dir)),
+        "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE, ""),
+        "parent_model_uri": experiment.train.pretrained_model_path,
+    }
+    return facts | {key: value for key, value in known.items() if value}
+
+
+def report_metadata(
+    data: DatasetManifest, report: str | Path, measured: Mapping[str, float]
+) -> Facts:
+    """Describe an evaluation's report."""
+    split = evaluated_split(data)
+    return page_metadata(f"report on the {evaluated_part(data)}", report) | {
+        "evaluated_annotations_uri": split.annotations_uri,
+        "evaluated_annotations_sha256": split.annotations_sha256,
+        **measured,
+    }
+
+
+def page_metadata(title: str, page: str | Path) -> Facts:
+    """Describe a page for people."""
+    sha256 = sha256_of_file(Path(page))
+    return {"display_name": title, "sha256": sha256}
+
+
+def labels_metadata(data: DatasetManifest, labels: str | Path, num_instances: int) -> Facts:
+    """Describe a file of labels."""
+    sha256 = sha256_of_file(Path(labels))
+    return {
+        "display_name": f"labels {_short(sha256)} ({num_instances} masks)",
+        "sha256": sha256,
+        "num_instances": float(num_instances),
+        "source_annotations_uri": data.label.annotations_uri,
+        "source_annotations_sha256": data.label.annotations_sha256,
+        "source_images_uri": data.label.images_uri,
+    }
+
+
+def onnx_metadata(experiment: ExperimentSpec, onnx_dir: str | Path, max_abs_diff: float) -> Facts:
+    """Describe an exported model folder."""
+    sha256 = sha256_of_file(Path(onnx_dir) / ONNX_FILE)
+    side = experiment.dataset.crop_size
+    batch = "N" if experiment.export.batch_size < 0 else str(experiment.export.batch_size)
+    return {
+        "display_name": f"onnx {_short(sha256)} ({experiment.model.arch})",
+        "sha256": sha256,
+        "format": "onnx",
+        "opset": float(experiment.export.opset_version),
+        "input_shape": f"{batch},3,{side},{side}",
+        "parity_max_abs_diff": float(max_abs_diff),
+    }
+
+
+def _split_facts(name: str, split: SplitSnapshot) -> Facts:
+    return {
+        f"{name}_images_uri": split.images_uri,
+        f"{name}_images_sha256": split.images_sha256,
+        f"{name}_annotations_uri": split.annotations_uri,
+        f"{name}_annotations_sha256": split.annotations_sha256,
+        f"{name}_num_images": float(split.num_images),
+        f"{name}_num_boxes": float(split.num_boxes),
+    }
+
+
+def _git_commit(results_dir: Path) -> str:
+    """Commit of the code that wrote a result folder, or '' where it is not known."""
+    path = results_dir / MANIFEST_FILE
+    if not path.is_file():
+        return ""
+    return json.loads(path.read_text(encoding="utf-8")).get("git_commit") or ""
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(sha256: str) -> str:
+    return sha256[:_SHORT_SHA_CHARS]

@@ -1,0 +1,272 @@
+"""What every pipeline step does around an action: its spec, its errors, its folders.
+
+A step reads its data and model from the artifacts of the steps before it and writes to its own, so
+those keys of the spec are the pipeline's; everything else is the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, ONNX_FILE, writing_atomically
+from mal.errors import ArtifactError, MalError, SpecError
+from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
+from mal.runtime import Interrupted, set_up_logging
+from mal.spec import ExperimentSpec, load_spec
+from mal.spec.load import SpecSource, read_spec_source
+
+log = logging.getLogger(__name__)
+
+ERROR_PREFIX = "error: "
+EXIT_USER_ERROR = 2
+LABELS_FILE = "labels.json"
+
+_ARTIFACT_KEYS = frozenset(
+    {
+        "results_dir",
+        "dataset.train_ann_path",
+        "dataset.train_img_dir",
+        "dataset.val_ann_path",
+        "dataset.val_img_dir",
+        "train.results_dir",
+        "evaluate.checkpoint",
+        "evaluate.results_dir",
+        "inference.checkpoint",
+        "inference.ann_path",
+        "inference.img_dir",
+        "inference.label_dump_path",
+        "inference.results_dir",
+        "export.checkpoint",
+        "export.onnx_file",
+        "export.results_dir",
+    }
+)
+
+
+@contextlib.contextmanager
+def running_step() -> Iterator[None]:
+    """Log and end as the command line does: no traceback for what the user can mend."""
+    set_up_logging()
+    try:
+        yield
+    except MalError as error:
+        sys.stderr.write(f"{ERROR_PREFIX}{error}\n")
+        sys.exit(EXIT_USER_ERROR)
+    except Interrupted as interrupt:
+        sys.stderr.write(f"{interrupt}\n")
+        sys.exit(interrupt.exit_code)
+
+
+def tell(line: str) -> None:
+    """Write a line to the log of the step."""
+    log.info("%s", line)
+
+
+def train_spec(
+    data: DatasetManifest, *, spec: str, overrides: Sequence[str], results_dir: str | Path
+) -> ExperimentSpec:
+    """Build the spec of the train step.
+
+    Args:
+        data: What to learn from.
+        spec: YAML text, `recipe:NAME`, or '' for the defaults.
+        overrides: `dotted.key=value`; keys that the pipeline sets are refused.
+        results_dir: Folder of the model artifact.
+
+    Raises:
+        SpecError: With all problems found.
+    """
+    return _step_spec(
+        "train",
+        [read_spec_source(spec)],
+        overrides,
+        {
+            **_dataset_keys(data),
+            "results_dir": str(results_dir),
+            "train.results_dir": str(results_dir),
+        },
+    )
+
+
+def evaluate_spec(
+    data: DatasetManifest,
+    *,
+    model_dir: str | Path,
+    spec: str,
+    overrides: Sequence[str],
+    results_dir: str | Path,
+) -> ExperimentSpec:
+    """Build the spec of the evaluate step.
+
+    The spec that the model was trained with is the base of `spec`. A set without a validation part
+    is measured on its training part.
+
+    Raises:
+        SpecError: With all problems found.
+        ArtifactError: The model folder has no checkpoint.
+    """
+    split = evaluated_split(data)
+    return _step_spec(
+        "evaluate",
+        _sources(model_dir, spec),
+        overrides,
+        {
+            **_dataset_keys(data),
+            "dataset.val_ann_path": split.annotations_uri,
+            "dataset.val_img_dir": split.images_uri,
+            "results_dir": str(results_dir),
+            "evaluate.results_dir": str(results_dir),
+            "evaluate.checkpoint": str(checkpoint_of(model_dir)),
+        },
+    )
+
+
+def inference_spec(
+    data: DatasetManifest,
+    *,
+    model_dir: str | Path,
+    spec: str,
+    overrides: Sequence[str],
+    results_dir: str | Path,
+) -> ExperimentSpec:
+    """Build the spec of the inference step.
+
+    Raises:
+        SpecError: With all problems found.
+        ArtifactError: The model folder has no checkpoint.
+    """
+    return _step_spec(
+        "inference",
+        _sources(model_dir, spec),
+        overrides,
+        {
+            **_dataset_keys(data),
+            "inference.ann_path": data.label.annotations_uri,
+            "inference.img_dir": data.label.images_uri,
+            "inference.label_dump_path": LABELS_FILE,
+            "results_dir": str(results_dir),
+            "inference.results_dir": str(results_dir),
+            "inference.checkpoint": str(checkpoint_of(model_dir)),
+        },
+    )
+
+
+def export_spec(
+    *, model_dir: str | Path, spec: str, overrides: Sequence[str], results_dir: str | Path
+) -> ExperimentSpec:
+    """Build the spec of the export step.
+
+    Raises:
+        SpecError: With all problems found.
+        ArtifactError: The model folder has no checkpoint.
+    """
+    return _step_spec(
+        "export",
+        _sources(model_dir, spec),
+        overrides,
+        {
+            "export.onnx_file": ONNX_FILE,
+            "results_dir": str(results_dir),
+            "export.results_dir": str(results_dir),
+            "export.checkpoint": str(checkpoint_of(model_dir)),
+        },
+    )
+
+
+def evaluated_split(data: DatasetManifest) -> SplitSnapshot:
+    """Return the part that evaluate measures: validation, or training where there is none."""
+    return data.val or data.train
+
+
+def evaluated_part(data: DatasetManifest) -> str:
+    """Name the part that evaluate measures, for people."""
+    return "validation part" if data.val else "training part: no validation part was given"
+
+
+def checkpoint_of(model_dir: str | Path) -> Path:
+    """Return the checkpoint of a model artifact.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    checkpoint = Path(model_dir) / LATEST_CHECKPOINT
+    if not checkpoint.is_file():
+        raise ArtifactError(
+            f"model must be a folder with {LATEST_CHECKPOINT}, got {model_dir}. "
+            "Give the model output of train."
+        )
+    return checkpoint
+
+
+def replace_links_by_files(folder: str | Path) -> None:
+    """Make the folder's symbolic links to files real files, for stores that know no links.
+
+    A hard link costs no space; where the file system has none, the file is copied.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_symlink() or not path.is_file():
+            continue
+        target = path.resolve()
+        with writing_atomically(path) as temporary:
+            temporary.unlink()
+            try:
+                os.link(target, temporary)
+            except OSError:
+                shutil.copyfile(target, temporary)
+
+
+def copy_file(source: str | Path, destination: str | Path) -> None:
+    """Copy a result to an artifact's path; nothing half-written is left under it."""
+    with writing_atomically(Path(destination)) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _step_spec(
+    action: str,
+    sources: Sequence[SpecSource],
+    overrides: Sequence[str],
+    artifact_keys: Mapping[str, str],
+) -> ExperimentSpec:
+    """Load a spec whose `artifact_keys` beat everything that the user gave."""
+    problems = [
+        f"{key} must not be overridden in a pipeline: its steps set it. Leave it out."
+        for key in map(_key_of, overrides)
+        if key in _ARTIFACT_KEYS
+    ]
+    # A JSON string is a YAML string, whatever characters the path has.
+    assignments = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in artifact_keys.items()
+    ]
+    try:
+        experiment = load_spec(action, sources, [*overrides, *assignments])
+    except SpecError as error:
+        raise SpecError(problems + error.problems) from error
+    if problems:
+        raise SpecError(problems)
+    return experiment
+
+
+def _sources(model_dir: str | Path, spec: str) -> list[SpecSource]:
+    trained_with = Path(model_dir) / EXPERIMENT_FILE
+    base: list[SpecSource] = [trained_with] if trained_with.is_file() else []
+    return [*base, read_spec_source(spec)]
+
+
+def _dataset_keys(data: DatasetManifest) -> dict[str, str]:
+    return {
+        "dataset.train_ann_path": data.train.annotations_uri,
+        "dataset.train_img_dir": data.train.images_uri,
+        "dataset.val_ann_path": data.val.annotations_uri if data.val else "",
+        "dataset.val_img_dir": data.val.images_uri if data.val else "",
+    }
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].strip()

@@ -1,0 +1,97 @@
+"""Vision transformers, as timm builds them, that return their features as maps.
+
+Shape letters: B items, S crop side (px), D width, h w token grid (S / patch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from mal.spec.rules import patch_size_of
+
+
+@dataclass(frozen=True)
+class ViTSize:
+    """Width, depth and heads of a plain ViT (Dosovitskiy et al. 2021, table 1)."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+VIT_SIZES = {
+    "tiny": ViTSize(192, 12, 3),
+    "small": ViTSize(384, 12, 6),
+    "base": ViTSize(768, 12, 12),
+    "large": ViTSize(1024, 24, 16),
+    "huge": ViTSize(1280, 32, 16),
+}
+# DINOv2 scales each residual branch by a learned vector (Oquab et al. 2023); MAE and DeiT do not.
+LAYER_SCALE_START = {"dinov2": 1e-5}
+
+
+class ViTBackbone(VisionTransformer):  # type: ignore[misc]
+    """A plain ViT without a classifier; parameter names are timm's.
+
+    Args:
+        arch: `vit-<family>-<size>/<patch>`.
+        crop_size: Side of the input, px; the position embeddings are of this size.
+        num_levels: How many blocks' tokens `forward` returns: the last, or evenly spaced ones.
+        drop_path_rate: Stochastic depth.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        crop_size: int,
+        num_levels: int = 1,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        _, family, size_name = arch.partition("/")[0].split("-")
+        size = VIT_SIZES[size_name]
+        super().__init__(
+            img_size=crop_size,
+            patch_size=patch_size_of(arch),
+            embed_dim=size.width,
+            depth=size.depth,
+            num_heads=size.num_heads,
+            init_values=LAYER_SCALE_START.get(family),
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=drop_path_rate,
+        )
+        self.level_blocks = [
+            size.depth * level // num_levels - 1 for level in range(1, num_levels + 1)
+        ]
+        self.level_channels = [size.width] * num_levels
+
+    def forward(self, image_BCSS: Tensor) -> list[Tensor]:
+        """Return the patch tokens of each level after the final norm, deepest last.
+
+        Returns:
+            One (B, D, h, w) map a level.
+        """
+        levels: list[Tensor] = self.forward_intermediates(
+            image_BCSS, indices=self.level_blocks, norm=True, intermediates_only=True
+        )
+        return levels
+
+    def freeze_stages(self, frozen_stages: Sequence[int]) -> None:
+        """Stop training stages: 0 is the patch embedding, n the n-th block; `[-1]` none.
+
+        Args:
+            frozen_stages: [last] (from 0 on) or [first, last].
+        """
+        if frozen_stages[-1] < 0:
+            return
+        first = frozen_stages[0] if len(frozen_stages) > 1 else 0
+        for stage in range(first, frozen_stages[-1] + 1):
+            if stage == 0:
+                self.pos_embed.requires_grad_(False)
+                self.cls_token.requires_grad_(False)
+            module = self.patch_embed if stage == 0 else self.blocks[stage - 1]
+            module.requires_grad_(False)

@@ -1,0 +1,141 @@
+"""MAL's network: image -> features -> object vector and mask map -> logits of the mask.
+
+Student and teacher are two of these. Shape letters: B items, S crop side (px), D width, h w token grid, C channels,
+M side of the mask map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mal.model.backbone import ViTBackbone
+from mal.model.fused_head import FusedMaskHead
+from mal.model.heads import ConvolutionalMaskHead, ObjectHead, resize_by, resize_to
+from mal.model.hybrid import HybridBackbone, PyramidMaskHead
+from mal.spec.experiment import ModelSpec
+from mal.spec.rules import is_hybrid, patch_size_of
+
+SMALL_AREA_PX2 = 32**2
+MEDIUM_AREA_PX2 = 96**2
+# Features of small, medium and large objects are resized by these before the mask head.
+SIZE_SCALES = (0.5, 1.0, 2.0)
+
+
+def size_class_of(box_area_B: Tensor) -> Tensor:
+    """Return 0 for small (w*h <= 32^2), 1 for medium (<= 96^2), 2 for large boxes."""
+    return (box_area_B > SMALL_AREA_PX2).long() + (box_area_B > MEDIUM_AREA_PX2).long()
+
+
+class MALNetwork(nn.Module):
+    """Predicts the mask of the object that a crop is centred on.
+
+    Args:
+        model: The spec's `model` section.
+        crop_size: S, a multiple of the patch size.
+    """
+
+    def __init__(self, model: ModelSpec, crop_size: int) -> None:
+        super().__init__()
+        self.backbone = _build_backbone(model, crop_size)
+        self.mask_head = _build_mask_head(model, self.backbone.level_channels)
+        self.roi_head = ObjectHead(
+            self.backbone.level_channels[-1],
+            self.mask_head.out_channels + self.mask_head.num_bias_channels,
+            model.object_pooling,
+        )
+        self.is_scaled_by_size = model.mask_head == "convolutional" and not model.not_adjust_scale
+        self.map_size = self.mask_head.map_size_for(crop_size // patch_size_of(model.arch))
+
+    def forward(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
+        """Return logits of the mask, (B, M, M).
+
+        Args:
+            image_BCSS: Normalised RGB.
+            unit_box_B4: Box, xyxy as 0..1 of the crop.
+            box_area_B: w * h in original pixels.
+        """
+        return self.decode(self.encode(image_BCSS), image_BCSS, unit_box_B4, box_area_B)
+
+    def encode(self, image_BCSS: Tensor) -> list[Tensor]:
+        """Return the backbone's levels, deepest last: what a frozen backbone need compute once."""
+        levels: list[Tensor] = self.backbone(image_BCSS)
+        return levels
+
+    def decode(
+        self,
+        levels: list[Tensor],
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+    ) -> Tensor:
+        """Return logits of the mask, (B, M, M), from the backbone's levels."""
+        vector_BC = self.roi_head(levels[-1], unit_box_B4)
+        if not self.is_scaled_by_size:
+            return self._match(vector_BC, self.mask_head(levels, image_BCSS))
+        if torch.compiler.is_exporting():
+            return self._decode_every_size(vector_BC, levels, image_BCSS, box_area_B)
+        size_class_B = size_class_of(box_area_B)
+        logits_BMM = vector_BC.new_zeros(len(vector_BC), self.map_size, self.map_size)
+        for size_class, scale in enumerate(SIZE_SCALES):
+            rows = (size_class_B == size_class).nonzero().squeeze(1)
+            if len(rows):
+                scaled = [resize_by(levels[-1][rows], scale)]
+                maps = self.mask_head(scaled, image_BCSS[rows])
+                logits_BMM = logits_BMM.index_copy(
+                    0, rows, self._match(vector_BC[rows], maps).to(logits_BMM.dtype)
+                )
+        return logits_BMM
+
+    def _decode_every_size(
+        self, vector_BC: Tensor, levels: list[Tensor], image_BCSS: Tensor, box_area_B: Tensor
+    ) -> Tensor:
+        """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
+        logits_KBMM = torch.stack(
+            [
+                self._match(vector_BC, self.mask_head([resize_by(levels[-1], scale)], image_BCSS))
+                for scale in SIZE_SCALES
+            ]
+        )
+        size_class_B = size_class_of(box_area_B)
+        chosen_KB = torch.stack([size_class_B == k for k in range(len(SIZE_SCALES))])
+        return (logits_KBMM * chosen_KB[:, :, None, None]).sum(0)
+
+    def _match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
+        """Return how well every place of the map matches the object, at the map size."""
+        logits = self.mask_head.match(vector_BC, maps_BCHW)
+        return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
+
+
+def _build_backbone(model: ModelSpec, crop_size: int) -> ViTBackbone | HybridBackbone:
+    backbone: ViTBackbone | HybridBackbone
+    if is_hybrid(model.arch):
+        backbone = HybridBackbone(crop_size)
+    else:
+        backbone = ViTBackbone(
+            model.arch,
+            crop_size,
+            num_levels=2 if model.mask_head == "fused" else 1,
+            drop_path_rate=model.vit_dpr,
+        )
+        backbone.freeze_stages(model.frozen_stages)
+    if model.freeze_backbone:
+        backbone.requires_grad_(False)
+    return backbone
+
+
+def _build_mask_head(
+    model: ModelSpec, level_channels: list[int]
+) -> ConvolutionalMaskHead | FusedMaskHead | PyramidMaskHead:
+    if model.mask_head == "pyramid":
+        return PyramidMaskHead(level_channels)
+    if model.mask_head == "fused":
+        return FusedMaskHead(level_channels)
+    return ConvolutionalMaskHead(
+        level_channels[-1],
+        model.mask_head_hidden_channel,
+        model.mask_head_out_channel,
+        model.mask_head_num_convs,
+        model.mask_scale_ratio,
+        model.mask_scale_ratio_pre,
+    )

@@ -1,0 +1,100 @@
+"""What every action needs of the process: logs, device, and being interrupted politely."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mal.errors import SpecError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mal.spec.experiment import ExperimentSpec
+
+SIGNAL_EXIT_BASE = 128
+
+
+class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt, not an error
+    """The process was asked to stop; `exit_code` is 130 or 143."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = SIGNAL_EXIT_BASE + signal_number
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into `Interrupted`, at a moment that can be chosen.
+
+    Attributes:
+        is_deferred: While true a first signal is only remembered, for the training loop to act on
+            after its step; a second one interrupts at once.
+        received: The remembered signal.
+    """
+
+    def __init__(self) -> None:
+        self.is_deferred = False
+        self.received: int | None = None
+
+    def handle(self, signal_number: int, _frame: Any) -> None:
+        """Remember the signal or interrupt."""
+        if self.is_deferred and self.received is None:
+            self.received = signal_number
+            return
+        raise Interrupted(signal_number)
+
+    def raise_if_received(self) -> None:
+        """Interrupt if a signal was remembered."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+
+@contextmanager
+def handling_stop_signals() -> Iterator[StopRequest]:
+    """Handle SIGINT and SIGTERM inside the block (in a main thread; elsewhere nothing changes)."""
+    request = StopRequest()
+    try:
+        previous = {s: signal.signal(s, request.handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
+
+
+def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
+    """Return the device that `device` asks for.
+
+    Raises:
+        SpecError: cuda is asked for and absent.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if spec.device == "cuda" and not has_cuda:
+        raise SpecError("device must be cpu where CUDA is absent, got cuda. Set device=auto.")
+    if spec.device == "cpu" or not has_cuda:
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_ids[0] if gpu_ids else 0)
+
+
+def set_up_logging() -> None:
+    """Log what mal says as plain lines on stderr; quieten the libraries' chatter."""
+    root = logging.getLogger("mal")
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        root.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

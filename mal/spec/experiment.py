@@ -1,0 +1,393 @@
+"""The experiment spec: one tree of dataclasses, the single source of every key, default and bound.
+
+Keys and defaults without a mark are those of TAO's `mal`; keys that exist only here say "Ours". Defaults give TAO's
+behaviour, so that a plain TAO spec runs as it does there; what measurement favours is in `mal/recipes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+REQUIRED = "???"
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """How AutoML may vary a setting; it bounds the search, not the spec."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one spec key beside its type and default."""
+
+    description: str
+    minimum: float | None = None
+    exclusive_minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    search: SearchRange | None = None
+    is_searchable: bool = True
+
+
+def setting(default: Any, description: str, **facts: Any) -> Any:
+    """Declare a spec key: `facts` are fields of `Setting`."""
+    metadata = {"setting": Setting(description, **facts)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type[Any], description: str) -> Any:
+    """Declare a nested section of the spec."""
+    return dataclasses.field(
+        default_factory=cls, metadata={"setting": Setting(description, is_searchable=False)}
+    )
+
+
+BACKBONE_ARCHS = (
+    "vit-mae-tiny/16",
+    "vit-mae-small/16",
+    "vit-mae-base/16",
+    "vit-mae-large/16",
+    "vit-mae-huge/14",
+    "vit-deit-tiny/16",
+    "vit-deit-small/16",
+    "vit-deit-base/16",
+    "vit-dinov2-small/14",
+    "vit-dinov2-base/14",
+    "vit-hybrid-small/8",
+)
+
+
+@dataclass
+class DatasetSpec:
+    """Where the boxes and images are, and which boxes count."""
+
+    type: str = setting("coco", "Annotation format.", choices=("coco",))
+    train_ann_path: str = setting("", "Training annotations: COCO JSON, local or s3://.")
+    train_img_dir: str = setting("", "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://.")
+    val_ann_path: str = setting("", "Validation annotations: COCO JSON, local or s3://.")
+    val_img_dir: str = setting("", "Validation images: folder, archive or s3://.")
+    min_obj_size: float = setting(2048.0, "Train on boxes of w*h above this, px^2.", minimum=0)
+    max_obj_size: float = setting(1e10, "Train on boxes of w*h below this, px^2.", minimum=0)
+    min_obj_side: float = setting(
+        0.0, "Ours. Train on boxes whose both sides reach this, px.", minimum=0
+    )
+    num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
+    load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
+    crop_size: int = setting(
+        512, "Side of the network's input, px; a multiple of the patch size.", minimum=32
+    )
+    window_rate: list[float] = setting(
+        [],
+        "Ours. [low, high]: side of the training window as a multiple of the box's, drawn per "
+        "axis. Empty: TAO's train.margin_rate.",
+        lengths=(0, 2),
+        is_searchable=False,
+    )
+    box_jitter: float = setting(
+        0.0,
+        "Ours. Shift of the training window against the box, as a part of the box's side, "
+        "drawn from [-v, v] per axis. Breaks the fill-the-box shortcut.",
+        minimum=0,
+        maximum=1,
+    )
+    photometric_rate: float = setting(
+        1.0,
+        "Ours. Strength of the student's colour augmentation: 1 is the paper's, 0 none.",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass
+class ModelSpec:
+    """The network."""
+
+    arch: str = setting("vit-mae-base/16", "Backbone.", choices=BACKBONE_ARCHS)
+    frozen_stages: list[int] = setting(
+        [-1],
+        "Transformer blocks that are not trained, as [last] or [first, last]; 0 is the patch "
+        "embedding; -1 none.",
+        is_searchable=False,
+    )
+    freeze_backbone: bool = setting(
+        False, "Ours. Train the heads only; with train.cached_crops features are computed once."
+    )
+    mask_head: str = setting(
+        "convolutional",
+        "Ours. convolutional: the paper's; fused: several blocks of the backbone joined with a "
+        "thin stem of the image (small sets, frozen backbones); pyramid: the hybrid's own.",
+        choices=("convolutional", "fused", "pyramid"),
+    )
+    mask_head_num_convs: int = setting(4, "3x3 convolutions of the mask head.", minimum=1)
+    mask_head_hidden_channel: int = setting(256, "Width of the mask head.", minimum=1)
+    mask_head_out_channel: int = setting(256, "Width of its output.", minimum=1)
+    mask_scale_ratio: float = setting(
+        2.0, "Upsampling inside the mask head.", exclusive_minimum=0
+    )
+    mask_scale_ratio_pre: int = setting(1, "Upsampling before the mask head.", minimum=1)
+    not_adjust_scale: bool = setting(False, "Do not resize features by the object's size.")
+    object_pooling: str = setting(
+        "crop",
+        "Ours. Features averaged into the object vector: the whole crop (the paper), or those "
+        "inside the box.",
+        choices=("crop", "box"),
+    )
+    teacher_momentum: float = setting(0.996, "EMA momentum of the teacher.", minimum=0, maximum=1)
+    vit_dpr: float = setting(0.0, "Stochastic depth rate.", minimum=0, maximum=1)
+
+
+@dataclass
+class CudnnSpec:
+    """cuDNN switches (CUDA only)."""
+
+    benchmark: bool = setting(False, "Let cuDNN time its algorithms.")
+    deterministic: bool = setting(True, "Use deterministic algorithms only.")
+
+
+@dataclass
+class TrainSpec:
+    """The optimisation, the losses and the crop windows."""
+
+    num_gpus: int = setting(1, "Devices a node; on CPU the number of processes.", minimum=1)
+    gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
+    num_nodes: int = setting(1, "Nodes; the environment of a launcher beats it.", minimum=1)
+    seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
+    cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
+    num_epochs: int = setting(10, "Passes over the training boxes (or cached crops).", minimum=1)
+    max_steps: int = setting(
+        0, "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.", minimum=0
+    )
+    checkpoint_interval: int = setting(1, "Write a checkpoint every so many units.", minimum=1)
+    checkpoint_interval_unit: str = setting(
+        "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step")
+    )
+    validation_interval: int = setting(
+        1, "Validate every so many epochs, and at the end.", minimum=1
+    )
+    resume_training_checkpoint_path: str = setting(
+        "", "Checkpoint to go on from. Empty: the latest in the results folder, if any."
+    )
+    results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
+    pretrained_model_path: str = setting(
+        "",
+        "Weights to start from: local or s3:// .pth/.safetensors (MAE, DeiT, timm, TAO), or a hub "
+        "name timm:NAME. Empty: none.",
+    )
+    batch_size: int = setting(1, "Boxes a device and step.", minimum=1)
+    accum_grad_batches: int = setting(1, "Batches a step.", minimum=1)
+    clip_grad_norm: float = setting(0.0, "Ours. Largest norm of the gradient; 0: any.", minimum=0)
+    use_amp: bool = setting(True, "Mixed precision on CUDA (train.precision auto).")
+    precision: str = setting(
+        "auto",
+        "Ours. auto: fp16 on CUDA with use_amp, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    supervision: str = setting(
+        "box",
+        "Ours. box: learn from boxes alone; mask: train the same network on true masks, the "
+        "upper bound that tells what the boxes cost.",
+        choices=("box", "mask"),
+    )
+    cached_crops: int = setting(
+        0,
+        "Ours. With model.freeze_backbone: crops drawn once, shared evenly among the boxes, whose "
+        "features are computed once and cached. 0: features are computed in every step.",
+        minimum=0,
+    )
+    optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
+    optim_momentum: float = setting(0.9, "No effect with adamw.", minimum=0, maximum=1)
+    lr: float = setting(
+        1e-6,
+        "Learning rate a box: the effective rate is lr * devices * nodes * batch_size.",
+        exclusive_minimum=0,
+        search=SearchRange(1e-7, 1e-2, log=True),
+    )
+    min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
+    min_lr_rate: float = setting(
+        0.02, "Lower end as a part of the rate.", minimum=0, maximum=1
+    )
+    num_wave: float = setting(1.0, "Half waves of the cosine.", exclusive_minimum=0)
+    warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
+    warmup_rate: float = setting(
+        0.0,
+        "Ours. Linear warm-up as a part of the run; 0: by warmup_epochs.",
+        minimum=0,
+        maximum=1,
+    )
+    wd: float = setting(
+        5e-4, "Weight decay of weights (never of biases, norms or position embeddings).",
+        minimum=0,
+        search=SearchRange(1e-6, 1e-1, log=True),
+    )
+    optim_eps: float = setting(1e-8, "AdamW's epsilon.", exclusive_minimum=0)
+    optim_betas: list[float] = setting(
+        [0.9, 0.9], "AdamW's betas.", lengths=(2,), minimum=0, maximum=1, is_searchable=False
+    )
+    margin_rate: list[float] = setting(
+        [0.0, 1.2],
+        "[low, high]: margin of the training window, as a part of the half box.",
+        lengths=(2,),
+        minimum=0,
+        is_searchable=False,
+    )
+    test_margin_rate: list[float] = setting(
+        [0.6, 0.6],
+        "Margin of both sides of the prediction window together; the first value counts.",
+        lengths=(2,),
+        minimum=0,
+        is_searchable=False,
+    )
+    mask_thres: list[float] = setting(
+        [0.1],
+        "Probability from which a pixel is mask: one value, or three for small, medium, large.",
+        lengths=(1, 3),
+        minimum=0,
+        maximum=1,
+        is_searchable=False,
+    )
+    loss_mil_weight: float = setting(4.0, "Weight of the multiple-instance loss.", minimum=0)
+    loss_mil_step: int = setting(1000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_crf_weight: float = setting(0.5, "Weight of the CRF loss.", minimum=0)
+    loss_crf_step: int = setting(4000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_crf_window: list[float] = setting(
+        [],
+        "Ours. [begin, end] as parts of the run: the CRF weight is 0 before begin and full from "
+        "end on. Empty: loss_crf_step.",
+        lengths=(0, 2),
+        minimum=0,
+        maximum=1,
+        is_searchable=False,
+    )
+    crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
+    crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood; odd.", minimum=1)
+    crf_dilations: list[int] = setting(
+        [1],
+        "Ours. Distances of the neighbourhoods, map pixels; several are summed.",
+        minimum=1,
+        is_searchable=False,
+    )
+    crf_num_iter: int = setting(100, "Mean-field iterations.", minimum=1)
+    crf_size_ratio: int = setting(1, "Size of the CRF's map relative to the mask map.", minimum=1)
+    crf_value_high_thres: float = setting(0.9, "Upper clamp of the mean field.", maximum=1)
+    crf_value_low_thres: float = setting(0.1, "Lower clamp of the mean field.", minimum=0)
+    crf_color_space: str = setting(
+        "rgb",
+        "Ours. rgb: normalised RGB (the paper); lab: CIELAB / 100.",
+        choices=("rgb", "lab"),
+    )
+    crf_start: str = setting(
+        "clamped",
+        "Ours. clamped: the probabilities, clamped (the paper); balanced: only their sign; soft: "
+        "their log-odds with the outside at the lower clamp.",
+        choices=("clamped", "balanced", "soft"),
+    )
+    affinity_weight: float = setting(
+        0.0,
+        "Ours. Part of the pseudo label's start that is propagated over similar tokens.",
+        minimum=0,
+        maximum=1,
+    )
+    affinity_temperature: float = setting(
+        0.1, "Ours. Temperature of the token affinity exp((cos - 1) / T).", exclusive_minimum=0
+    )
+
+
+@dataclass
+class PredictionSpec:
+    """What evaluate and inference share."""
+
+    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) or exported model (.onnx).")
+    batch_size: int = setting(3, "Boxes a forward pass.", minimum=1)
+    num_gpus: int = setting(1, "Devices a node.", minimum=1)
+    gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
+    num_nodes: int = setting(1, "Nodes.", minimum=1)
+    results_dir: str = setting("", "Result folder. Empty: <results_dir>/<action>.")
+    trt_engine: str = setting("", "TensorRT engine; not supported here: export to ONNX.")
+    use_flip_test: bool = setting(False, "Average with the mirrored crop's prediction.")
+    use_mixed_model_test: bool = setting(False, "Average student and teacher.")
+    use_teacher_test: bool = setting(False, "Predict with the teacher.")
+
+
+@dataclass
+class EvaluateSpec(PredictionSpec):
+    """Measuring against true masks."""
+
+    comp_clustering: bool = setting(False, "Keep only the largest connected part of a mask.")
+    min_box_area: float = setting(
+        0.0, "Ours. Count boxes of w*h above this, px^2.", minimum=0
+    )
+    min_box_side: float = setting(
+        0.0, "Ours. Count boxes whose both sides reach this, px.", minimum=0
+    )
+
+
+@dataclass
+class InferenceSpec(PredictionSpec):
+    """Writing masks for boxes."""
+
+    ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.")
+    img_dir: str = setting("", "Their images: folder, archive or s3://.")
+    label_dump_path: str = setting(
+        "instances_val2017_mal.json", "Output file; relative paths lie in the result folder."
+    )
+    load_mask: bool = setting(False, "Keep true masks for the report.")
+
+
+@dataclass
+class ExportSpec:
+    """Writing an ONNX model. Ours: TAO has no export action for MAL."""
+
+    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.")
+    onnx_file: str = setting("mal_model.onnx", "Output; relative paths lie in the result folder.")
+    opset_version: int = setting(18, "ONNX opset.", minimum=18)
+    batch_size: int = setting(-1, "Fixed batch; -1: dynamic.", minimum=-1)
+    results_dir: str = setting("", "Result folder. Empty: <results_dir>/export.")
+    use_mixed_model_test: bool = setting(False, "Export the mean of student and teacher.")
+    use_teacher_test: bool = setting(False, "Export the teacher.")
+
+
+@dataclass
+class WandbSpec:
+    """Weights & Biases logging, when wandb is installed and logged in."""
+
+    enable: bool = setting(True, "Log to Weights & Biases.")
+    project: str = setting("TAO Toolkit", "Project.")
+    entity: str = setting("", "Entity.")
+    group: str = setting("", "Group.")
+    name: str = setting("TAO Toolkit Training", "Run name.")
+    run_id: str = setting("", "Run id to continue.")
+    reinit: bool = setting(False, "Allow several runs in one process.")
+    save_code: bool = setting(False, "Save the code.")
+    sync_tensorboard: bool = setting(False, "Copy what TensorBoard gets.")
+    tags: list[str] = setting(["tao-toolkit"], "Tags.", is_searchable=False)
+
+
+@dataclass
+class ExperimentSpec:
+    """The whole spec; every action reads the sections it needs."""
+
+    results_dir: str = setting("", "Root of the results: <results_dir>/<action>/, local or s3://.")
+    model_name: str = setting("", "Name of the model in logs and lineage.")
+    encryption_key: str = setting("", "Accepted for TAO's sake; has no effect.")
+    device: str = setting(
+        "auto", "Ours. auto: CUDA where there is one.", choices=("auto", "cpu", "cuda")
+    )
+    dataset: DatasetSpec = section(DatasetSpec, "Where the boxes and images are.")
+    model: ModelSpec = section(ModelSpec, "The network.")
+    train: TrainSpec = section(TrainSpec, "Optimisation, losses and windows.")
+    evaluate: EvaluateSpec = section(EvaluateSpec, "Measuring against true masks.")
+    inference: InferenceSpec = section(InferenceSpec, "Writing masks for boxes.")
+    export: ExportSpec = section(ExportSpec, "Writing an ONNX model.")
+    wandb: WandbSpec = section(WandbSpec, "Weights & Biases logging.")
+
+
+ACTIONS = ("train", "evaluate", "inference", "export")

@@ -1,0 +1,73 @@
+"""`mal evaluate`."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+
+from mal import __version__
+from mal.artifacts import METRICS_FILE, REPORT_FILE, sha256_of_file, write_json
+from mal.data.datamodule import open_image_set
+from mal.evaluation.report import write_report
+from mal.labeling.load import LoadedModel, load_model, prediction_settings
+from mal.runtime import choose_device, handling_stop_signals
+from mal.spec.experiment import ExperimentSpec
+from mal.stages.measure import measure_model
+from mal.stages.results import EvaluateResult
+from mal.stages.session import recording
+from mal.status import Status
+
+log = logging.getLogger(__name__)
+
+
+def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
+    """Measure a model on `dataset.val_*`; without true masks the report shows predictions only.
+
+    Raises:
+        SpecError: A key is missing.
+        AnnotationError: The data set cannot be used.
+        ArtifactError: The model cannot be loaded.
+    """
+    dataset, section = spec.dataset, spec.evaluate
+    inputs = {
+        "evaluate.checkpoint": section.checkpoint,
+        "dataset.val_ann_path": dataset.val_ann_path,
+        "dataset.val_img_dir": dataset.val_img_dir,
+    }
+    with handling_stop_signals(), recording("evaluate", spec, inputs) as session:
+        reader = open_image_set(
+            dataset.val_ann_path,
+            dataset.val_img_dir,
+            key="dataset.val",
+            with_masks=dataset.load_mask,
+        )
+        loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
+        settings = prediction_settings(spec, section, loaded.crop_size)
+        measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
+        metrics = measured.measurement.metrics
+        write_json(session.path / METRICS_FILE, metrics)
+        write_report(
+            session.path / REPORT_FILE,
+            title="Evaluation",
+            figures=metrics,
+            boxes=reader.boxes,
+            masks=measured.masks,
+            ious=measured.measurement.instances,
+            image_reader=reader,
+            facts=report_facts(loaded, dataset.val_ann_path),
+        )
+        figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        session.status.write(Status.RUNNING, "evaluation finished", kpi=figures)
+    return EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
+
+
+def report_facts(loaded: LoadedModel, annotation_uri: str) -> dict[str, str]:
+    """Return what a report is about, by name."""
+    return {
+        "Model": loaded.path.resolve().name,
+        "Model sha256": sha256_of_file(loaded.path),
+        "Network": f"{loaded.spec.model.arch}, crop {loaded.crop_size} px",
+        "Annotations": annotation_uri,
+        "Made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "mal": __version__,
+    }

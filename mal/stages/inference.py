@@ -1,0 +1,70 @@
+"""`mal inference`."""
+
+from __future__ import annotations
+
+from mal.artifacts import REPORT_FILE
+from mal.data.crop_dataset import ImageReader
+from mal.data.datamodule import open_image_set
+from mal.evaluation.report import write_report
+from mal.labeling.label_file import write_labels
+from mal.labeling.load import load_model, prediction_settings
+from mal.labeling.masks import InstanceMask
+from mal.runtime import choose_device, handling_stop_signals
+from mal.spec.experiment import ExperimentSpec
+from mal.stages.evaluate import report_facts
+from mal.stages.measure import predict_every_box
+from mal.stages.results import InferenceResult
+from mal.stages.session import recording
+from mal.status import Status
+
+
+def run_inference(spec: ExperimentSpec) -> InferenceResult:
+    """Write a mask for every box of `inference.ann_path`.
+
+    Raises:
+        SpecError: A key is missing.
+        AnnotationError: The data set cannot be used.
+        ArtifactError: The model cannot be loaded.
+        StorageError: The output cannot be written (found out before the work).
+    """
+    section = spec.inference
+    inputs = {
+        "inference.checkpoint": section.checkpoint,
+        "inference.ann_path": section.ann_path,
+        "inference.img_dir": section.img_dir,
+    }
+    with handling_stop_signals(), recording("inference", spec, inputs) as session:
+        labels = session.path / section.label_dump_path
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        reader = open_image_set(
+            section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
+        )
+        loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
+        settings = prediction_settings(spec, section, loaded.crop_size)
+        masks = list(predict_every_box(loaded.model, reader, settings, "label"))
+        num_masks = write_labels(labels, reader.boxes, masks)
+        figures = _figures(reader, masks, num_masks)
+        write_report(
+            session.path / REPORT_FILE,
+            title="Labels",
+            figures=figures,
+            boxes=reader.boxes,
+            masks=masks,
+            ious=None,
+            image_reader=reader,
+            facts=report_facts(loaded, section.ann_path),
+        )
+        session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=figures)
+    return InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
+
+
+def _figures(
+    reader: ImageReader, masks: list[InstanceMask], num_masks: int
+) -> dict[str, float | None]:
+    scores = [mask.score for mask in masks if mask.area]
+    return {
+        "num_images": len(reader.boxes.images),
+        "num_boxes": len(masks),
+        "num_masks": num_masks,
+        "mean_score": sum(scores) / len(scores) if scores else None,
+    }

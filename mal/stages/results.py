@@ -1,0 +1,55 @@
+"""What the four actions return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training run.
+
+    Attributes:
+        results_dir: Folder of everything below (local, or the local twin of an s3:// one).
+        checkpoint: `mal_model_latest.pth`.
+        best_checkpoint: `mal_model_best.pth`.
+        metrics: Flat figures of the last validation and the run (val_mIoU, train_loss, num_steps,
+            train_time_s, ...).
+    """
+
+    results_dir: Path
+    checkpoint: Path
+    best_checkpoint: Path
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A finished evaluation; `metrics` is the content of `metrics.json`."""
+
+    results_dir: Path
+    metrics: Mapping[str, Any]
+    report: Path
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """A finished labelling run; `labels` is the written COCO file."""
+
+    results_dir: Path
+    labels: Path
+    report: Path
+    num_instances: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export; `max_abs_diff` is the largest difference of probabilities from PyTorch."""
+
+    results_dir: Path
+    onnx: Path
+    sidecar: Path
+    max_abs_diff: float

@@ -1,0 +1,75 @@
+"""What every action does around its work: result folder, records, status, upload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
+from mal.errors import SpecError
+from mal.spec.experiment import ExperimentSpec
+from mal.spec.load import write_experiment_yaml
+from mal.status import Status, StatusLog
+from mal.storage import ResultsFolder
+
+
+class Session:
+    """A running action.
+
+    Attributes:
+        results: The result folder.
+        status: Its status log.
+    """
+
+    def __init__(self, results: ResultsFolder) -> None:
+        self.results = results
+        self.status = StatusLog(results.path)
+
+    @property
+    def path(self) -> Path:
+        """The local result folder."""
+        return self.results.path
+
+
+@contextmanager
+def recording(
+    action: str, spec: ExperimentSpec, inputs: Mapping[str, str], restored: tuple[str, ...] = ()
+) -> Iterator[Session]:
+    """Record an action: spec first, then status, at the end manifest and SUCCESS or FAILURE.
+
+    Args:
+        action: Its name.
+        spec: The experiment.
+        inputs: uri by spec key, for the manifest.
+        restored: Files of an earlier run to fetch from a remote result folder.
+    """
+    results = ResultsFolder(results_uri(action, spec))
+    results.restore(restored)
+    session = Session(results)
+    write_text(session.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
+    session.status.write(Status.STARTED, f"{action} started")
+    try:
+        yield session
+        write_manifest(session.path, action=action, inputs=inputs)
+        session.status.write(Status.SUCCESS, f"{action} finished")
+    except BaseException as error:
+        message = str(error) or type(error).__name__
+        session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
+        raise
+    finally:
+        results.upload()
+
+
+def results_uri(action: str, spec: ExperimentSpec) -> str:
+    """Return `<action>.results_dir`, or `<results_dir>/<action>`.
+
+    Raises:
+        SpecError: Neither is set.
+    """
+    own: str = getattr(spec, action).results_dir
+    if own:
+        return own
+    if not spec.results_dir:
+        raise SpecError("results_dir must be set, got ''. Write results_dir=FOLDER.")
+    return f"{spec.results_dir.rstrip('/')}/{action}"

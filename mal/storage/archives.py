@@ -1,0 +1,151 @@
+"""Unpack archives that nobody vouches for: plain files, inside the target, if they fit."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from mal.errors import StorageError
+from mal.storage.cache import check_room
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+
+_COPY_BYTES = 1 << 20
+_ROOM_CHECK_BYTES = 64 << 20
+_IS_ENCRYPTED = 0x1
+_UNWRITABLE_NAME_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_BROKEN_ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file of an archive; folders are made as files need them."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def is_archive(name: str) -> bool:
+    """Whether a path or uri looks like an archive that can be unpacked."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack into `folder`, which must be empty.
+
+    Raises:
+        StorageError: A member is a link, a device or would land outside; the archive is broken,
+            encrypted, or larger than the disk.
+    """
+    members = _zip_members if archive.name.lower().endswith(".zip") else _tar_members
+    num_unchecked = _ROOM_CHECK_BYTES
+    try:
+        for member in members(archive, folder):
+            target = folder / relative_path_of(member.name, archive.name)
+            num_unchecked += member.size
+            if num_unchecked >= _ROOM_CHECK_BYTES:
+                check_room(folder, member.size, archive.name)
+                num_unchecked = 0
+            if _is_file_manager_noise(target):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with member.open() as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, _COPY_BYTES)
+    except _BROKEN_ARCHIVE_ERRORS as error:
+        raise StorageError(
+            f"archive {archive} must be whole, got: {str(error).partition(chr(10))[0]}. "
+            "Copy or pack it again."
+        ) from error
+    except OSError as error:
+        if error.errno not in _UNWRITABLE_NAME_ERRORS:
+            raise
+        raise StorageError(
+            f"members of {archive} must have names that can stand side by side, got: "
+            f"{error.strerror} for {Path(error.filename).name[:80]!r}. Pack it again."
+        ) from error
+
+
+def relative_path_of(name: str, where: str) -> PurePosixPath:
+    """Check a name from outside: it must stay below the folder that it is joined to.
+
+    Raises:
+        StorageError: It is absolute, empty, or climbs out.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise StorageError(
+            f"member {name!r} of {where} must lie inside its folder. Pack it again with relative "
+            "paths."
+        )
+    return path
+
+
+def _tar_members(archive: Path, folder: Path) -> Iterator[_Member]:
+    with tarfile.open(archive, "r:*") as tar:
+        for info in tar:
+            if info.isdir():
+                continue
+            if not info.isreg():
+                _refuse_kind(info.name, archive)
+            relative_path_of(info.name, archive.name)
+            try:
+                tarfile.data_filter(info, str(folder))
+            except tarfile.FilterError as error:
+                raise StorageError(
+                    f"member {info.name!r} of {archive} must be a harmless file, got: {error}."
+                ) from error
+            yield _Member(info.name, info.size, partial(_opened, tar, info))
+            tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has met
+
+
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(info)
+    if file is None:
+        raise tarfile.ReadError(f"{info.name} has no content")
+    return file
+
+
+def _zip_members(archive: Path, folder: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as packed:
+        infos = packed.infolist()
+        check_room(folder, sum(info.file_size for info in infos), archive.name)
+        for info in infos:
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                _refuse_kind(info.filename, archive)
+            if info.flag_bits & _IS_ENCRYPTED:
+                raise StorageError(
+                    f"archive {archive} must not be encrypted, got {info.filename!r}. "
+                    "Pack it again without a password."
+                )
+            if not info.is_dir():
+                yield _Member(info.filename, info.file_size, partial(packed.open, info))
+
+
+def _refuse_kind(name: str, archive: Path) -> None:
+    raise StorageError(
+        f"member {name!r} of {archive} must be a file or a folder, got a link or a device. "
+        "Pack it again without it (tar -h packs what links point to)."
+    )
+
+
+def _is_file_manager_noise(path: Path) -> bool:
+    return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"

@@ -1,0 +1,235 @@
+"""Open a source of images - folder, archive, bucket folder - as a local folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from mal.artifacts import sha256_of_file
+from mal.errors import AnnotationError, StorageError
+from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive, relative_path_of, unpack_archive
+from mal.storage.cache import (
+    build_folder_once,
+    cache_dir,
+    check_room,
+    fetch_file,
+    fetch_object,
+    is_complete,
+    key_of,
+)
+from mal.storage.objects import StoredObject, head_object, list_objects
+from mal.storage.uris import RemoteUri, parse_remote_uri
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+     ".ppm", ".tif", ".tiff", ".webp", ".avif"}
+)  # fmt: skip
+
+_NUM_TRANSFERS = 16
+_NUM_HASHERS = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a source.
+
+    Attributes:
+        size: Bytes.
+        checksum: `sha256:...` of a local file, `etag:...` of a remote one.
+    """
+
+    size: int
+    checksum: str
+
+
+def open_image_folder(source: str) -> Path:
+    """Return a local folder that holds the images of a source.
+
+    Args:
+        source: A folder, an archive (.tar.gz, .tgz, .tar, .zip), or either behind `s3://` or
+            `minio://`. Archives are unpacked, and bucket folders fetched, once into the cache.
+            Of a bucket folder only files with an image's suffix are fetched.
+
+    Returns:
+        The folder. What an archive wraps in a single top folder stays there: look images up by
+        `find_image`.
+
+    Raises:
+        StorageError: The source is missing, empty, broken, unsafe or too large for the disk.
+    """
+    if not source:
+        raise StorageError("image source must be given, got ''. Give a folder or an archive.")
+    remote = parse_remote_uri(source)
+    if remote is not None:
+        return _fetch_archive(remote) if is_archive(remote.key) else _fetch_folder(remote)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise StorageError(f"image folder {source} must be readable. Change its permissions.")
+        return path
+    if not path.is_file():
+        raise StorageError(f"image source {source} must exist, got nothing there. Check the path.")
+    if not is_archive(path.name):
+        raise StorageError(
+            f"image source {source} must be a folder or one of {', '.join(ARCHIVE_SUFFIXES)}. "
+            "Give the images' folder or pack it as one of these."
+        )
+    return build_folder_once(
+        key_of("archive", sha256_of_file(path)), source, partial(_unpack, path, source)
+    )
+
+
+def find_image(folder: Path, file_name: str) -> Path | None:
+    """Find an image by its COCO `file_name`; None where there is none.
+
+    A folder that holds nothing but one folder is looked through, since archives often wrap their
+    files in one.
+
+    Raises:
+        AnnotationError: The name leaves the folder.
+    """
+    name = _checked_file_name(file_name)
+    current: Path | None = folder
+    while current is not None:
+        path = current / name
+        if path.is_file():
+            return path
+        current = _only_folder_in(current)
+    return None
+
+
+def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
+    """Size and checksum of those images that exist, by file name.
+
+    A bucket folder is only listed, never fetched.
+
+    Raises:
+        AnnotationError: A name leaves the folder.
+        StorageError: The source cannot be read.
+    """
+    names = list(dict.fromkeys(file_names))
+    remote = parse_remote_uri(source)
+    if remote is not None and not is_archive(remote.key):
+        return _describe_remote_images(remote, names)
+    folder = open_image_folder(source)
+    with ThreadPoolExecutor(_NUM_HASHERS) as pool:
+        found = pool.map(lambda name: _describe_local_image(folder, name), names)
+        return {name: image for name, image in zip(names, found, strict=True) if image}
+
+
+def _checked_file_name(file_name: str) -> PurePosixPath:
+    try:
+        return relative_path_of(file_name, "the annotations")
+    except StorageError as error:
+        raise AnnotationError(
+            f"file_name must stay inside the image folder, got {file_name!r}. Make it relative."
+        ) from error
+
+
+def _only_folder_in(folder: Path) -> Path | None:
+    """Return the one folder that a folder holds; None if it holds anything else as well."""
+    try:
+        with os.scandir(folder) as entries:
+            first, second = next(entries, None), next(entries, None)
+            is_only = first is not None and second is None and first.is_dir()
+            return Path(first.path) if first is not None and is_only else None
+    except OSError:
+        return None
+
+
+def _unpack(archive: Path, source: str, folder: Path) -> None:
+    _log.info("unpacking %s", source)
+    unpack_archive(archive, folder)
+    if not any(folder.iterdir()):
+        raise StorageError(f"archive {source} must hold images, got no file. Pack it again.")
+
+
+def _fetch_archive(remote: RemoteUri) -> Path:
+    """Fetch and unpack; the packed file is not kept beside its content."""
+    stored = head_object(remote)
+    key = key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
+
+    def fill(folder: Path) -> None:
+        archive = fetch_file(f"{remote.scheme}://{remote.bucket}/{remote.key}")
+        _unpack(archive, str(remote), folder)
+        archive.unlink()
+
+    return build_folder_once(key, str(remote), fill)
+
+
+def _fetch_folder(remote: RemoteUri) -> Path:
+    images = _list_images(remote)
+    facts = [f"{image.uri.key} {image.etag} {image.size}" for image in images]
+    prefix_length = len(remote.folder_prefix)
+
+    def fill(folder: Path) -> None:
+        paths = {image: _object_path(image) for image in images}
+        absent = [image for image, path in paths.items() if not is_complete(path, image)]
+        num_bytes = sum(image.size for image in absent)
+        check_room(folder, num_bytes, str(remote))
+        _log.info("fetching %d images (%.1f MB) of %s", len(absent), num_bytes / 1e6, remote)
+        with ThreadPoolExecutor(_NUM_TRANSFERS) as pool:
+            list(pool.map(lambda image: fetch_object(image, paths[image]), absent))
+        for image, path in paths.items():
+            name = relative_path_of(image.uri.key[prefix_length:], str(remote))
+            _link_or_copy(path, folder / name)
+
+    key = key_of("folder", remote.bucket, remote.folder_prefix, *facts)
+    return build_folder_once(key, str(remote), fill)
+
+
+def _list_images(remote: RemoteUri) -> list[StoredObject]:
+    images = [
+        stored
+        for stored in list_objects(remote)
+        if PurePosixPath(stored.uri.key).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not images:
+        raise StorageError(
+            f"image source {remote} must hold images, got none below it. Check bucket and prefix."
+        )
+    return images
+
+
+def _object_path(stored: StoredObject) -> Path:
+    key = key_of(stored.uri.bucket, stored.uri.key, stored.etag, stored.size)
+    return cache_dir() / "objects" / key[:2] / key
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _describe_local_image(folder: Path, file_name: str) -> ImageFile | None:
+    path = find_image(folder, file_name)
+    if path is None:
+        return None
+    return ImageFile(path.stat().st_size, f"sha256:{sha256_of_file(path)}")
+
+
+def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[str, ImageFile]:
+    prefix_length = len(remote.folder_prefix)
+    by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in _list_images(remote)}
+    top_folders = {path.parts[0] if len(path.parts) > 1 else "" for path in by_path}
+    top = top_folders.pop() if len(top_folders) == 1 else ""
+    images = {}
+    for file_name in file_names:
+        name = _checked_file_name(file_name)
+        stored = by_path.get(name) or by_path.get(PurePosixPath(top) / name)
+        if stored is not None:
+            images[file_name] = ImageFile(stored.size, f"etag:{stored.etag}")
+    return images

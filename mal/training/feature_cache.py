@@ -1,0 +1,146 @@
+"""Features of a frozen backbone, computed once for a fixed number of crops and kept on disk.
+
+A frozen backbone gives the same features for the same crop in every epoch; without it a step costs a hundredth. The
+crops are drawn once, so variety comes from their number (`train.cached_crops`), mirroring and colours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mal.data.batch import CropBatch, collate_crops, normalize_image
+from mal.data.crop_dataset import TrainingCrops, augment
+from mal.model.network import MALNetwork
+from mal.progress import track
+from mal.spec import spec_as_dict
+from mal.storage.cache import build_folder_once, key_of
+
+log = logging.getLogger(__name__)
+
+FEATURE_BATCH_SIZE = 8
+FORMAT_VERSION = 1
+
+
+class CachedCrops(Dataset[CropBatch]):
+    """Crops with their features, read from memory-mapped files; items as (epoch, position)."""
+
+    def __init__(self, folder: Path, photometric_rate: float, seed: int) -> None:
+        self.arrays = {
+            path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))
+        }
+        self.photometric_rate = photometric_rate
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.arrays["index_B"])
+
+    def __getitem__(self, key: tuple[int, int]) -> CropBatch:
+        epoch, position = key
+        rng = np.random.default_rng([self.seed, epoch, position])
+        item = {
+            name: torch.from_numpy(np.array(array[position : position + 1]))
+            for name, array in self.arrays.items()
+        }
+        return augment(CropBatch(**item), self.photometric_rate, rng)
+
+
+class _DrawnCrops(Dataset[CropBatch]):
+    """The fixed crops, each box in turn."""
+
+    def __init__(self, crops: TrainingCrops, num_crops: int) -> None:
+        self.crops = crops
+        rounds = -(-num_crops // len(crops))
+        order = [
+            (round_, int(position))
+            for round_ in range(rounds)
+            for position in np.random.default_rng([crops.seed, round_]).permutation(len(crops))
+        ]
+        # In the order of the file, an image is decoded once for all its boxes.
+        self.keys = sorted(order[:num_crops], key=lambda key: (key[1], key[0]))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> CropBatch:
+        round_, box = self.keys[position]
+        rng = np.random.default_rng([self.crops.seed, round_, box])
+        return self.crops.cut_clean(int(self.crops.indices[box]), rng)
+
+
+def cache_crop_features(
+    network: MALNetwork, crops: TrainingCrops, num_crops: int, device: torch.device
+) -> CachedCrops:
+    """Return `num_crops` crops with features; computed unless an equal run has left them.
+
+    Raises:
+        StorageError: The cache folder cannot be written.
+    """
+    key = _content_key(network, crops, num_crops)
+
+    def fill(folder: Path) -> None:
+        _compute(network, _DrawnCrops(crops, num_crops), folder, device)
+
+    folder = build_folder_once(key, "features", fill)
+    return CachedCrops(folder, crops.spec.dataset.photometric_rate, crops.seed)
+
+
+@torch.inference_mode()
+def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torch.device) -> None:
+    num_workers = drawn.crops.spec.dataset.num_workers_per_gpu
+    loader = DataLoader(
+        drawn, FEATURE_BATCH_SIZE, num_workers=num_workers, collate_fn=collate_crops
+    )
+    network = network.to(device).eval()
+    arrays: dict[str, NDArray[np.generic]] = {}
+    first = 0
+    for batch in track(loader, "features", len(loader), unit="batches"):
+        levels = network.encode(normalize_image(batch.image_BCSS.to(device)))
+        batch.features_BLDhw = torch.stack(levels, dim=1).half().cpu()
+        for name, value in vars(batch).items():
+            if value is None:
+                continue
+            if name not in arrays:
+                shape = (len(drawn), *value.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(
+                    folder / f"{name}.npy", mode="w+", dtype=value.numpy().dtype, shape=shape
+                )
+            arrays[name][first : first + len(batch)] = value.numpy()
+        first += len(batch)
+
+
+def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> str:
+    """Hash all that decides the features: weights, boxes, images and how crops are drawn."""
+    weights = hashlib.sha256()
+    for tensor in network.backbone.state_dict().values():
+        weights.update(tensor.cpu().contiguous().numpy().tobytes())
+    boxes = crops.reader.boxes
+    rows = crops.indices
+    files = [crops.reader.path_of(int(i)).stat() for i in np.unique(boxes.image_index_N[rows])]
+    spec = spec_as_dict(crops.spec)
+    train_keys = ("margin_rate", "supervision")
+    facts = {
+        "version": FORMAT_VERSION,
+        "boxes": hashlib.sha256(boxes.box_xywh_N4[rows].tobytes()).hexdigest(),
+        "masks": _mask_key(crops) if crops.spec.train.supervision == "mask" else "",
+        "images": [(file.st_size, file.st_mtime_ns) for file in files],
+        "dataset": {k: v for k, v in spec["dataset"].items() if not k.endswith(("path", "dir"))},
+        "train": {key: spec["train"][key] for key in train_keys},
+        "levels": network.backbone.level_channels,
+        "num_crops": num_crops,
+        "seed": crops.seed,
+    }
+    return key_of(weights.hexdigest(), json.dumps(facts, sort_keys=True))
+
+
+def _mask_key(crops: TrainingCrops) -> str:
+    assert crops.reader.boxes.segmentations is not None
+    text = json.dumps(list(crops.reader.boxes.segmentations), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

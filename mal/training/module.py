@@ -1,0 +1,180 @@
+"""The training step of MAL: student, teacher, losses. Shape letters: B items, S crop, M map side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from mal.data.batch import CropBatch, box_mask_from_unit_box, normalize_image
+from mal.model.heads import resize_to
+from mal.model.losses import dice_loss, mil_loss
+from mal.model.network import MALNetwork
+from mal.model.pseudo_label import make_pseudo_label
+from mal.model.teacher import make_teacher, update_teacher
+from mal.spec.experiment import ExperimentSpec
+from mal.training.optimizer import (
+    build_optimizer,
+    effective_lr,
+    lr_factor,
+    warmup_factor,
+    window_factor,
+)
+
+_RNG_STRIDE = 1_000_003
+
+
+class MALModule(LightningModule):
+    """Trains the student; the teacher follows.
+
+    Args:
+        student: The network to train.
+        spec: The experiment.
+        seed: Seed of dropout and the like: drawn anew each step, so that a resumed run goes on
+            alike.
+        steps_per_epoch: Optimiser steps of an epoch.
+        num_steps: Optimiser steps of the run.
+    """
+
+    def __init__(
+        self,
+        student: MALNetwork,
+        spec: ExperimentSpec,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        num_steps: int,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher: MALNetwork = make_teacher(student)
+        self.spec = spec
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.num_steps = num_steps
+        self._last_step = 0
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and its warm-up and cosine."""
+        train = self.spec.train
+        peak_lr = effective_lr(train, self.trainer.world_size)
+        optimizer = build_optimizer(self.student, train, peak_lr)
+
+        def factor(step: int) -> float:
+            return lr_factor(
+                step,
+                steps_per_epoch=self.steps_per_epoch,
+                num_steps=self.num_steps,
+                peak_lr=peak_lr,
+                train=train,
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_train_batch_start(self, _batch: CropBatch, batch_idx: int) -> None:
+        """Make dropout a function of seed and place in the run."""
+        torch.manual_seed((self.seed * _RNG_STRIDE + self.current_epoch) * _RNG_STRIDE + batch_idx)
+
+    def on_train_epoch_start(self) -> None:
+        """Keep a frozen backbone from dropping paths; the teacher never does."""
+        self.student.train()
+        if self.spec.model.freeze_backbone:
+            self.student.backbone.eval()
+        self.teacher.eval()
+        self._last_step = self.global_step
+
+    def training_step(self, batch: CropBatch, _batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        student_image = normalize_image(
+            batch.image_BCSS if batch.student_image_BCSS is None else batch.student_image_BCSS
+        )
+        levels = self._cached_levels(batch)
+        logits_BMM = self.student.decode(
+            self.student.encode(student_image) if levels is None else levels,
+            student_image,
+            batch.unit_box_B4,
+            batch.box_area_B,
+        )
+        prob_BMM = logits_BMM.float().sigmoid()
+        if self.spec.train.supervision == "mask":
+            loss = _mask_loss(logits_BMM.float(), prob_BMM, batch)
+        else:
+            loss = self._box_loss(prob_BMM, student_image, levels, batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        return loss
+
+    def _box_loss(
+        self,
+        prob_BMM: Tensor,
+        student_image_BCSS: Tensor,
+        levels: list[Tensor] | None,
+        batch: CropBatch,
+    ) -> Tensor:
+        train = self.spec.train
+        box_mask_BMM = box_mask_from_unit_box(batch.unit_box_B4, prob_BMM.shape[-1])
+        mil = mil_loss(prob_BMM, box_mask_BMM).mean()
+        self.log("loss_mil", mil, on_step=False, on_epoch=True, batch_size=len(batch))
+        loss: Tensor = train.loss_mil_weight * self._mil_factor() * mil
+        crf_weight = train.loss_crf_weight * self._crf_factor()
+        if crf_weight > 0:
+            teacher_prob_BMM, tokens = self._teacher_view(levels, batch)
+            label_BMM = make_pseudo_label(
+                (prob_BMM.detach() + teacher_prob_BMM) / 2,
+                box_mask_BMM,
+                student_image_BCSS,
+                tokens,
+                train,
+            )
+            crf = dice_loss(prob_BMM, label_BMM).mean()
+            self.log("loss_crf", crf, on_step=False, on_epoch=True, batch_size=len(batch))
+            loss = loss + crf_weight * crf
+        return loss
+
+    @torch.no_grad()
+    def _teacher_view(
+        self, levels: list[Tensor] | None, batch: CropBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the teacher's probabilities of the clean crops, and its deepest features."""
+        image = normalize_image(batch.image_BCSS)
+        levels = self.teacher.encode(image) if levels is None else levels
+        logits_BMM = self.teacher.decode(levels, image, batch.unit_box_B4, batch.box_area_B)
+        return logits_BMM.float().sigmoid(), levels[-1]
+
+    def _cached_levels(self, batch: CropBatch) -> list[Tensor] | None:
+        if batch.features_BLDhw is None:
+            return None
+        return list(batch.features_BLDhw.float().unbind(1))
+
+    def _mil_factor(self) -> float:
+        return warmup_factor(self.global_step, self.spec.train.loss_mil_step)
+
+    def _crf_factor(self) -> float:
+        train = self.spec.train
+        if train.loss_crf_window:
+            return window_factor(self.global_step, self.num_steps, train.loss_crf_window)
+        return warmup_factor(self.global_step, train.loss_crf_step)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let the teacher follow after each optimiser step."""
+        if self.global_step > self._last_step:
+            self._last_step = self.global_step
+            update_teacher(self.teacher, self.student, self.spec.model.teacher_momentum)
+
+    def transfer_batch_to_device(
+        self, batch: CropBatch, device: torch.device, _dataloader_idx: int
+    ) -> CropBatch:
+        """Move a batch to the device."""
+        return batch.to(device)
+
+
+def _mask_loss(logits_BMM: Tensor, prob_BMM: Tensor, batch: CropBatch) -> Tensor:
+    """Return dice plus cross-entropy against the true masks: the upper bound of box supervision."""
+    assert batch.true_mask_BSS is not None
+    truth_BMM = resize_to(batch.true_mask_BSS[:, None].float(), prob_BMM.shape[-2:])[:, 0]
+    entropy = F.binary_cross_entropy_with_logits(logits_BMM, truth_BMM)
+    loss: Tensor = dice_loss(prob_BMM, truth_BMM).mean() + entropy
+    return loss

@@ -1,0 +1,196 @@
+"""Builds data, network and Lightning's trainer from a spec, and runs the training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.utils.data import Dataset
+
+from mal.data.batch import CropBatch
+from mal.data.crop_dataset import (
+    EpochSampler,
+    ImageReader,
+    TrainingCrops,
+    select_training_boxes,
+)
+from mal.data.datamodule import training_loader
+from mal.errors import SpecError
+from mal.model.checkpoint import load_backbone_weights, read_checkpoint
+from mal.model.network import MALNetwork
+from mal.runtime import StopRequest
+from mal.spec.experiment import ExperimentSpec
+from mal.status import StatusLog
+from mal.training.callbacks import (
+    POSITION_KEY,
+    Checkpoints,
+    EpochRecords,
+    TrainingProgress,
+    Validation,
+)
+from mal.training.feature_cache import cache_crop_features
+from mal.training.module import MALModule
+from mal.training.optimizer import use_deterministic_math
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+Measure = Callable[[LightningModule], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run needs beside its spec.
+
+    Attributes:
+        folder: Result folder, local.
+        device: Where to train.
+        seed: Not negative.
+        stop: Remembers signals.
+        measure: Figures of the networks on the validation set, or None without one.
+        on_checkpoint: Called after each written checkpoint.
+    """
+
+    folder: Path
+    device: torch.device
+    seed: int
+    stop: StopRequest
+    measure: Measure | None
+    on_checkpoint: Callable[[], None]
+
+
+def train_network(
+    reader: ImageReader, spec: ExperimentSpec, run: TrainingRun, resume_from: Path | None
+) -> dict[str, float]:
+    """Train and write checkpoints; returns the figures of the last epoch.
+
+    Args:
+        reader: The training set.
+        spec: The experiment.
+        run: Where and how.
+        resume_from: A checkpoint of this very experiment to go on from.
+
+    Raises:
+        AnnotationError: No box can be trained on.
+        ArtifactError: Weights cannot be loaded.
+    """
+    started_s = time.monotonic()
+    torch.manual_seed(run.seed)
+    use_deterministic_math(spec.train)
+    student = MALNetwork(spec.model, spec.dataset.crop_size)
+    if spec.train.pretrained_model_path and resume_from is None:
+        load_backbone_weights(student.backbone, spec.train.pretrained_model_path)
+    checkpoint = read_checkpoint(resume_from) if resume_from else None
+    if checkpoint is not None:
+        _load_student(student, checkpoint)
+    crops = _training_crops(reader, spec, run, student)
+    sampler = EpochSampler(len(crops), seed=run.seed)
+    loader = training_loader(crops, sampler, spec)
+    steps_per_epoch = -(-len(loader) // spec.train.accum_grad_batches)
+    num_steps = spec.train.max_steps or spec.train.num_epochs * steps_per_epoch
+    log.info(
+        "training on %d crops of %d boxes: %d steps of %d, %.1f M of %.1f M weights, on %s",
+        len(crops), len(select_training_boxes(reader, spec)), num_steps,
+        spec.train.batch_size * spec.train.accum_grad_batches,
+        _millions(p for p in student.parameters() if p.requires_grad),
+        _millions(student.parameters()), run.device,
+    )  # fmt: skip
+    module = MALModule(
+        student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps
+    )
+    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint)
+    if checkpoint is not None:
+        _place_sampler(checkpoint, sampler, checkpoints, spec)
+    records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
+    validation = (
+        [Validation(run.measure, spec.train.validation_interval)] if run.measure else []
+    )
+    trainer = _build_trainer(
+        spec, run, [*validation, records, checkpoints, TrainingProgress(num_steps)]
+    )
+    if trainer.global_step < num_steps:
+        run.stop.is_deferred = True
+        try:
+            trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+        finally:
+            run.stop.is_deferred = False
+    return {
+        **records.last,
+        "num_steps": float(trainer.global_step),
+        "num_epochs": float(trainer.current_epoch),
+        "train_time_s": round(time.monotonic() - started_s, 3),
+    }
+
+
+def _training_crops(
+    reader: ImageReader, spec: ExperimentSpec, run: TrainingRun, student: MALNetwork
+) -> Dataset[CropBatch]:
+    crops = TrainingCrops(reader, select_training_boxes(reader, spec), spec, run.seed)
+    if not spec.train.cached_crops:
+        return crops
+    return cache_crop_features(student, crops, spec.train.cached_crops, run.device)
+
+
+def _load_student(student: MALNetwork, checkpoint: Mapping[str, Any]) -> None:
+    """Load the student early: the features of a frozen backbone are computed before fitting."""
+    from mal.model.checkpoint import load_network_weights
+
+    load_network_weights(student, checkpoint, "student")
+
+
+def _place_sampler(
+    checkpoint: Mapping[str, Any],
+    sampler: EpochSampler,
+    checkpoints: Checkpoints,
+    spec: ExperimentSpec,
+) -> None:
+    """Let the sampler go on where the checkpoint was written."""
+    position = checkpoint.get(POSITION_KEY)
+    if not isinstance(position, Mapping):
+        raise SpecError(
+            "train.resume_training_checkpoint_path must be a checkpoint of mal train, got a "
+            "foreign one. Give it as train.pretrained_model_path to start from its weights."
+        )
+    sampler.set_epoch(int(position["epoch"]))
+    sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
+    checkpoints.best_figure = float(position["best_figure"])
+
+
+def _build_trainer(spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any]) -> Trainer:
+    train = spec.train
+    is_cuda = run.device.type == "cuda"
+    precision = train.precision
+    if precision == "auto":
+        precision = "fp16" if is_cuda and train.use_amp else "fp32"
+    return Trainer(
+        accelerator="cuda" if is_cuda else "cpu",
+        devices=[run.device.index or 0] if is_cuda else 1,
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+        max_epochs=-1 if train.max_steps else train.num_epochs,
+        max_steps=train.max_steps or -1,
+        accumulate_grad_batches=train.accum_grad_batches,
+        gradient_clip_val=train.clip_grad_norm or None,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run.folder, name="lightning_logs", version=""),
+        plugins=[LightningEnvironment()],
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic="warn" if train.cudnn.deterministic else False,
+        log_every_n_steps=10,
+    )
+
+
+def _millions(parameters: Any) -> float:
+    return sum(parameter.numel() for parameter in parameters) / 1e6

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines: one folder a pipeline; see `python -m pipelines --help`."""

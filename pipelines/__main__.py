@@ -1,0 +1,104 @@
+"""List, compile and run the pipelines of this repository."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mal.errors import MalError
+from pipelines._registry import Pipeline, find_pipeline, list_pipelines
+
+EXIT_FAILURE = 1
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the process's exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except MalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="name the pipelines and their parameters")
+    listing.set_defaults(command=_list)
+
+    compiling = commands.add_parser("compile", help="write the YAML that a cluster takes")
+    compiling.add_argument("names", nargs="*", metavar="NAME", help="pipelines; all by default")
+    compiling.add_argument(
+        "-o", "--output", type=Path, help="folder for NAME.yaml; default: the committed files"
+    )
+    compiling.set_defaults(command=_compile)
+
+    running = commands.add_parser("run", help="run a pipeline on this machine")
+    running.add_argument("name", metavar="NAME")
+    running.add_argument(
+        "-p",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the pipeline; may be repeated",
+    )
+    running.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
+    )
+    running.set_defaults(command=_run)
+    return parser
+
+
+def _list(_options: argparse.Namespace) -> int:
+    for pipeline in list_pipelines():
+        sys.stdout.write(f"{pipeline.name}: {pipeline.summary}\n")
+        for parameter in pipeline.parameters.values():
+            default = "required" if parameter.is_required else f"default {parameter.default!r}"
+            sys.stdout.write(f"  {parameter.name:<20} {parameter.type.lower():<8} {default}\n")
+    return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    pipelines = [find_pipeline(name) for name in options.names] or list_pipelines()
+    for pipeline in pipelines:
+        path = _compiled_path(pipeline, options.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(pipeline.compiled(), encoding="utf-8")
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _compiled_path(pipeline: Pipeline, output: Path | None) -> Path:
+    return pipeline.compiled_path if output is None else output / f"{pipeline.name}.yaml"
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pipelines._arguments import parse_arguments
+    from pipelines._interrupts import RunInterruptedError
+    from pipelines._local import StepCrashedError, run_locally
+    from pipelines._summary import print_summary
+
+    pipeline = find_pipeline(options.name)
+    arguments = parse_arguments(pipeline, options.assignments)
+    output_dir = options.output.expanduser().resolve()
+    try:
+        run = run_locally(pipeline, arguments, output_dir=output_dir, shown=sys.stdout)
+    except StepCrashedError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILURE
+    except RunInterruptedError as interrupt:
+        sys.stderr.write(f"interrupted; what was made is in {output_dir}\n")
+        return interrupt.exit_code
+    print_summary(run, Console(file=sys.stdout))
+    sys.stdout.write(f"{output_dir}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

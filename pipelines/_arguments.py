@@ -1,0 +1,99 @@
+"""From `-p key=value` to the typed arguments of a pipeline."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mal.errors import MalError
+from pipelines._registry import Parameter, Pipeline
+
+_PATH_SUFFIXES = ("_images", "_annotations")
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "LIST": (list,),
+    "STRUCT": (dict,),
+    "BOOLEAN": (bool,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+}
+
+
+class ArgumentError(MalError):
+    """Arguments that a pipeline cannot be started with, with every problem found."""
+
+
+def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` pairs.
+
+    Values of anything but text are YAML. A list may be given whole (`overrides=[a=1, b=2]`) or an
+    item at a time (`overrides=a=1`, repeated). Relative paths of images and annotations are made
+    absolute; `spec` may name a file.
+
+    Raises:
+        ArgumentError: With all problems found.
+    """
+    arguments: dict[str, Any] = {}
+    problems: list[str] = []
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        parameter = pipeline.parameters.get(name)
+        if not separator:
+            problems.append(f"-p must read key=value, got '{assignment}'.")
+        elif parameter is None:
+            problems.append(_unknown(name, pipeline))
+        else:
+            _assign(arguments, parameter, text, problems)
+    missing = [
+        parameter.name
+        for parameter in pipeline.parameters.values()
+        if parameter.is_required and not arguments.get(parameter.name)
+    ]
+    problems += [f"{name} must be given. Write -p {name}=..." for name in missing]
+    if problems:
+        raise ArgumentError("\n".join(problems))
+    return arguments
+
+
+def _assign(
+    arguments: dict[str, Any], parameter: Parameter, text: str, problems: list[str]
+) -> None:
+    if parameter.type == "STRING":
+        try:
+            arguments[parameter.name] = _text_value(parameter.name, text)
+        except OSError as error:
+            problems.append(
+                f"{parameter.name} must be a readable file, got {text} ({error.strerror})."
+            )
+        return
+    if parameter.type == "LIST" and not text.lstrip().startswith("["):
+        arguments.setdefault(parameter.name, []).append(text)
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    accepted = _TYPES.get(parameter.type, (object,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        problems.append(f"{parameter.name} must be a {parameter.type}, got '{text}'.")
+    elif isinstance(value, list):
+        arguments.setdefault(parameter.name, []).extend(str(item) for item in value)
+    else:
+        arguments[parameter.name] = value
+
+
+def _text_value(name: str, text: str) -> str:
+    if name.endswith(_PATH_SUFFIXES) and text and "://" not in text:
+        return str(Path(text).expanduser().resolve())
+    if name == "spec" and "\n" not in text and text.endswith((".yaml", ".yml")):
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    return text
+
+
+def _unknown(name: str, pipeline: Pipeline) -> str:
+    nearest = difflib.get_close_matches(name, pipeline.parameters, n=1)
+    remedy = (
+        f"Did you mean {nearest[0]}?" if nearest else f"It has {', '.join(pipeline.parameters)}."
+    )
+    return f"{name} is not a parameter of {pipeline.name}. {remedy}"

@@ -1,0 +1,106 @@
+"""Which pipelines there are, their parameters, and their compiled files."""
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from components._generated import compiled_yaml
+from mal.errors import MalError
+
+PIPELINES_DIR = Path(__file__).parent
+
+
+class UnknownPipelineError(MalError):
+    """There is no pipeline of the asked name."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a pipeline; `type` is kfp's: STRING, LIST, NUMBER_INTEGER, ..."""
+
+    name: str
+    type: str
+    default: Any
+    is_required: bool
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline of this repository, found by its folder."""
+
+    name: str
+
+    @property
+    def compiled_path(self) -> Path:
+        return PIPELINES_DIR / self.name / "pipeline.yaml"
+
+    @cached_property
+    def function(self) -> Any:
+        """The decorated pipeline function; calling it runs or traces the pipeline."""
+        module = importlib.import_module(f"pipelines.{self.name}.pipeline")
+        return getattr(module, self.name)
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        doc = inspect.getdoc(self.function.pipeline_func) or ""
+        return doc.partition("\n")[0]
+
+    @property
+    def kfp_name(self) -> str:
+        """Name that kfp and its UI know it by."""
+        return str(self.function.pipeline_spec.pipeline_info.name)
+
+    @property
+    def num_steps(self) -> int:
+        """Tasks of its outermost graph."""
+        return len(self.function.pipeline_spec.root.dag.tasks)
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """Names of its outputs, in the order of its named tuple."""
+        outputs = inspect.signature(self.function.pipeline_func).return_annotation
+        return tuple(getattr(outputs, "_fields", ()))
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters by name, in the order of the function."""
+        specs = self.function.pipeline_spec.root.input_definitions.parameters
+        signature = inspect.signature(self.function.pipeline_func)
+        return {
+            name: Parameter(
+                name=name,
+                type=specs[name]
+                .DESCRIPTOR.fields_by_name["parameter_type"]
+                .enum_type.values_by_number[specs[name].parameter_type]
+                .name,
+                default=argument.default,
+                is_required=argument.default is inspect.Parameter.empty,
+            )
+            for name, argument in signature.parameters.items()
+        }
+
+    def compiled(self) -> str:
+        """Compile to the YAML that a cluster takes."""
+        return compiled_yaml(self.function)
+
+
+def list_pipelines() -> list[Pipeline]:
+    """Return every pipeline, by name."""
+    return [Pipeline(path.parent.name) for path in sorted(PIPELINES_DIR.glob("*/pipeline.py"))]
+
+
+def find_pipeline(name: str) -> Pipeline:
+    """Return the pipeline of a name; `-` and `_` are the same.
+
+    Raises:
+        UnknownPipelineError: There is none.
+    """
+    known = {pipeline.name: pipeline for pipeline in list_pipelines()}
+    if name.replace("-", "_") not in known:
+        raise UnknownPipelineError(f"pipeline must be one of {', '.join(known)}, got {name}.")
+    return known[name.replace("-", "_")]

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mal.data.check import check_dataset
+from mal.errors import StorageError
+
+SQUARE = [[1, 1, 9, 1, 9, 9, 1, 9]]
+
+
+class DataSet:
+    """Two 20 x 16 images with one good box each, to be spoilt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.images = folder / "images"
+        self.images.mkdir()
+        self.json = folder / "set.json"
+        self.document: dict[str, Any] = {
+            "images": [
+                {"id": i, "file_name": f"{name}.png", "width": 20, "height": 16}
+                for i, name in ((1, "a"), (2, "b"))
+            ],
+            "categories": [{"id": 1, "name": "thing"}],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 8, 8]} for i in (1, 2)
+            ],
+        }
+        for name in ("a", "b"):
+            Image.new("RGB", (20, 16)).save(self.images / f"{name}.png")
+
+    def annotate(self, **fields: Any) -> None:
+        number = len(self.document["annotations"]) + 1
+        entry = {"id": number, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8]}
+        self.document["annotations"].append(entry | fields)
+
+    def write(self) -> tuple[str, str]:
+        self.json.write_text(json.dumps(self.document))
+        return str(self.json), str(self.images)
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> DataSet:
+    return DataSet(tmp_path)
+
+
+def test_a_good_set_has_no_findings(data_set: DataSet) -> None:
+    report = check_dataset(*data_set.write())
+    assert (bool(report.errors), bool(report.notes), report.is_usable) == (False, False, True)
+    assert report.lines() == [
+        f"{data_set.json}: 2 images, 2 boxes (0 crowds), 1 categories, without true masks",
+        "usable: 2 boxes",
+    ]
+
+
+def delete_image(data: DataSet) -> None:
+    (data.images / "a.png").unlink()
+
+
+def truncate_image(data: DataSet) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data.images / "a.png")
+    content = (data.images / "a.png").read_bytes()
+    (data.images / "a.png").write_bytes(content[: len(content) // 2])
+
+
+def replace_image(data: DataSet, width: int, height: int) -> None:
+    Image.new("RGB", (width, height)).save(data.images / "a.png")
+
+
+def rename_image(data: DataSet, file_name: str) -> None:
+    data.document["images"][0]["file_name"] = file_name
+
+
+def annotate_masks(data: DataSet, good: Any, bad: Any) -> None:
+    data.document["annotations"][0]["segmentation"] = good
+    data.document["annotations"][1]["segmentation"] = bad
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "subject", "is_usable"),
+    [
+        pytest.param(delete_image, "missing image file", "a.png", True, id="missing file"),
+        pytest.param(
+            truncate_image, "image that cannot be read", "a.png", False, id="truncated image"
+        ),
+        pytest.param(
+            lambda d: replace_image(d, 16, 16),
+            "image of another size than annotated",
+            "20 x 16, got 16 x 16",
+            False,
+            id="wrong size",
+        ),
+        pytest.param(
+            lambda d: rename_image(d, "../set.json"),
+            "file_name that leaves the image folder",
+            "../set.json",
+            False,
+            id="escaping name",
+        ),
+        pytest.param(
+            lambda d: d.annotate(id=1), "annotation id given twice", "1 (2 times)", True, id="ids"
+        ),
+        pytest.param(
+            lambda d: d.annotate(bbox=[1, 1, 0, 5]),
+            "box of zero or negative size",
+            "annotation 3",
+            True,
+            id="empty box",
+        ),
+        *(
+            pytest.param(
+                lambda d, bad=bad: annotate_masks(d, SQUARE, bad),
+                "segmentation that cannot be read",
+                "annotation 2 in b.png",
+                True,
+                id=f"mask: {bad}",
+            )
+            for bad in (
+                {"size": [3, 3], "counts": "11"},
+                {"size": [16, 20], "counts": [0, 9999]},
+                [[1, 2]],
+                "text",
+            )
+        ),
+    ],
+)
+def test_an_error_is_counted_and_named(
+    spoil: Callable[[DataSet], None],
+    kind: str,
+    subject: str,
+    is_usable: bool,
+    data_set: DataSet,
+) -> None:
+    spoil(data_set)
+    report = check_dataset(*data_set.write())
+    assert list(report.errors.subjects) == [kind]
+    assert len(report.errors.subjects[kind]) == 1
+    assert subject in report.errors.subjects[kind][0]
+    assert report.is_usable is is_usable
+    assert any(line.startswith(f"error: 1 x {kind}: ") for line in report.lines())
+
+
+def save_rotated(data: DataSet) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 20)).save(data.images / "a.png", exif=exif)
+
+
+def save_mode(data: DataSet, mode: str) -> None:
+    Image.new(mode, (20, 16)).save(data.images / "a.png")
+
+
+def leave_image_without_boxes(data: DataSet) -> None:
+    data.document["annotations"][0]["image_id"] = 2
+
+
+def annotate_one_mask(data: DataSet) -> None:
+    data.document["annotations"][1]["segmentation"] = SQUARE
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "subject"),
+    [
+        pytest.param(
+            lambda d: d.annotate(bbox=[15, 1, 8, 8]),
+            "box across the image's border, kept",
+            "annotation 3 in a.png",
+            id="border",
+        ),
+        pytest.param(
+            lambda d: d.annotate(bbox=[1, 1, 3, 8]),
+            "tiny box, a side under 4 px",
+            "annotation 3 in a.png",
+            id="tiny",
+        ),
+        pytest.param(
+            lambda d: d.annotate(iscrowd=1),
+            "crowd, neither trained nor measured",
+            "annotation 3",
+            id="crowd",
+        ),
+        pytest.param(
+            leave_image_without_boxes, "image without boxes", "a.png", id="image without boxes"
+        ),
+        pytest.param(
+            annotate_one_mask,
+            "box without a segmentation, others have one",
+            "annotation 1 in a.png",
+            id="mask missing",
+        ),
+        pytest.param(save_rotated, "image that EXIF rotates", "a.png", id="exif"),
+        pytest.param(
+            lambda d: replace_image(d, 40, 32),
+            "image larger or smaller than annotated, resized",
+            "a.png",
+            id="scaled",
+        ),
+        *(
+            pytest.param(
+                lambda d, mode=mode: save_mode(d, mode),
+                f"image of mode {mode}, converted to RGB",
+                "a.png",
+                id=f"mode {mode}",
+            )
+            for mode in ("L", "RGBA", "I;16")
+        ),
+    ],
+)
+def test_a_note_is_counted_and_named_and_does_no_harm(
+    change: Callable[[DataSet], None], kind: str, subject: str, data_set: DataSet
+) -> None:
+    change(data_set)
+    report = check_dataset(*data_set.write())
+    assert report.notes.subjects == {kind: [subject]}
+    assert not report.errors
+    assert report.is_usable
+
+
+def test_a_set_without_readable_images_cannot_be_used(data_set: DataSet) -> None:
+    for path in data_set.images.iterdir():
+        path.unlink()
+    report = check_dataset(*data_set.write())
+    assert not report.is_usable
+    assert report.lines()[-1].startswith("cannot be used: 0 boxes")
+
+
+def test_a_set_of_crowds_cannot_be_used(data_set: DataSet) -> None:
+    for annotation in data_set.document["annotations"]:
+        annotation["iscrowd"] = 1
+    assert not check_dataset(*data_set.write()).is_usable
+
+
+def test_a_set_without_annotations_cannot_be_used(data_set: DataSet) -> None:
+    data_set.document["annotations"] = []
+    assert not check_dataset(*data_set.write()).is_usable
+
+
+def test_a_broken_annotation_file_cannot_be_used(data_set: DataSet) -> None:
+    annotations, images = data_set.write()
+    data_set.json.write_text('{"images": [')
+    report = check_dataset(annotations, images)
+    assert not report.is_usable
+    assert "readable JSON" in "\n".join(report.lines())
+
+
+def test_a_wrong_folder_is_an_error_of_its_own(data_set: DataSet) -> None:
+    annotations, images = data_set.write()
+    with pytest.raises(StorageError, match="must exist"):
+        check_dataset(annotations, f"{images}-wrong")
+
+
+def test_progress_is_told_to_the_end(data_set: DataSet) -> None:
+    seen: list[tuple[int, int]] = []
+    check_dataset(*data_set.write(), report_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]

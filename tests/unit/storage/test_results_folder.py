@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mal.errors import StorageError
+from mal.storage import ResultsFolder, results_folder
+from mal.storage.objects import upload_object
+from mal.storage.uris import RemoteUri
+
+URI = "s3://bucket/runs/7/train"
+
+
+def remote_files(s3: Any) -> dict[str, bytes]:
+    entries = s3.list_objects_v2(Bucket="bucket").get("Contents", ())
+    return {
+        e["Key"].removeprefix("runs/7/train/"): s3.get_object(Bucket="bucket", Key=e["Key"])[
+            "Body"
+        ].read()
+        for e in entries
+    }
+
+
+def write_run(folder: Path, epoch: int) -> None:
+    name = f"mal_model_epoch_{epoch:03d}.pth"
+    (folder / name).write_bytes(f"weights {epoch}".encode())
+    latest = folder / "mal_model_latest.pth"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(name)
+    with (folder / "status.json").open("a") as status:
+        status.write(f"epoch {epoch}\n")
+
+
+def test_a_local_folder_is_made_and_nothing_is_uploaded(tmp_path: Path) -> None:
+    folder = ResultsFolder(str(tmp_path / "runs" / "train"))
+    assert folder.path.is_dir()
+    assert (folder.is_remote, folder.upload(), folder.restore()) == (False, 0, [])
+
+
+def test_a_local_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="results_dir must be a folder that can be written"):
+        ResultsFolder(str(tmp_path / "file" / "train"))
+
+
+def test_links_are_uploaded_as_copies(s3: Any) -> None:
+    folder = ResultsFolder(URI)
+    assert folder.path.name == "train"
+    write_run(folder.path, 1)
+    (folder.path / "lightning_logs").mkdir()
+    (folder.path / "lightning_logs" / "events").write_bytes(b"e")
+    (folder.path / ".half.part").write_bytes(b"unfinished")
+    assert folder.upload() == 4
+    assert remote_files(s3) == {
+        "mal_model_epoch_001.pth": b"weights 1",
+        "mal_model_latest.pth": b"weights 1",
+        "lightning_logs/events": b"e",
+        "status.json": b"epoch 1\n",
+    }
+
+
+def test_only_what_changed_is_uploaded_again(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ResultsFolder(URI)
+    write_run(folder.path, 1)
+    folder.upload()
+    assert ResultsFolder(URI).upload() == 0
+    write_run(folder.path, 2)
+    sent: list[str] = []
+
+    def upload_and_note(path: Path, uri: RemoteUri) -> None:
+        sent.append(path.name)
+        upload_object(path, uri)
+
+    monkeypatch.setattr(results_folder, "upload_object", upload_and_note)
+    assert folder.upload() == 3
+    assert sent == ["mal_model_epoch_002.pth", "status.json"]
+    assert remote_files(s3)["mal_model_latest.pth"] == b"weights 2"
+
+
+def test_what_was_deleted_remotely_is_uploaded_again(s3: Any) -> None:
+    folder = ResultsFolder(URI)
+    write_run(folder.path, 1)
+    folder.upload()
+    s3.delete_object(Bucket="bucket", Key="runs/7/train/status.json")
+    assert folder.upload() == 1
+    assert "status.json" in remote_files(s3)
+
+
+def test_a_run_goes_on_on_another_machine(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ResultsFolder(URI)
+    write_run(first.path, 1)
+    first.upload()
+    monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "other-machine"))
+    second = ResultsFolder(URI)
+    restored = second.restore(["mal_model_latest.pth", "status.json", "*.jsonl"])
+    assert {path.name for path in restored} == {"mal_model_latest.pth", "status.json"}
+    assert (second.path / "mal_model_latest.pth").read_bytes() == b"weights 1"
+    write_run(second.path, 2)
+    second.upload()
+    assert remote_files(s3)["status.json"] == b"epoch 1\nepoch 2\n"
+    assert remote_files(s3)["mal_model_latest.pth"] == b"weights 2"
+    assert remote_files(s3)["mal_model_epoch_001.pth"] == b"weights 1"
+
+
+def test_what_was_just_restored_is_not_uploaded_again(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ResultsFolder(URI)
+    write_run(first.path, 1)
+    first.upload()
+    monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "other-machine"))
+    second = ResultsFolder(URI)
+    assert len(second.restore()) == 3
+    assert second.restore() == []
+    assert second.upload() == 0
+
+
+@pytest.mark.parametrize(
+    ("local_age_s", "expected"),
+    [pytest.param(3600, b"remote", id="older"), pytest.param(-3600, b"local", id="younger")],
+)
+def test_the_younger_of_two_files_is_kept(s3: Any, local_age_s: int, expected: bytes) -> None:
+    s3.put_object(Bucket="bucket", Key="runs/7/train/status.json", Body=b"remote")
+    folder = ResultsFolder(URI)
+    path = folder.path / "status.json"
+    path.write_bytes(b"local")
+    time_s = path.stat().st_mtime - local_age_s
+    os.utime(path, (time_s, time_s))
+    folder.restore()
+    assert path.read_bytes() == expected
+
+
+def test_two_uris_have_two_local_folders(s3: Any) -> None:
+    assert ResultsFolder(URI).path == ResultsFolder(f"{URI}/").path
+    assert ResultsFolder(URI).path != ResultsFolder("s3://bucket/runs/8/train").path
+
+
+def test_a_missing_bucket_is_named(s3: Any) -> None:
+    folder = ResultsFolder("s3://no-such-bucket/train")
+    write_run(folder.path, 1)
+    with pytest.raises(StorageError, match="s3://no-such-bucket/train"):
+        folder.upload()
