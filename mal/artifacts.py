@@ -1,12 +1,13 @@
 """Names of the result files, how they are written, and the manifest that says what they are.
 
-Everything is written beside its final name and renamed, so that a full disk or a kill leaves nothing half-written under
-a name that anybody reads.
+Everything is written beside its final name and renamed, so that a full disk or a kill leaves
+nothing half-written under a name that anybody reads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ BEST_CHECKPOINT = "mal_model_best.pth"
 ONNX_FILE = "mal_model.onnx"
 ONNX_SIDECAR_FILE = "mal_model.json"
 
+PARTIAL_SUFFIX = ".part"
+
 _HASH_CHUNK_BYTES = 1 << 20
 _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
@@ -40,17 +43,29 @@ def checkpoint_name(num_epochs: int, num_steps: int) -> str:
 
 @contextlib.contextmanager
 def writing_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to `path` on success, delete it on failure."""
+    """Yield a temporary path in the same folder; rename it on success, delete it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
+    )
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o644)
+        _flush_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Some file systems tell only now that there is no room."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,15 +97,16 @@ def write_manifest(results_dir: Path, *, action: str, inputs: Mapping[str, str])
         inputs: uri by spec key; a local file's sha256 is added.
     """
     files = sorted(p for p in results_dir.rglob("*") if p.is_file())
+    sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
     manifest = {
         "action": action,
         "outputs": {
             str(path.relative_to(results_dir)): {
                 "size": path.stat().st_size,
-                "sha256": sha256_of_file(path),
+                "sha256": sha256_of(path.resolve()),
             }
             for path in files
-            if path.name not in (MANIFEST_FILE, STATUS_FILE)
+            if path.name not in (MANIFEST_FILE, STATUS_FILE) and path.suffix != PARTIAL_SUFFIX
         },
         "inputs": {key: _describe_input(uri) for key, uri in inputs.items() if uri},
         "versions": {"python": platform.python_version(), **_package_versions()},
@@ -122,7 +138,10 @@ def _git_commit() -> str | None:
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=False,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None

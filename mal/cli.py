@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -18,6 +19,10 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USER_CAN_MEND, EXIT_INTERRUPTED = 1, 2, 130
 
+_ERRORS_OF_A_PLACE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+
 ACTION_HELP = {
     "train": "learn masks from boxes",
     "evaluate": "measure a model against true masks",
@@ -29,30 +34,49 @@ ACTION_HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of contract section 1."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args = _parse(parser, arguments)
     if not hasattr(args, "run"):
         parser.print_help()
         return 0
     try:
-        code: int = args.run(args)
-    except MalError as error:
-        print(f"mal: {error}", file=sys.stderr)
-        return EXIT_USER_CAN_MEND
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
+        return int(args.run(args))
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except Exception:
-        traceback.print_exc()
+    except BaseException as error:
+        return _report_failure(error, resumes=getattr(args, "action", "") == "train")
+
+
+def _report_failure(error: BaseException, *, resumes: bool) -> int:
+    """Say on stderr what happened; returns the exit code."""
+    exit_code = getattr(error, "exit_code", None)
+    if isinstance(error, MalError):
+        code, message = EXIT_USER_CAN_MEND, str(error)
+    elif isinstance(error, OSError) and error.errno in _ERRORS_OF_A_PLACE:
+        place = f"{error.filename or 'a file'} ({error.strerror})"
+        code = EXIT_USER_CAN_MEND
+        message = f"files must be accessible, got {place}. Mend that or choose another place."
+    elif isinstance(error, KeyboardInterrupt) or exit_code is not None:
+        code = int(exit_code or EXIT_INTERRUPTED)
+        remedy = " Run the same command to go on." if resumes else ""
+        message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
+    elif isinstance(error, Exception):
+        traceback.print_exception(error)
         return EXIT_FAILED
-    except BaseException as stop:
-        exit_code = getattr(stop, "exit_code", None)
-        if exit_code is None:
-            raise
-        print(f"mal: {stop}; the same command goes on from here.", file=sys.stderr)
-        return int(exit_code)
+    else:
+        raise error
+    print(f"mal: {message}", file=sys.stderr)
     return code
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; overrides may stand before and after any option."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides += rest
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,10 +128,11 @@ def _run_action(args: argparse.Namespace) -> int:
         raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
     spec = load_spec(args.action, args.experiment, args.overrides)
     from mal import stages
-    from mal.runtime import set_up_logging
+    from mal.runtime import handling_stop_signals, set_up_logging
 
     set_up_logging()
-    result = getattr(stages, f"run_{args.action}")(spec)
+    with handling_stop_signals():
+        result = getattr(stages, f"run_{args.action}")(spec)
     _print_result(args.action, result)
     return 0
 

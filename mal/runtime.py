@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIGNAL_EXIT_BASE = 128
 
 
-class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt, not an error
+class Interrupted(BaseException):
     """The process was asked to stop; `exit_code` is 130 or 143."""
 
     def __init__(self, signal_number: int) -> None:
@@ -47,6 +47,15 @@ class StopRequest:
             self.received = signal_number
             return
         raise Interrupted(signal_number)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Only remember a signal inside the block."""
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
 
     def raise_if_received(self) -> None:
         """Interrupt if a signal was remembered."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from enum import StrEnum
@@ -25,7 +27,7 @@ class StatusLog:
     """Appends whole lines to `status.json` of a result folder.
 
     A line is written by one `write` of an append-only descriptor, so a kill never leaves half a
-    line, and a line cut by a full disk is closed before the next.
+    line; one that a full disk cuts is taken back, and one that another program cut is closed.
     """
 
     def __init__(self, results_dir: Path) -> None:
@@ -45,8 +47,11 @@ class StatusLog:
         Args:
             status: State after this line.
             message: One line a person can read.
-            kpi: Figures by name.
+            kpi: Figures by name; what is no finite number becomes null.
             verbosity: INFO, WARNING or ERROR.
+
+        Raises:
+            OSError: There is no room for the line.
         """
         now = datetime.datetime.now()
         line = json.dumps(
@@ -56,13 +61,20 @@ class StatusLog:
                 "status": status.value,
                 "verbosity": verbosity,
                 "message": message,
-                "kpi": dict(kpi or {}),
-            }
+                "kpi": {name: _finite_or_none(value) for name, value in (kpi or {}).items()},
+            },
+            allow_nan=False,
         )
         prefix = "" if self._ends_with_newline() else "\n"
+        self._append(f"{prefix}{line}\n".encode())
+
+    def _append(self, data: bytes) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, f"{prefix}{line}\n".encode())
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, data) != len(data):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         finally:
             os.close(descriptor)
 
@@ -72,3 +84,7 @@ class StatusLog:
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

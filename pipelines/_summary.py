@@ -43,11 +43,16 @@ def figures_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row(
         "all, mean over categories (mIoU)",
         _figure(metrics.get("mIoU")),
-        _figure(metrics.get("box_iou")),
-        _figure(metrics.get("ellipse_iou")),
+        _figure(metrics.get("box_mIoU")),
+        _figure(metrics.get("ellipse_mIoU")),
         _count(metrics.get("num_instances")),
     )
-    table.add_row("all, mean over objects", _figure(metrics.get("mean_iou_instances")))
+    table.add_row(
+        "all, mean over objects",
+        _figure(metrics.get("mean_iou_instances")),
+        _figure(metrics.get("box_iou")),
+        _figure(metrics.get("ellipse_iou")),
+    )
     for size in _SIZES:
         if metrics.get(f"mIoU_{size}") is not None:
             table.add_row(f"{size} (mIoU)", _figure(metrics[f"mIoU_{size}"]))
@@ -56,8 +61,8 @@ def figures_table(metrics: Mapping[str, Any]) -> Table:
         table.add_row(
             name,
             _figure(category["iou"]),
-            _figure(category.get("box_iou")),
-            _figure(category.get("ellipse_iou")),
+            _figure(metrics["box_iou_per_category"].get(name)),
+            _figure(metrics["ellipse_iou_per_category"].get(name)),
             _count(category["count"]),
         )
     if metrics.get("mIoU") is None:

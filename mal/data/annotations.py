@@ -14,11 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.data.segmentations import Rle, rle_from_segmentation
 from mal.errors import AnnotationError
 
-Rle = dict[str, Any]
+__all__ = [
+    "CROWD",
+    "CocoBoxes",
+    "CocoImage",
+    "Problems",
+    "Rle",
+    "load_boxes",
+    "read_annotation_document",
+    "rle_from_segmentation",
+]
 
 MAX_NAMED_SUBJECTS = 5
+MAX_BOX_RATE = 4.0
+CROWD = "crowd, neither trained nor measured"
+
+_UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass
@@ -87,8 +101,8 @@ class CocoBoxes:
         return len(self.annotation_id_N)
 
     @property
-    def box_area_N(self) -> NDArray[np.float64]:
-        """w * h, px^2."""
+    def box_area_N(self) -> NDArray[np.float64]:  # noqa: N802 - a shape letter
+        """Width times height, px^2."""
         area: NDArray[np.float64] = self.box_xywh_N4[:, 2] * self.box_xywh_N4[:, 3]
         return area
 
@@ -119,12 +133,15 @@ def read_annotation_document(path: Path) -> dict[str, Any]:
         raise AnnotationError(
             f"annotation file must exist, got {path}. Give the path of a COCO JSON file."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AnnotationError(
             f"annotation file must be readable JSON, got {path} ({error}). Repair or replace it."
         ) from error
     if not isinstance(document, dict):
-        raise AnnotationError(f"annotation file must hold a JSON object, got a list in {path}.")
+        raise AnnotationError(
+            f"annotation file must hold a JSON object, got a {type(document).__name__} in {path}. "
+            "Give a COCO instance file."
+        )
     for key in ("images", "annotations"):
         if not isinstance(document.get(key), list):
             raise AnnotationError(
@@ -152,7 +169,7 @@ def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
             f"annotation file must list images, got none that can be used in {path}. "
             f"{'; '.join(problems.lines())}"
         )
-    categories = _parse_categories(document.get("categories", []), problems)
+    categories = _parse_categories(document.get("categories"), problems)
     index_of_image = {image.id: index for index, image in enumerate(images)}
     rows = list(
         _parse_annotations(document["annotations"], images, index_of_image, categories, problems)
@@ -175,49 +192,18 @@ def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
     )
 
 
-def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
-    """Convert polygons, uncompressed or compressed RLE to compressed RLE with `counts` as bytes.
-
-    Raises:
-        AnnotationError: The segmentation is none of these, or of another size.
-    """
-    from pycocotools import mask as coco_mask
-
-    try:
-        if isinstance(segmentation, list):
-            rles = coco_mask.frPyObjects(segmentation, height, width)
-            rle: Rle = coco_mask.merge(rles)
-        elif isinstance(segmentation["counts"], list):
-            rle = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            counts = segmentation["counts"]
-            rle = {
-                "size": [int(side) for side in segmentation["size"]],
-                "counts": counts.encode() if isinstance(counts, str) else counts,
-            }
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise AnnotationError(
-            f"segmentation must be COCO polygons or RLE, got {str(segmentation)[:60]}."
-        ) from error
-    if list(rle["size"]) != [height, width]:
-        raise AnnotationError(
-            f"segmentation must be of the image's size {height} x {width}, got {rle['size']}."
-        )
-    return rle
-
-
 def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]:
     images: list[CocoImage] = []
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         try:
             image = CocoImage(
-                id=int(entry["id"]),
+                id=_id_from(entry["id"]),
                 file_name=str(entry["file_name"]),
                 width=int(entry["width"]),
                 height=int(entry["height"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except _UNUSABLE:
             problems.add("image without id, file_name, width or height", f"images[{position}]")
             continue
         if image.width <= 0 or image.height <= 0:
@@ -230,12 +216,12 @@ def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]
     return images
 
 
-def _parse_categories(entries: Iterable[Any], problems: Problems) -> dict[int, str]:
+def _parse_categories(entries: Any, problems: Problems) -> dict[int, str]:
     categories: dict[int, str] = {}
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(entries if isinstance(entries, list) else []):
         try:
-            categories[int(entry["id"])] = str(entry.get("name", entry["id"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
+            categories[_id_from(entry["id"])] = str(entry.get("name", entry["id"]))
+        except _UNUSABLE:
             problems.add("category without id", f"categories[{position}]")
     return categories
 
@@ -251,12 +237,12 @@ def _parse_annotations(
     for position, entry in enumerate(entries):
         name = f"annotations[{position}]"
         try:
-            annotation_id = int(entry.get("id", position + 1))
+            annotation_id = _id_from(entry.get("id", position + 1))
             name = f"annotation {annotation_id}"
-            image_id = int(entry["image_id"])
-            category_id = int(entry.get("category_id", 1))
-            box = [float(value) for value in entry["bbox"]]
-        except (KeyError, TypeError, ValueError, AttributeError):
+            image_id = _id_from(entry["image_id"])
+            category_id = _id_from(entry.get("category_id", 1))
+            box = _box_from(entry["bbox"])
+        except _UNUSABLE:
             problems.add("annotation without image_id or a bbox of numbers", name)
             continue
         if len(box) != 4 or not all(np.isfinite(box)):
@@ -276,8 +262,19 @@ def _parse_annotations(
             continue
         crowd = bool(entry.get("iscrowd", 0))
         if crowd:
-            problems.add("crowd, neither trained nor measured", name)
+            problems.add(CROWD, name)
         yield position, annotation_id, image_index, category_id, box, crowd
+
+
+def _id_from(value: Any) -> int:
+    """Convert an id; one that 64 bits cannot hold raises OverflowError."""
+    return int(np.int64(int(value)))
+
+
+def _box_from(values: Any) -> list[float]:
+    if not isinstance(values, list):
+        raise TypeError
+    return [float(value) for value in values]
 
 
 def _box_problem(box_xywh: Sequence[float], image: CocoImage) -> str | None:
@@ -286,4 +283,6 @@ def _box_problem(box_xywh: Sequence[float], image: CocoImage) -> str | None:
         return "box of zero or negative size"
     if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
         return "box outside its image"
+    if w > MAX_BOX_RATE * image.width or h > MAX_BOX_RATE * image.height:
+        return "box far larger than its image"
     return None

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotations import CocoBoxes, CocoImage, Problems, load_boxes
+from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems, load_boxes
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -31,7 +30,6 @@ WRONG_SIZE = "image of another size than annotated"
 UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
 BAD_SEGMENTATION = "segmentation that cannot be read"
-CROWD = "crowd, neither trained nor measured"
 
 _CROSSING_TOLERANCE_PX = 0.5
 _NUM_READERS = 4
@@ -142,13 +140,12 @@ def _check_ids(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
 
 
 def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
-    size_N2 = np.array(
-        [(image.width, image.height) for image in boxes.images], dtype=np.float64
-    )[boxes.image_index_N]
+    size_N2 = np.array([(image.width, image.height) for image in boxes.images], dtype=np.float64)[
+        boxes.image_index_N
+    ]
     low_N2, side_N2 = boxes.box_xywh_N4[:, :2], boxes.box_xywh_N4[:, 2:]
     is_crossing_N = (
-        (low_N2 < -_CROSSING_TOLERANCE_PX)
-        | (low_N2 + side_N2 > size_N2 + _CROSSING_TOLERANCE_PX)
+        (low_N2 < -_CROSSING_TOLERANCE_PX) | (low_N2 + side_N2 > size_N2 + _CROSSING_TOLERANCE_PX)
     ).any(axis=1)
     for index in np.flatnonzero(is_crossing_N).tolist():
         notes.add("box across the image's border, kept", _name_of(boxes, index))
@@ -164,21 +161,10 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
         if segmentation is None:
             notes.add("box without a segmentation, others have one", _name_of(boxes, index))
             continue
-        problem = _segmentation_problem(boxes, index, segmentation)
-        if problem:
-            errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({problem})")
-
-
-def _segmentation_problem(boxes: CocoBoxes, index: int, segmentation: Any) -> str | None:
-    from pycocotools import mask as coco_mask
-
-    try:
-        rle: Any = boxes.rle_of(index)
-        if isinstance(segmentation, dict):  # runs may be too many or too few; polygons are not
-            coco_mask.decode(rle)
-    except Exception as error:  # pycocotools raises bare Exception on what it cannot parse
-        return str(error)
-    return None
+        try:
+            boxes.rle_of(index)
+        except AnnotationError as error:
+            errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({error})")
 
 
 def _check_images(
@@ -217,9 +203,7 @@ def _findings_in_order(
             yield ahead.popleft().result()
 
 
-def _findings_of_image(
-    image: CocoImage, folder: Path
-) -> tuple[tuple[str, str] | None, list[str]]:
+def _findings_of_image(image: CocoImage, folder: Path) -> tuple[tuple[str, str] | None, list[str]]:
     """Return an image's problem (kind and reason), and its notes."""
     try:
         path = find_image(folder, image.file_name)

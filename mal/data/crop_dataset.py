@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from mal.data.annotations import CocoBoxes, rle_from_segmentation
+from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch
 from mal.data.crops import (
     Window,
@@ -24,6 +25,7 @@ from mal.data.crops import (
     xyxy_from_xywh,
 )
 from mal.data.images import read_image
+from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
 from mal.errors import AnnotationError
 from mal.spec.experiment import ExperimentSpec
@@ -106,7 +108,8 @@ class TrainingCrops(Dataset[CropBatch]):
                 return self._cut_item(index, rng)
             except AnnotationError as error:
                 if offset == 0:
-                    log.warning("annotation %d is skipped: %s", self.reader.boxes.annotation_id_N[index], error)
+                    annotation_id = self.reader.boxes.annotation_id_N[index]
+                    log.warning("annotation %d is skipped: %s", annotation_id, error)
                 last_error = error
         raise last_error
 
@@ -134,15 +137,11 @@ class TrainingCrops(Dataset[CropBatch]):
     def _cut_true_mask(self, index: int, window: Window) -> torch.Tensor | None:
         if self.spec.train.supervision == "box":
             return None
-        from pycocotools import mask as coco_mask
-
-        boxes = self.reader.boxes
-        assert boxes.segmentations is not None
-        entry = boxes.image_of(index)
-        rle = rle_from_segmentation(boxes.segmentations[index], entry.height, entry.width)
-        mask: NDArray[np.uint8] = coco_mask.decode(rle)
-        size = self.spec.dataset.crop_size
-        return torch.from_numpy(cut_window(mask * 255, window, size) > 127).byte()[None]
+        rle = self.reader.boxes.rle_of(index)
+        assert rle is not None, "select_training_boxes leaves out boxes without a mask"
+        mask = mask_from_rle(rle) * np.uint8(255)
+        cut = cut_window(mask, window, self.spec.dataset.crop_size)
+        return torch.from_numpy(cut > 127).byte()[None]
 
 
 def augment(item: CropBatch, photometric_rate: float, rng: np.random.Generator) -> CropBatch:
@@ -156,7 +155,7 @@ def augment(item: CropBatch, photometric_rate: float, rng: np.random.Generator) 
     return dataclasses.replace(item, student_image_BCSS=_image_tensor(student))
 
 
-class PredictionCrops(Dataset[CropBatch]):
+class PredictionCrops(Dataset[CropBatch | None]):
     """The fixed crops of evaluation and inference, in the order of the file."""
 
     def __init__(
@@ -216,7 +215,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.num_items // self.num_ranks)
+        return math.ceil(self.num_items / self.num_ranks)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
@@ -250,8 +249,8 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
     if not keep_N.any():
         raise AnnotationError(
             f"training set must have boxes to train on, got none of {len(boxes)} in {boxes.path}: "
-            f"{int(boxes.is_crowd_N.sum())} crowds, {int((area_N <= limits.min_obj_size).sum())} of "
-            f"w*h <= dataset.min_obj_size {limits.min_obj_size:g}. Lower dataset.min_obj_size."
+            f"{int(boxes.is_crowd_N.sum())} crowds, {int((area_N <= limits.min_obj_size).sum())} "
+            f"of w*h <= dataset.min_obj_size {limits.min_obj_size:g}. Lower dataset.min_obj_size."
         )
     return np.flatnonzero(keep_N)
 

@@ -64,7 +64,7 @@ def _sample_jittered_window(
 ) -> Window:
     """Draw size and place per axis, so that the box does not always sit at the same place."""
     side_xy = box_xyxy[2:] - box_xyxy[:2]
-    rate_xy = rng.uniform(*window_rate, size=2)
+    rate_xy = rng.uniform(window_rate[0], window_rate[1], size=2)
     room_xy = (rate_xy - 1) / 2
     shift_xy = rng.uniform(-1, 1, size=2) * np.minimum(box_jitter, room_xy) * side_xy
     centre_xy = (box_xyxy[:2] + box_xyxy[2:]) / 2 + shift_xy
@@ -105,4 +105,5 @@ def unit_box_in_window(
     visible = np.clip(box_xyxy, 0, [width, height, width, height])
     origin = np.array([window[0], window[1]] * 2)
     side = np.array([window[2] - window[0], window[3] - window[1]] * 2)
-    return ((visible - origin) / side).astype(np.float32)
+    unit_box: NDArray[np.float32] = ((visible - origin) / side).astype(np.float32)
+    return unit_box

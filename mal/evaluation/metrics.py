@@ -95,8 +95,8 @@ def measure_masks(
     metrics = {
         **_iou_figures(boxes, instances),
         **precision,
-        "box_iou": mean_over_categories(boxes, instances, lambda score: score.box_iou),
-        "ellipse_iou": mean_over_categories(boxes, instances, lambda score: score.ellipse_iou),
+        **_baseline_figures(boxes, instances, "box", lambda score: score.box_iou),
+        **_baseline_figures(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": int(np.count_nonzero(is_counted_N)) - len(instances),
         "num_outside_limits_skipped": int(np.count_nonzero(~is_counted_N & ~boxes.is_crowd_N)),
@@ -125,6 +125,14 @@ def mean_over_categories(
     return float(np.mean([np.mean(of_category) for of_category in values.values()]))
 
 
+def mean_over_instances(
+    instances: Sequence[InstanceScore],
+    value_of: Callable[[InstanceScore], float] = lambda score: score.iou,
+) -> float | None:
+    """Average over all instances alike; None without instances."""
+    return float(np.mean([value_of(score) for score in instances])) if instances else None
+
+
 def instances_by_size(
     boxes: CocoBoxes, instances: Iterable[InstanceScore]
 ) -> dict[str, list[InstanceScore]]:
@@ -150,20 +158,35 @@ def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[s
     return {
         "mIoU": mean_over_categories(boxes, instances),
         **{f"mIoU_{size}": mean_over_categories(boxes, by_size[size]) for size in SIZES},
-        "mean_iou_instances": (
-            float(np.mean([score.iou for score in instances])) if instances else None
-        ),
+        "mean_iou_instances": mean_over_instances(instances),
         "num_instances": len(instances),
         "per_category": _per_category(boxes, instances),
     }
 
 
+def _baseline_figures(
+    boxes: CocoBoxes,
+    instances: Sequence[InstanceScore],
+    name: str,
+    value_of: Callable[[InstanceScore], float],
+) -> dict[str, Any]:
+    """Return a baseline beside `mean_iou_instances`, beside `mIoU`, and beside each category."""
+    by_category = _per_category(boxes, instances, value_of)
+    return {
+        f"{name}_iou": mean_over_instances(instances, value_of),
+        f"{name}_mIoU": mean_over_categories(boxes, instances, value_of),
+        f"{name}_iou_per_category": {key: value["iou"] for key, value in by_category.items()},
+    }
+
+
 def _per_category(
-    boxes: CocoBoxes, instances: Iterable[InstanceScore]
+    boxes: CocoBoxes,
+    instances: Iterable[InstanceScore],
+    value_of: Callable[[InstanceScore], float] = lambda score: score.iou,
 ) -> dict[str, dict[str, float | int]]:
     ious: dict[int, list[float]] = {}
     for score in instances:
-        ious.setdefault(int(boxes.category_id_N[score.index]), []).append(score.iou)
+        ious.setdefault(int(boxes.category_id_N[score.index]), []).append(value_of(score))
     names = category_names(boxes)
     return {
         names[category_id]: {

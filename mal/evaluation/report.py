@@ -36,6 +36,7 @@ NO_TRUE_MASKS = "no true masks: predictions shown, nothing measured"
 
 ImageReader = Callable[[int], NDArray[np.uint8]]
 
+BASELINES = {"box": "plain box", "ellipse": "its ellipse", "training_free": "training-free"}
 _MEASURED_KEY = "mIoU"
 _SIZE_RULES = {
     "small": "box up to 32² px",
@@ -334,12 +335,6 @@ def _ious_by_category(per_category: Mapping[str, Mapping[str, Any]]) -> tuple[Ta
 
 
 def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
-    miou = figures[_MEASURED_KEY]
-    against = tuple(
-        f"{miou - figures[key]:+.3f} vs {name} {figures[key]:.3f}"
-        for key, name in (("box_iou", "plain box"), ("ellipse_iou", "its ellipse"))
-        if figures.get(key) is not None
-    )
     skipped = tuple(
         f"{figures[key]:,} {reason}"
         for key, reason in (
@@ -350,9 +345,11 @@ def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
         if figures.get(key)
     )
     return (
-        Tile("mIoU", _decimal(miou), against),
+        Tile("mIoU", _decimal(figures[_MEASURED_KEY]), _against(figures, "mIoU", "mIoU")),
         Tile(
-            "Mean IoU of objects", _decimal(figures.get("mean_iou_instances")), ("not by category",)
+            "Mean IoU of objects",
+            _decimal(figures.get("mean_iou_instances")),
+            _against(figures, "mean_iou_instances", "iou"),
         ),
         Tile(
             "AP of masks",
@@ -360,6 +357,15 @@ def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
             tuple(f"{key} {_decimal(figures[key])}" for key in ("AP50", "AP75") if key in figures),
         ),
         Tile("Objects measured", f"{figures['num_instances']:,}", skipped),
+    )
+
+
+def _against(figures: Mapping[str, Any], key: str, baseline_suffix: str) -> tuple[str, ...]:
+    """Compare a figure with what needs no training."""
+    return tuple(
+        f"{figures[key] - value:+.3f} vs {name} {value:.3f}"
+        for baseline, name in BASELINES.items()
+        if (value := figures.get(f"{baseline}_{baseline_suffix}")) is not None
     )
 
 

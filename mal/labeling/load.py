@@ -122,5 +122,3 @@ def prediction_settings(spec: ExperimentSpec, section: Any, crop_size: int) -> P
         batch_size=section.batch_size,
         num_workers=spec.dataset.num_workers_per_gpu,
     )
-
-

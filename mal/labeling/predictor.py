@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch, mirror_unit_box, normalize_image
@@ -62,9 +62,16 @@ class NetworkEnsemble:
     def __init__(
         self, networks: Sequence[MALNetwork], *, use_flip: bool, device: torch.device
     ) -> None:
-        self.networks = [network.to(device).eval() for network in networks]
+        self.networks = [
+            network.to(device, memory_format=torch.channels_last).eval() for network in networks
+        ]
         self.use_flip = use_flip
         self.device = device
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone of the first network."""
+        return self.networks[0].backbone
 
     @torch.inference_mode()
     def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:

@@ -172,7 +172,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"weights must be a readable safetensors file, got {path} ({error}). Copy it again."
         ) from error
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
+    }
 
 
 def _name_some(keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A mask head that joins several levels of a ViT with a thin stem of the image.
+"""A mask head for frozen ViTs: several levels, what their tokens already know, and a thin stem of the image.
 
 The tokens of a frozen ViT know what is object but are coarse; the stem gives the edges back at twice the map's size.
 
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mal.model.affinity import prior_logits
 from mal.model.heads import initialize_convolutions, match_scaled, resize_to
 
 TOKEN_CHANNELS, MAP_CHANNELS, STEM_CHANNELS = 96, 48, 24
+PRIOR_TEMPERATURE = 0.1
 
 
 class FusedMaskHead(nn.Module):
-    """LayerNorm and Linear of each level summed, convolved, upsampled, joined with the stem."""
+    """Levels projected and summed, convolved with the training-free prior, upsampled, joined with the stem.
+
+    The prior is added to the logits as well: training starts from it instead of from noise.
+    """
 
     num_bias_channels = 1
 
@@ -27,9 +32,8 @@ class FusedMaskHead(nn.Module):
         self.out_channels = MAP_CHANNELS
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in level_channels)
         self.projections = nn.ModuleList(nn.Linear(w, TOKEN_CHANNELS) for w in level_channels)
-        self.token_convs = nn.ModuleList(
-            nn.Conv2d(TOKEN_CHANNELS, TOKEN_CHANNELS, 3, padding=1) for _ in range(2)
-        )
+        self.join_prior = nn.Conv2d(TOKEN_CHANNELS + 1, TOKEN_CHANNELS, 3, padding=1)
+        self.token_conv = nn.Conv2d(TOKEN_CHANNELS, TOKEN_CHANNELS, 3, padding=1)
         self.to_map = nn.Conv2d(TOKEN_CHANNELS, MAP_CHANNELS, 1)
         self.stem = nn.Sequential(
             nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1),
@@ -40,31 +44,31 @@ class FusedMaskHead(nn.Module):
             nn.Conv2d(MAP_CHANNELS, MAP_CHANNELS, 3, padding=1) for _ in range(2)
         )
         initialize_convolutions(self)
+        self.prior_scale = nn.Parameter(torch.ones(1))
 
     def map_size_for(self, num_tokens_a_side: int) -> int:
         """Return M."""
         return 2 * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], image_BCSS: Tensor) -> Tensor:
-        """Return the map of vectors, (B, G, M, M)."""
-        tokens_BChw = self._join(levels)
-        for conv in self.token_convs:
-            tokens_BChw = F.relu(conv(tokens_BChw))
+    def forward(self, levels: list[Tensor], image_BCSS: Tensor, unit_box_B4: Tensor) -> Tensor:
+        """Return the map of vectors and, as its last channel, the prior; (B, G + 1, M, M)."""
+        prior_B1hw = prior_logits(levels[-1].detach(), unit_box_B4, PRIOR_TEMPERATURE)[:, None]
+        joined = torch.cat([self._join(levels), prior_B1hw], dim=1)
+        tokens_BChw = F.relu(self.token_conv(F.relu(self.join_prior(joined))))
         size = self.map_size_for(tokens_BChw.shape[-1])
         maps = resize_to(self.to_map(tokens_BChw), (size, size))
         edges = self.stem(resize_to(image_BCSS, (2 * size, 2 * size)))
         maps = F.relu(maps + edges)
         for conv in self.map_convs:
             maps = F.relu(conv(maps))
-        return maps
+        return torch.cat([maps, resize_to(prior_B1hw, (size, size))], dim=1)
+
+    def match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
+        """Return logits, (B, M, M)."""
+        return match_scaled(vector_BC, maps_BCHW[:, :-1]) + self.prior_scale * maps_BCHW[:, -1]
 
     def _join(self, levels: list[Tensor]) -> Tensor:
         joined = torch.zeros((), device=levels[0].device)
         for level_BDhw, norm, projection in zip(levels, self.norms, self.projections, strict=True):
-            tokens_BhwD = level_BDhw.permute(0, 2, 3, 1)
-            joined = joined + projection(norm(tokens_BhwD))
+            joined = joined + projection(norm(level_BDhw.permute(0, 2, 3, 1)))
         return joined.permute(0, 3, 1, 2)
-
-    def match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
-        """Return logits, (B, M, M)."""
-        return match_scaled(vector_BC, maps_BCHW)

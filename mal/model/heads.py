@@ -16,7 +16,7 @@ OBJECT_CHANNELS = 256
 
 
 class ObjectHead(nn.Module):
-    """Turns features averaged over the crop or the box into the object's vector."""
+    """Turns features averaged over the crop, or those of the box against the rest, into a vector."""
 
     def __init__(self, in_channels: int, out_channels: int, pooling: str) -> None:
         super().__init__()
@@ -32,8 +32,9 @@ class ObjectHead(nn.Module):
         if self.pooling == "crop":
             pooled_BD = features_BDhw.mean((2, 3))
         else:
-            weight_Bhw = box_coverage(unit_box_B4, features_BDhw.shape[-1])
-            pooled_BD = pool_over(features_BDhw, weight_Bhw)
+            inside_Bhw = box_coverage(unit_box_B4, features_BDhw.shape[-1])
+            inside_BD = pool_over(features_BDhw, inside_Bhw)
+            pooled_BD = inside_BD - pool_over(features_BDhw, 1 - inside_Bhw)
         vector_BC: Tensor = self.mlp(pooled_BD)
         return vector_BC
 
@@ -98,7 +99,7 @@ class ConvolutionalMaskHead(nn.Module):
         """Return M."""
         return self.MAP_CELLS_PER_TOKEN * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], _image_BCSS: Tensor) -> Tensor:
+    def forward(self, levels: list[Tensor], _image_BCSS: Tensor, _unit_box_B4: Tensor) -> Tensor:
         """Return the map of vectors, (B, C, scale * h, scale * w), of the deepest level."""
         maps = resize_by(levels[-1], self.scale_pre)
         for position, conv in enumerate(self.convs):
@@ -143,6 +144,9 @@ def resize_to(maps_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps_BCHW.shape[-2:]) == tuple(size):
         return maps_BCHW
     return F.interpolate(
-        maps_BCHW, size=tuple(size), mode="bilinear", align_corners=False,
+        maps_BCHW,
+        size=tuple(size),
+        mode="bilinear",
+        align_corners=False,
         antialias=maps_BCHW.shape[-1] > size[-1],
     )

@@ -72,29 +72,34 @@ class MALNetwork(nn.Module):
         """Return logits of the mask, (B, M, M), from the backbone's levels."""
         vector_BC = self.roi_head(levels[-1], unit_box_B4)
         if not self.is_scaled_by_size:
-            return self._match(vector_BC, self.mask_head(levels, image_BCSS))
+            return self._match(vector_BC, self.mask_head(levels, image_BCSS, unit_box_B4))
         if torch.compiler.is_exporting():
-            return self._decode_every_size(vector_BC, levels, image_BCSS, box_area_B)
+            return self._decode_every_size(vector_BC, levels, image_BCSS, unit_box_B4, box_area_B)
         size_class_B = size_class_of(box_area_B)
         logits_BMM = vector_BC.new_zeros(len(vector_BC), self.map_size, self.map_size)
         for size_class, scale in enumerate(SIZE_SCALES):
             rows = (size_class_B == size_class).nonzero().squeeze(1)
             if len(rows):
                 scaled = [resize_by(levels[-1][rows], scale)]
-                maps = self.mask_head(scaled, image_BCSS[rows])
+                maps = self.mask_head(scaled, image_BCSS[rows], unit_box_B4[rows])
                 logits_BMM = logits_BMM.index_copy(
                     0, rows, self._match(vector_BC[rows], maps).to(logits_BMM.dtype)
                 )
         return logits_BMM
 
     def _decode_every_size(
-        self, vector_BC: Tensor, levels: list[Tensor], image_BCSS: Tensor, box_area_B: Tensor
+        self,
+        vector_BC: Tensor,
+        levels: list[Tensor],
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
     ) -> Tensor:
         """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
         logits_KBMM = torch.stack(
             [
-                self._match(vector_BC, self.mask_head([resize_by(levels[-1], scale)], image_BCSS))
-                for scale in SIZE_SCALES
+                self._match(vector_BC, self.mask_head([scaled], image_BCSS, unit_box_B4))
+                for scaled in (resize_by(levels[-1], scale) for scale in SIZE_SCALES)
             ]
         )
         size_class_B = size_class_of(box_area_B)

@@ -81,9 +81,7 @@ def read_pickled_checkpoint(path: Path) -> Any:
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise _unreadable(path, error) from error
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE
-        )
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except Exception as error:
         raise _unreadable(path, error) from error
 

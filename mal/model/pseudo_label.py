@@ -1,23 +1,26 @@
 """The label that the student learns from: student and teacher agreed, sharpened by the image.
 
-Shape letters: B items, M side of the mask map, D width, h w token grid, N = h * w tokens.
+Shape letters: B items, M side of the mask map, S crop side (px), D width, h w token grid.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mal.model.affinity import prior_logits, spread_over_tokens
 from mal.model.color import lab_from_normalized
 from mal.model.heads import resize_to
 from mal.model.mean_field import mean_field
 from mal.spec.experiment import TrainSpec
 
+_MIN_PROBABILITY = 0.01
+
 
 @torch.no_grad()
 def make_pseudo_label(
     prob_BMM: Tensor,
+    unit_box_B4: Tensor,
     box_mask_BMM: Tensor,
     image_BCSS: Tensor,
     tokens_BDhw: Tensor,
@@ -27,23 +30,21 @@ def make_pseudo_label(
 
     Args:
         prob_BMM: Mean probability of student and teacher.
+        unit_box_B4: Box, xyxy as 0..1 of the crop.
         box_mask_BMM: 0 or 1.
         image_BCSS: Normalised RGB that the colours are taken from.
-        tokens_BDhw: Deep features, for the affinity of tokens.
+        tokens_BDhw: Deep features, for prior and affinity.
         train: The spec's CRF settings.
     """
-    size = prob_BMM.shape[-1] * train.crf_size_ratio
-    start_BMM = prob_BMM.float() * box_mask_BMM
-    if train.affinity_weight:
-        spread_BMM = spread_over_tokens(start_BMM, tokens_BDhw, train.affinity_temperature)
-        start_BMM = torch.lerp(start_BMM, spread_BMM, train.affinity_weight)
-    colours = resize_to(image_BCSS.float(), (size, size))
+    size = (prob_BMM.shape[-1] * train.crf_size_ratio,) * 2
+    start_BMM = _start_of(prob_BMM.float(), unit_box_B4, box_mask_BMM, tokens_BDhw, train)
+    colours = resize_to(image_BCSS.float(), size)
     if train.crf_color_space == "lab":
         colours = lab_from_normalized(colours)
     label = mean_field(
         colours,
-        resize_to(start_BMM[:, None], (size, size))[:, 0],
-        (resize_to(box_mask_BMM[:, None], (size, size))[:, 0] >= 0.5).float(),
+        resize_to(start_BMM[:, None], size)[:, 0],
+        (resize_to(box_mask_BMM[:, None], size)[:, 0] >= 0.5).float(),
         kernel_size=train.crf_kernel_size,
         zeta=train.crf_zeta,
         num_iters=train.crf_num_iter,
@@ -55,22 +56,25 @@ def make_pseudo_label(
     return (resize_to(label[:, None], prob_BMM.shape[-2:])[:, 0] >= 0.5).float()
 
 
-def token_affinity(tokens_BDhw: Tensor, temperature: float) -> Tensor:
-    """Return how alike each pair of tokens is: exp((cos - 1) / T), each row summing to 1.
-
-    Returns:
-        (B, N, N); rows average over their columns.
-    """
-    unit_BDN = F.normalize(tokens_BDhw.float().flatten(2), dim=1)
-    cosine_BNN = unit_BDN.transpose(1, 2) @ unit_BDN
-    weight_BNN = ((cosine_BNN - 1) / temperature).exp_()
-    return weight_BNN / weight_BNN.sum(2, keepdim=True)
-
-
-def spread_over_tokens(map_BMM: Tensor, tokens_BDhw: Tensor, temperature: float) -> Tensor:
-    """Replace each place of a map by the mean over the tokens like its own, (B, M, M)."""
-    grid = tokens_BDhw.shape[-2:]
-    token_value_BN = F.adaptive_avg_pool2d(map_BMM[:, None], grid).flatten(1)
-    affinity_BNN = token_affinity(tokens_BDhw, temperature)
-    spread_BN = torch.bmm(affinity_BNN, token_value_BN[:, :, None])
-    return resize_to(spread_BN.view(-1, 1, *grid), map_BMM.shape[-2:])[:, 0]
+def _start_of(
+    prob_BMM: Tensor,
+    unit_box_B4: Tensor,
+    box_mask_BMM: Tensor,
+    tokens_BDhw: Tensor,
+    train: TrainSpec,
+) -> Tensor:
+    """Mix the prediction with what the tokens say, and move its threshold to one half."""
+    start_BMM = prob_BMM
+    if train.prior_weight:
+        prior = prior_logits(tokens_BDhw, unit_box_B4, train.affinity_temperature)
+        prior_BMM = resize_to(prior[:, None], prob_BMM.shape[-2:])[:, 0].sigmoid()
+        start_BMM = torch.lerp(start_BMM, prior_BMM, train.prior_weight)
+    start_BMM = start_BMM * box_mask_BMM
+    if train.affinity_weight:
+        spread_BMM = spread_over_tokens(start_BMM, tokens_BDhw, train.affinity_temperature)
+        start_BMM = torch.lerp(start_BMM, spread_BMM, train.affinity_weight)
+    if train.crf_start_thres == 0.5:
+        return start_BMM
+    bounded_BMM = start_BMM.clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    threshold = torch.tensor(train.crf_start_thres, device=prob_BMM.device)
+    return (torch.logit(bounded_BMM) - torch.logit(threshold)).sigmoid()

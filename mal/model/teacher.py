@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: Network) -> Network:
     """Copy the student; modules without trained parameters are shared, not copied.
 
     A frozen backbone is the same in both: sharing it saves its memory, and its place in the
@@ -26,8 +29,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher towards the student: t <- momentum * t + (1 - momentum) * s.
 
-    Buffers (running statistics) follow in the same way where they are floating point, else are
-    copied.
+    Buffers (running statistics, averages already) are copied.
     """
     pairs = [
         (mine, theirs)
@@ -38,9 +40,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         averaged, current = zip(*pairs, strict=True)
         torch._foreach_lerp_(list(averaged), list(current), 1 - momentum)
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-        if mine is theirs:
-            continue
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - momentum)
-        else:
+        if mine is not theirs:
             mine.copy_(theirs)

@@ -29,5 +29,5 @@ def read_recipe(name: str) -> str:
     """
     known = list_recipes()
     if name not in known:
-        raise SpecError(f"recipe must be one of {', '.join(known)}, got '{name}'.")
+        raise SpecError(f"recipe must be packaged, got {name}. Use one of {', '.join(known)}.")
     return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""The experiment spec: one tree of dataclasses, the single source of every key, default and bound.
+"""The experiment spec: dataclasses, the single source of every key, default and bound.
 
-Keys and defaults without a mark are those of TAO's `mal`; keys that exist only here say "Ours". Defaults give TAO's
-behaviour, so that a plain TAO spec runs as it does there; what measurement favours is in `mal/recipes`.
+Keys and defaults without a mark are those of TAO's `mal`; keys that exist only here say "Ours".
+Defaults give TAO's behaviour, so that a plain TAO spec runs as it does there; what measurement
+favours is in `mal/recipes`.
 """
 
 from __future__ import annotations
@@ -130,15 +131,13 @@ class ModelSpec:
     mask_head_num_convs: int = setting(4, "3x3 convolutions of the mask head.", minimum=1)
     mask_head_hidden_channel: int = setting(256, "Width of the mask head.", minimum=1)
     mask_head_out_channel: int = setting(256, "Width of its output.", minimum=1)
-    mask_scale_ratio: float = setting(
-        2.0, "Upsampling inside the mask head.", exclusive_minimum=0
-    )
+    mask_scale_ratio: float = setting(2.0, "Upsampling inside the mask head.", exclusive_minimum=0)
     mask_scale_ratio_pre: int = setting(1, "Upsampling before the mask head.", minimum=1)
     not_adjust_scale: bool = setting(False, "Do not resize features by the object's size.")
     object_pooling: str = setting(
         "crop",
         "Ours. Features averaged into the object vector: the whole crop (the paper), or those "
-        "inside the box.",
+        "inside the box minus those outside.",
         choices=("crop", "box"),
     )
     teacher_momentum: float = setting(0.996, "EMA momentum of the teacher.", minimum=0, maximum=1)
@@ -208,13 +207,11 @@ class TrainSpec:
     lr: float = setting(
         1e-6,
         "Learning rate a box: the effective rate is lr * devices * nodes * batch_size.",
-        exclusive_minimum=0,
+        minimum=0,
         search=SearchRange(1e-7, 1e-2, log=True),
     )
     min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
-    min_lr_rate: float = setting(
-        0.02, "Lower end as a part of the rate.", minimum=0, maximum=1
-    )
+    min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
     num_wave: float = setting(1.0, "Half waves of the cosine.", exclusive_minimum=0)
     warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
     warmup_rate: float = setting(
@@ -224,7 +221,8 @@ class TrainSpec:
         maximum=1,
     )
     wd: float = setting(
-        5e-4, "Weight decay of weights (never of biases, norms or position embeddings).",
+        5e-4,
+        "Weight decay of weights (never of biases, norms or position embeddings).",
         minimum=0,
         search=SearchRange(1e-6, 1e-1, log=True),
     )
@@ -284,11 +282,30 @@ class TrainSpec:
         "Ours. rgb: normalised RGB (the paper); lab: CIELAB / 100.",
         choices=("rgb", "lab"),
     )
+    crf_view: str = setting(
+        "student",
+        "Ours. Whose crop the CRF takes its colours from: the student's augmented one (the "
+        "paper) or the teacher's clean one.",
+        choices=("student", "teacher"),
+    )
     crf_start: str = setting(
         "clamped",
         "Ours. clamped: the probabilities, clamped (the paper); balanced: only their sign; soft: "
         "their log-odds with the outside at the lower clamp.",
         choices=("clamped", "balanced", "soft"),
+    )
+    crf_start_thres: float = setting(
+        0.5,
+        "Ours. Probability from which the CRF starts a pixel as object.",
+        exclusive_minimum=0,
+        maximum=0.99,
+    )
+    prior_weight: float = setting(
+        0.0,
+        "Ours. Part of the training-free prior (the box spread over like tokens) in the pseudo "
+        "label's start.",
+        minimum=0,
+        maximum=1,
     )
     affinity_weight: float = setting(
         0.0,
@@ -322,9 +339,10 @@ class EvaluateSpec(PredictionSpec):
     """Measuring against true masks."""
 
     comp_clustering: bool = setting(False, "Keep only the largest connected part of a mask.")
-    min_box_area: float = setting(
-        0.0, "Ours. Count boxes of w*h above this, px^2.", minimum=0
+    training_free: bool = setting(
+        False, "Ours. Measure the training-free baseline of a ViT too (one more pass)."
     )
+    min_box_area: float = setting(0.0, "Ours. Count boxes of w*h above this, px^2.", minimum=0)
     min_box_side: float = setting(
         0.0, "Ours. Count boxes whose both sides reach this, px.", minimum=0
     )

@@ -7,21 +7,35 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import yaml
 
 from mal.errors import SpecError
-from mal.recipes import read_recipe
-from mal.spec.experiment import REQUIRED, ExperimentSpec, Setting
+from mal.spec.convert import convert_value, remedy_for, yaml_text
+from mal.spec.experiment import ACTIONS, REQUIRED, ExperimentSpec, Setting
 from mal.spec.rules import combination_problems
+from mal.spec.sources import flatten, parse_override, read_spec_file, read_spec_source
 
-RECIPE_PREFIX = "recipe:"
+__all__ = [
+    "ACTION_SECTIONS",
+    "iterate_settings",
+    "load_spec",
+    "read_spec_source",
+    "spec_as_dict",
+    "write_experiment_yaml",
+]
+
+ACTION_SECTIONS = {
+    "train": ("dataset", "model", "train", "wandb"),
+    "evaluate": ("dataset", "model", "train", "evaluate", "wandb"),
+    "inference": ("dataset", "model", "train", "inference", "wandb"),
+    "export": ("dataset", "model", "train", "export"),
+}
 
 ALIASES = {"model.crop_size": "dataset.crop_size", "model.load_mask": "dataset.load_mask"}
 SHORTHANDS = {
@@ -36,18 +50,20 @@ SHORTHANDS = {
     "resume_checkpoint": ("train.resume_training_checkpoint_path",),
 }
 
-SpecSource = Union[str, Path, Mapping[str, Any]]
+SpecSource = str | Path | Mapping[str, Any]
 
 
-class _SpecLoader(yaml.SafeLoader):
-    """YAML with `1e-6` read as a number (PyYAML's YAML 1.1 reads a string)."""
+@dataclass(frozen=True)
+class _Given:
+    """A value, the key as it was written, and the file it stands in ('' for none)."""
 
+    value: Any
+    written_key: str
+    file: str
 
-_SpecLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    @property
+    def place(self) -> str:
+        return f" in {self.file}" if self.file else ""
 
 
 def load_spec(
@@ -65,31 +81,22 @@ def load_spec(
     Raises:
         SpecError: With all problems found.
     """
+    if action not in ACTIONS:
+        raise SpecError(f"action must be known, got {action}. Use one of {', '.join(ACTIONS)}.")
     sources = [source] if isinstance(source, str | Path | Mapping) else list(source)
     problems: list[str] = []
-    values: dict[str, Any] = {}
-    for item in sources:
-        content = item if isinstance(item, Mapping) else _read_source(str(item))
-        name = "" if isinstance(item, Mapping) else str(item)
-        values.update(_canonical(_flatten(content), name, problems))
-    for override in overrides:
-        values.update(_canonical(_parse_override(override, problems), "", problems))
+    given: dict[str, _Given] = {}
+    for content, file in _read_all(sources, overrides, problems):
+        given.update(_known_settings(content, file, problems))
     spec = ExperimentSpec()
-    for key, value in values.items():
-        _assign(spec, key, value, problems)
+    unusable = [
+        key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
+    ]
     problems += _missing_required(spec, action)
-    if not problems:
-        problems += combination_problems(spec)
+    problems += combination_problems(spec, action, unusable)
     if problems:
         raise SpecError(problems)
     return spec
-
-
-def read_spec_source(text: str) -> Mapping[str, Any]:
-    """Read a spec given as YAML text or as `recipe:NAME`, as pipelines pass it."""
-    if text.strip().startswith(RECIPE_PREFIX):
-        return _read_source(text.strip())
-    return _parse_yaml(text, "the spec text")
 
 
 def spec_as_dict(spec: Any) -> dict[str, Any]:
@@ -115,158 +122,97 @@ def iterate_settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, hints[field.name], field.metadata["setting"], default
 
 
-def _read_source(source: str) -> Mapping[str, Any]:
-    if source.startswith(RECIPE_PREFIX):
-        return _parse_yaml(read_recipe(source.removeprefix(RECIPE_PREFIX)), source)
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(
-            f"spec file must be readable, got {source} ({error.strerror or error}). "
-            "Give a YAML file or recipe:NAME."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"spec file must be UTF-8 text, got {source}.") from error
-    return _parse_yaml(text, source)
-
-
-def _parse_yaml(text: str, name: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.load(text, Loader=_SpecLoader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"spec must be valid YAML, got an error in {name}: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise SpecError(f"spec must be a mapping of sections, got {type(content).__name__} in {name}.")
-    return content
-
-
-def _parse_override(override: str, problems: list[str]) -> dict[str, Any]:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        problems.append(f"override must read key=value, got '{override}'.")
-        return {}
-    try:
-        value = yaml.load(text, Loader=_SpecLoader) if text.strip() else ""
-    except yaml.YAMLError:
-        problems.append(f"{key} must be a YAML value, got '{text}'. Quote it.")
-        return {}
-    if isinstance(value, Mapping):
-        return _flatten({key.strip(): value})
-    return {key.strip(): value}
-
-
-def _flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{key}."))
-        else:
-            flat[key] = value
-    return flat
-
-
 _SETTINGS = {
     key: (hint, facts, default) for key, hint, facts, default in iterate_settings(ExperimentSpec)
 }
 _SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 
 
-def _canonical(flat: Mapping[str, Any], source: str, problems: list[str]) -> dict[str, Any]:
+def _read_all(
+    sources: Sequence[SpecSource], overrides: Sequence[str], problems: list[str]
+) -> Iterator[tuple[Mapping[Any, Any], str]]:
+    """Yield what each source and override holds, and the file's name; later ones win."""
+    for source in sources:
+        if isinstance(source, Mapping):
+            yield source, ""
+            continue
+        try:
+            yield read_spec_file(str(source)), str(source)
+        except SpecError as error:
+            problems += error.problems
+    for override in overrides:
+        try:
+            yield parse_override(override), ""
+        except SpecError as error:
+            problems += error.problems
+
+
+def _known_settings(
+    content: Mapping[Any, Any], file: str, problems: list[str]
+) -> dict[str, _Given]:
     """Replace aliases and shorthands; report unknown keys with the nearest known one."""
-    place = f" in {source}" if source else ""
-    known: dict[str, Any] = {}
-    for key, value in flat.items():
+    known: dict[str, _Given] = {}
+    for key, value in flatten(content, _SECTIONS).items():
+        entry = _Given(value, key, file)
         if key in SHORTHANDS:
-            known.update(dict.fromkeys(SHORTHANDS[key], value))
+            known.update(dict.fromkeys(SHORTHANDS[key], entry))
         elif ALIASES.get(key, key) in _SETTINGS:
-            known[ALIASES.get(key, key)] = value
+            known[ALIASES.get(key, key)] = entry
         elif key in _SECTIONS:
             if value is not None:
-                problems.append(f"{key} must be a section of keys, got {value!r}{place}.")
+                problems.append(
+                    f"{key} must be a section of keys, got {yaml_text(value)}{entry.place}. "
+                    f"Write its keys below it, or {key}.KEY=VALUE."
+                )
         else:
-            problems.append(f"{key} is not a key of the spec{place}.{_suggest(key)}")
+            problems.append(f"{key} must be a key of the spec{entry.place}. {_suggest(key)}")
     return known
 
 
 def _suggest(key: str) -> str:
-    candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS]
-    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+    candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else _SECTIONS)]
+    nearest = difflib.get_close_matches(key[:100], candidates, n=1, cutoff=0.6)
     if not nearest:
         leaf = key.rpartition(".")[2]
         nearest = [known for known in _SETTINGS if known.rpartition(".")[2] == leaf][:1]
-    return f" Did you mean {nearest[0]}?" if nearest else " Run: mal spec train."
+    return f"Did you mean {nearest[0]}?" if nearest else "Run mal spec train to see all keys."
 
 
-def _assign(spec: ExperimentSpec, key: str, value: Any, problems: list[str]) -> None:
+def _assign(
+    spec: ExperimentSpec, key: str, entry: _Given, action: str, problems: list[str]
+) -> bool:
+    """Set a key; a value that cannot be used is reported and leaves the default."""
     hint, facts, default = _SETTINGS[key]
-    if value is None:
-        value = default
-    converted, rule = _convert(value, hint)
+    if entry.value is None:
+        return True
+    if entry.value == REQUIRED:
+        if default == REQUIRED or not _is_needed(key, action):
+            return True
+        problems.append(f"{key} must be set, got ???{entry.place}. Write {key}=VALUE.")
+        return False
+    value, rule = convert_value(entry.value, hint, facts)
     if rule is None:
-        rule = _broken_rule(converted, facts)
-    if rule is not None:
-        problems.append(f"{key} must {rule}, got {value!r}. {_remedy(default, facts)}")
-        return
+        _set_value(spec, key, value)
+        return True
+    sentence = f"{entry.written_key} must {rule}, got {yaml_text(entry.value)}{entry.place}."
+    if not any(problem.startswith(sentence) for problem in problems):  # a shorthand sets several
+        problems.append(f"{sentence} {remedy_for(hint, facts, default, entry.value)}")
+    return False
+
+
+def _is_needed(key: str, action: str) -> bool:
+    """Whether `???` stops the action; TAO's files leave the keys of other actions open."""
+    section = key.partition(".")[0]
+    needed = ("results_dir", "model", action, *(["dataset"] if action == "train" else []))
+    return section in needed
+
+
+def _set_value(spec: ExperimentSpec, key: str, value: Any) -> None:
     target: Any = spec
     *sections, name = key.split(".")
-    for section_name in sections:
-        target = getattr(target, section_name)
-    setattr(target, name, list(converted) if isinstance(converted, list) else converted)
-
-
-def _remedy(default: Any, facts: Setting) -> str:
-    if facts.choices:
-        return f"Use one of {', '.join(facts.choices)}."
-    if default == REQUIRED:
-        return "Give its path."
-    return f"The default is {default!r}."
-
-
-def _convert(value: Any, hint: Any) -> tuple[Any, str | None]:
-    """Convert to the declared type; the second value is the broken rule, if any."""
-    if typing.get_origin(hint) is list:
-        (item_hint,) = typing.get_args(hint)
-        if not isinstance(value, list | tuple):
-            return value, f"be a list of {_type_name(item_hint)}s"
-        items = [_convert(item, item_hint) for item in value]
-        broken = next((rule for _, rule in items if rule), None)
-        return [item for item, _ in items], broken and f"be a list of {_type_name(item_hint)}s"
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value), None
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value), None
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value), None
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value, None
-    return value, f"be {_type_name(hint, article=True)}"
-
-
-def _type_name(hint: Any, *, article: bool = False) -> str:
-    name = {int: "whole number", float: "number", bool: "true or false", str: "text"}[hint]
-    return f"a {name}" if article and hint in (int, float) else name
-
-
-def _broken_rule(value: Any, facts: Setting) -> str | None:
-    if facts.choices and value not in facts.choices:
-        return f"be one of {', '.join(facts.choices)}"
-    if isinstance(value, list) and facts.lengths and len(value) not in facts.lengths:
-        return f"have {' or '.join(map(str, facts.lengths))} values"
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, str | bool | types.NoneType):
-            continue
-        if number != number or number in (float("inf"), float("-inf")):
-            return "be a finite number"
-        if facts.minimum is not None and number < facts.minimum:
-            return f"be at least {facts.minimum:g}"
-        if facts.exclusive_minimum is not None and number <= facts.exclusive_minimum:
-            return f"be above {facts.exclusive_minimum:g}"
-        if facts.maximum is not None and number > facts.maximum:
-            return f"be at most {facts.maximum:g}"
-    return None
+    for section in sections:
+        target = getattr(target, section)
+    setattr(target, name, value)
 
 
 def _missing_required(spec: ExperimentSpec, action: str) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from mal.spec.experiment import ExperimentSpec
 
 PATCH_SIZE_SEPARATOR = "/"
+
+Finding = tuple[tuple[str, ...], str]
 
 
 def patch_size_of(arch: str) -> int:
@@ -17,58 +21,135 @@ def is_hybrid(arch: str) -> bool:
     return arch.startswith("vit-hybrid-")
 
 
-def combination_problems(spec: ExperimentSpec) -> list[str]:
-    """Check what no single key can tell; each problem names its key and the remedy."""
-    problems = []
-    dataset, model, train = spec.dataset, spec.model, spec.train
-    patch = patch_size_of(model.arch)
+def combination_problems(
+    spec: ExperimentSpec, action: str, unusable_keys: Collection[str] = ()
+) -> list[str]:
+    """Check what no single key can tell; each problem names its key and the remedy.
+
+    Args:
+        spec: With its default in the place of every unusable key.
+        action: Whose own section is checked.
+        unusable_keys: Keys with a problem of their own; rules that need them say nothing.
+    """
+    findings = [
+        *_dataset_findings(spec),
+        *_model_findings(spec),
+        *_crf_findings(spec),
+        *_order_findings(spec),
+        *_prediction_findings(spec, action),
+    ]
+    return [message for keys, message in findings if not set(keys) & set(unusable_keys)]
+
+
+def _dataset_findings(spec: ExperimentSpec) -> Iterator[Finding]:
+    dataset, arch = spec.dataset, spec.model.arch
+    patch = patch_size_of(arch)
     if dataset.crop_size % patch:
         below = dataset.crop_size // patch * patch
-        problems.append(
-            f"dataset.crop_size must be a multiple of the patch size {patch} of {model.arch}, "
-            f"got {dataset.crop_size}. Use {below} or {below + patch}."
+        yield (
+            ("dataset.crop_size", "model.arch"),
+            (
+                f"dataset.crop_size must be a multiple of the patch size {patch} of {arch}, "
+                f"got {dataset.crop_size}. Use {below} or {below + patch}."
+            ),
         )
     if dataset.min_obj_size >= dataset.max_obj_size:
-        problems.append(
-            f"dataset.min_obj_size must be below dataset.max_obj_size, got "
-            f"{dataset.min_obj_size:g} and {dataset.max_obj_size:g}."
+        yield (
+            ("dataset.min_obj_size", "dataset.max_obj_size"),
+            (
+                f"dataset.min_obj_size must be below dataset.max_obj_size, got "
+                f"{dataset.min_obj_size:g} and {dataset.max_obj_size:g}. Lower the first."
+            ),
         )
-    if train.crf_kernel_size % 2 == 0:
-        problems.append(f"train.crf_kernel_size must be odd, got {train.crf_kernel_size}. Use 3 or 5.")
-    if not 0 < train.crf_value_low_thres < train.crf_value_high_thres < 1:
-        problems.append(
-            "train.crf_value_low_thres must lie between 0 and train.crf_value_high_thres < 1, got "
-            f"{train.crf_value_low_thres:g} and {train.crf_value_high_thres:g}."
-        )
-    for key, pair in (
-        ("train.margin_rate", train.margin_rate),
-        ("dataset.window_rate", dataset.window_rate),
-        ("train.loss_crf_window", train.loss_crf_window),
-    ):
-        if pair and pair[0] > pair[1]:
-            problems.append(f"{key} must rise, got {pair}. Swap its values.")
     if dataset.window_rate and dataset.window_rate[0] < 1:
-        problems.append(f"dataset.window_rate must start at 1 or more, got {dataset.window_rate}.")
+        yield (
+            ("dataset.window_rate",),
+            (
+                f"dataset.window_rate must start at 1 or more, got {dataset.window_rate}. "
+                "A window of 1 is the box itself."
+            ),
+        )
+    if dataset.box_jitter and not dataset.window_rate:
+        yield (
+            ("dataset.box_jitter", "dataset.window_rate"),
+            (
+                "dataset.box_jitter must be 0 without dataset.window_rate, got "
+                f"{dataset.box_jitter:g}."
+                " Set dataset.window_rate, e.g. to [1.3, 2.2]."
+            ),
+        )
+
+
+def _model_findings(spec: ExperimentSpec) -> Iterator[Finding]:
+    model, train = spec.model, spec.train
     if train.cached_crops and not model.freeze_backbone:
-        problems.append(
-            "train.cached_crops must be 0 unless model.freeze_backbone is true, got "
-            f"{train.cached_crops}. Set model.freeze_backbone=true."
+        yield (
+            ("train.cached_crops", "model.freeze_backbone"),
+            (
+                "train.cached_crops must be 0 unless model.freeze_backbone is true, got "
+                f"{train.cached_crops}. Set model.freeze_backbone=true."
+            ),
         )
     if is_hybrid(model.arch) != (model.mask_head == "pyramid"):
-        problems.append(
-            f"model.mask_head must be pyramid for a hybrid and only for it, got {model.mask_head} "
-            f"with {model.arch}. Change one of the two."
+        yield (
+            ("model.mask_head", "model.arch"),
+            (
+                "model.mask_head must be pyramid for a hybrid and only for it, got "
+                f"{model.mask_head} with {model.arch}. Change one of the two."
+            ),
         )
-    for name in ("evaluate", "inference", "export"):
-        section = getattr(spec, name)
-        if section.use_mixed_model_test and section.use_teacher_test:
-            problems.append(
-                f"{name}.use_teacher_test must be false when {name}.use_mixed_model_test is true. "
-                "Choose one."
-            )
-        if getattr(section, "trt_engine", ""):
-            problems.append(
-                f"{name}.trt_engine must be empty, got {section.trt_engine}: TensorRT engines are "
-                f"not supported. Give the .onnx file as {name}.checkpoint."
-            )
-    return problems
+    if max(train.optim_betas) >= 1:
+        yield (
+            ("train.optim_betas",),
+            f"train.optim_betas must be below 1, got {train.optim_betas}. Use [0.9, 0.9].",
+        )
+
+
+def _crf_findings(spec: ExperimentSpec) -> Iterator[Finding]:
+    train = spec.train
+    if train.crf_kernel_size % 2 == 0:
+        yield (
+            ("train.crf_kernel_size",),
+            f"train.crf_kernel_size must be odd, got {train.crf_kernel_size}. Use 3 or 5.",
+        )
+    if not 0 < train.crf_value_low_thres < train.crf_value_high_thres < 1:
+        yield (
+            ("train.crf_value_low_thres", "train.crf_value_high_thres"),
+            (
+                "train.crf_value_low_thres must lie between 0 and train.crf_value_high_thres < 1, "
+                f"got {train.crf_value_low_thres:g} and {train.crf_value_high_thres:g}. "
+                "Use 0.1 and 0.9."
+            ),
+        )
+
+
+def _order_findings(spec: ExperimentSpec) -> Iterator[Finding]:
+    for key, pair in (
+        ("train.margin_rate", spec.train.margin_rate),
+        ("dataset.window_rate", spec.dataset.window_rate),
+        ("train.loss_crf_window", spec.train.loss_crf_window),
+    ):
+        if pair and pair[0] > pair[1]:
+            yield (key,), f"{key} must rise, got {pair}. Swap its values."
+
+
+def _prediction_findings(spec: ExperimentSpec, action: str) -> Iterator[Finding]:
+    if action == "train":
+        return
+    section = getattr(spec, action)
+    if section.use_mixed_model_test and section.use_teacher_test:
+        yield (
+            (f"{action}.use_mixed_model_test", f"{action}.use_teacher_test"),
+            (
+                f"{action}.use_teacher_test must be false when {action}.use_mixed_model_test "
+                "is true, got true. Choose one."
+            ),
+        )
+    if getattr(section, "trt_engine", ""):
+        yield (
+            (f"{action}.trt_engine",),
+            (
+                f"{action}.trt_engine must be empty, got {section.trt_engine}: TensorRT engines "
+                f"are not supported. Give the .onnx file as {action}.checkpoint."
+            ),
+        )

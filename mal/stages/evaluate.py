@@ -5,11 +5,17 @@ from __future__ import annotations
 import datetime
 import logging
 
+import torch
+
 from mal import __version__
 from mal.artifacts import METRICS_FILE, REPORT_FILE, sha256_of_file, write_json
+from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.errors import SpecError
 from mal.evaluation.report import write_report
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
+from mal.labeling.training_free import TrainingFreeModel
+from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.measure import measure_model
@@ -41,10 +47,11 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             key="dataset.val",
             with_masks=dataset.load_mask,
         )
-        loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
+        device = choose_device(spec, section.gpu_ids)
+        loaded = load_model(section, spec, device)
         settings = prediction_settings(spec, section, loaded.crop_size)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
-        metrics = measured.measurement.metrics
+        metrics = measured.measurement.metrics | _training_free_figures(spec, loaded, reader, device)
         write_json(session.path / METRICS_FILE, metrics)
         write_report(
             session.path / REPORT_FILE,
@@ -59,6 +66,33 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         session.status.write(Status.RUNNING, "evaluation finished", kpi=figures)
     return EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
+
+
+def _training_free_figures(
+    spec: ExperimentSpec, loaded: LoadedModel, reader: ImageReader, device: torch.device
+) -> dict[str, float | None]:
+    """Measure what the backbone's tokens give without training: what training has to beat.
+
+    Raises:
+        SpecError: It is asked for where there is no ViT to ask.
+    """
+    if not spec.evaluate.training_free:
+        return {}
+    backbone = getattr(loaded.model, "backbone", None)
+    if not isinstance(backbone, ViTBackbone):
+        raise SpecError(
+            "evaluate.training_free must be false without the checkpoint of a ViT, got true for "
+            f"{loaded.path.name}. Set evaluate.training_free=false."
+        )
+    settings = prediction_settings(spec, spec.evaluate, loaded.crop_size)
+    model = TrainingFreeModel(backbone, device)
+    figures = measure_model(
+        model, reader, settings, spec.evaluate, name="baseline"
+    ).measurement.metrics
+    return {
+        "training_free_mIoU": figures["mIoU"],
+        "training_free_iou": figures["mean_iou_instances"],
+    }
 
 
 def report_facts(loaded: LoadedModel, annotation_uri: str) -> dict[str, str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
-from mal.errors import SpecError
+from mal.errors import MalError, SpecError, StorageError
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Session:
@@ -31,6 +35,14 @@ class Session:
         """The local result folder."""
         return self.results.path
 
+    def write_spec(self, spec: ExperimentSpec) -> None:
+        """Write `experiment.yaml`, the resolved spec."""
+        write_text(self.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
+
+    def upload(self) -> None:
+        """Bring what is finished so far to a remote result folder."""
+        self.results.upload()
+
 
 @contextmanager
 def recording(
@@ -47,18 +59,25 @@ def recording(
     results = ResultsFolder(results_uri(action, spec))
     results.restore(restored)
     session = Session(results)
-    write_text(session.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
-    session.status.write(Status.STARTED, f"{action} started")
     try:
+        session.write_spec(spec)
+        session.status.write(Status.STARTED, f"{action} started")
         yield session
         write_manifest(session.path, action=action, inputs=inputs)
         session.status.write(Status.SUCCESS, f"{action} finished")
     except BaseException as error:
         message = str(error) or type(error).__name__
-        session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
+        with contextlib.suppress(OSError):
+            session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
+        with contextlib.suppress(MalError):
+            results.upload()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise StorageError(
+                f"results_dir must have room, got {results.uri} ({error.strerror}). Free some, or "
+                "choose another folder."
+            ) from error
         raise
-    finally:
-        results.upload()
+    results.upload()
 
 
 def results_uri(action: str, spec: ExperimentSpec) -> str:

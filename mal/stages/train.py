@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.errors import SpecError
 from mal.labeling.load import prediction_settings
-from mal.labeling.predictor import NetworkEnsemble
-from mal.runtime import choose_device, handling_stop_signals
+from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
+from mal.model.checkpoint import SPEC_KEY, read_checkpoint
+from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.measure import measure_model
 from mal.stages.results import TrainResult
 from mal.stages.session import Session, recording
 from mal.status import Status
 from mal.storage import fetch_file
-from mal.training.trainer import TrainingRun, train_network
+from mal.training.trainer import Measure, TrainingRun, train_network
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +60,18 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
             with_masks=spec.train.supervision == "mask",
         )
         device = choose_device(spec, spec.train.gpu_ids)
+        resume_from = _resume_checkpoint(spec, session.path)
+        spec = _with_drawn_seed(spec, resume_from)
+        session.write_spec(spec)
         run = TrainingRun(
             folder=session.path,
             device=device,
-            seed=spec.train.seed if spec.train.seed >= 0 else secrets.randbits(31),
+            seed=spec.train.seed,
             stop=stop,
-            measure=_validation(spec, device, session),
-            on_checkpoint=lambda: _upload(session),
+            measure=_validation(spec, stop, session),
+            on_checkpoint=session.upload,
         )
-        metrics = train_network(reader, spec, run, _resume_checkpoint(spec, session.path))
+        metrics = train_network(reader, spec, run, resume_from)
         session.status.write(Status.RUNNING, "training finished", kpi=metrics)
     return TrainResult(
         results_dir=session.path,
@@ -74,7 +81,19 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     )
 
 
-def _validation(spec: ExperimentSpec, device: Any, session: Session) -> Any:
+def _with_drawn_seed(spec: ExperimentSpec, resume_from: Path | None) -> ExperimentSpec:
+    """Return the spec with a seed in place of -1: the resumed run's own, or a new one."""
+    if spec.train.seed >= 0:
+        return spec
+    seed = secrets.randbits(31)
+    if resume_from is not None:
+        saved = read_checkpoint(resume_from).get(SPEC_KEY)
+        if isinstance(saved, Mapping):
+            seed = int(saved["train"]["seed"])
+    return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=seed))
+
+
+def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Measure | None:
     """Return how to measure on the validation set, or None where it has no masks."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
@@ -88,13 +107,20 @@ def _validation(spec: ExperimentSpec, device: Any, session: Session) -> Any:
         return None
 
     def measure(module: Any) -> Mapping[str, float]:
-        networks = _networks_to_measure(module, spec)
         ensemble = NetworkEnsemble(
-            networks, use_flip=spec.evaluate.use_flip_test, device=module.device
+            _networks_to_measure(module, spec),
+            use_flip=spec.evaluate.use_flip_test,
+            device=module.device,
         )
-        figures = _measure(ensemble, reader, spec)
-        module.on_train_epoch_start()
-        return figures
+
+        def predict_unless_stopped(*inputs: Tensor) -> Tensor:
+            stop.raise_if_received()
+            return ensemble(*inputs)
+
+        try:
+            return _measure(predict_unless_stopped, reader, spec)
+        finally:
+            module.set_training_modes()
 
     return measure
 
@@ -106,16 +132,14 @@ def _networks_to_measure(module: Any, spec: ExperimentSpec) -> list[Any]:
 
 
 def _measure(
-    ensemble: NetworkEnsemble, reader: ImageReader, spec: ExperimentSpec
+    model: ProbabilityModel, reader: ImageReader, spec: ExperimentSpec
 ) -> dict[str, float]:
+    """Return the figures, without those that no box within the limits of `evaluate` gives."""
     settings = prediction_settings(spec, spec.evaluate, spec.dataset.crop_size)
-    measured = measure_model(ensemble, reader, settings, spec.evaluate, name="validate")
+    measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
     figures = measured.measurement.metrics
-    return {
-        "val_mIoU": float(figures["mIoU"]),
-        "val_mean_iou_instances": float(figures["mean_iou_instances"]),
-        "val_box_iou": float(figures["box_iou"]),
-    }
+    names = ("mIoU", "mean_iou_instances", "box_iou")
+    return {f"val_{name}": float(figures[name]) for name in names if figures[name] is not None}
 
 
 def _say_unmeasured(session: Session, reason: str) -> None:
@@ -135,10 +159,6 @@ def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
         log.info("going on from %s", latest.resolve().name)
         return latest
     return None
-
-
-def _upload(session: Session) -> None:
-    session.results.upload()
 
 
 def _refuse_several_devices(spec: ExperimentSpec) -> None:

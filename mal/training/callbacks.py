@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -10,7 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
@@ -19,8 +22,9 @@ from mal.artifacts import (
     checkpoint_name,
     writing_atomically,
 )
+from mal.errors import StorageError
 from mal.model.checkpoint import SPEC_KEY
-from mal.runtime import StopRequest
+from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
 from mal.status import Status, StatusLog
@@ -29,12 +33,33 @@ log = logging.getLogger(__name__)
 
 POSITION_KEY = "mal_position"
 VALIDATION_FIGURE = "val_mIoU"
+RECORD_KEYS = ("epoch", "step", "lr", "epoch_time_s")
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes straight to the file; Lightning's own makes a copy in memory and one in /tmp."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            StorageError: The disk is full, or cannot be written.
+        """
+        try:
+            torch.save(checkpoint, path)
+        except (OSError, RuntimeError) as error:
+            folder = Path(path).parent
+            reason = str(error).partition("\n")[0][:120]
+            raise StorageError(
+                f"results_dir must take the checkpoint, got {folder} ({reason}). Free some room "
+                "there, or choose another folder; the run then goes on from its last checkpoint."
+            ) from error
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints, whole or not at all, and points `latest` and `best` at them.
-
-    """
+    """Writes checkpoints, whole or not at all, and points `latest` and `best` at them."""
 
     def __init__(
         self,
@@ -42,11 +67,13 @@ class Checkpoints(Callback):
         spec: ExperimentSpec,
         stop: StopRequest,
         on_written: Callable[[], None],
+        num_steps: int,
     ) -> None:
         self.folder = folder
         self.spec = spec
         self.stop = stop
         self.on_written = on_written
+        self.num_steps = num_steps
         self.best_figure = -math.inf
 
     def on_save_checkpoint(
@@ -54,62 +81,77 @@ class Checkpoints(Callback):
     ) -> None:
         """Add what a reader of the file needs: the spec, the place in the run, the best figure."""
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
-        checkpoint[POSITION_KEY] = {"best_figure": self.best_figure, **self._position(trainer)}
-
-    def _position(self, trainer: Trainer) -> dict[str, int]:
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        num_batches = int(trainer.num_training_batches)
-        epoch, batch = trainer.current_epoch, progress.processed
-        if batch >= num_batches:
-            epoch, batch = epoch + 1, 0
-        return {"epoch": epoch, "batch": batch}
+        progress = trainer.fit_loop.epoch_progress.current
+        is_inside_epoch = progress.processed == progress.completed
+        checkpoint[POSITION_KEY] = {
+            "best_figure": self.best_figure,
+            "epoch": progress.processed,
+            "batch": num_batches_done(trainer) if is_inside_epoch else 0,
+        }
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
     ) -> None:
-        """Write by steps, and before a requested stop."""
-        train = self.spec.train
-        is_step_done = (batch_idx + 1) % train.accum_grad_batches == 0
-        is_due = (
-            train.checkpoint_interval_unit == "step"
-            and is_step_done
-            and trainer.global_step % train.checkpoint_interval == 0
-        )
-        must_stop = self.stop.received is not None and is_step_done
-        if is_due or must_stop:
+        """Write by steps, and before a requested stop; what ends an epoch is left to its end.
+
+        The run's steps are counted here and not by Lightning, which, when it counts them, takes
+        every resumed run for one stopped inside an epoch.
+        """
+        if trainer.global_step >= self.num_steps:
+            trainer.should_stop = True
+        if batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop:
+            return
+        if (batch_idx + 1) % self.spec.train.accum_grad_batches:
+            return
+        must_stop = self.stop.received is not None
+        if must_stop or self._is_due(trainer, "step", trainer.global_step):
             self._write(trainer)
         if must_stop:
             self.stop.raise_if_received()
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        """Write by epochs, and at the end of the run; remember the best."""
+        """Write by epochs or steps, at the end of the run and before a stop; remember the best."""
         train = self.spec.train
-        is_last = is_last_epoch(trainer)
-        is_due = (
-            train.checkpoint_interval_unit == "epoch"
-            and (trainer.current_epoch + 1) % train.checkpoint_interval == 0
-        )
         figure = trainer.callback_metrics.get(VALIDATION_FIGURE)
         is_validated = is_validated_epoch(trainer, train.validation_interval)
         is_best = is_validated and figure is not None and float(figure) > self.best_figure
         if is_best:
             assert figure is not None
             self.best_figure = float(figure)
-        if is_due or is_last or is_best:
-            path = self._write(trainer)
-            if is_best:
+        is_last = is_last_epoch(trainer)
+        if (
+            is_last
+            or is_best
+            or self.stop.received is not None
+            or self._is_due(trainer, "epoch", trainer.current_epoch + 1)
+            or self._is_due(trainer, "step", trainer.global_step)
+        ):
+            path = self._write(trainer, is_best=is_best)
+            if is_last and not (self.folder / BEST_CHECKPOINT).exists():
                 point_at(self.folder / BEST_CHECKPOINT, path)
-        if is_last and not (self.folder / BEST_CHECKPOINT).exists():
-            point_at(self.folder / BEST_CHECKPOINT, path)
+                self.on_written()
+        self.stop.raise_if_received()
 
-    def _write(self, trainer: Trainer) -> Path:
-        position = self._position(trainer)
-        path = self.folder / checkpoint_name(position["epoch"], trainer.global_step)
+    def _is_due(self, trainer: Trainer, unit: str, count: int) -> bool:
+        train = self.spec.train
+        return train.checkpoint_interval_unit == unit and count % train.checkpoint_interval == 0
+
+    def _write(self, trainer: Trainer, *, is_best: bool = False) -> Path:
+        is_whole_epoch = num_batches_done(trainer) >= trainer.num_training_batches
+        num_epochs = trainer.current_epoch + is_whole_epoch
+        path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
         with writing_atomically(path) as temporary:
             trainer.save_checkpoint(temporary)
         point_at(self.folder / LATEST_CHECKPOINT, path)
+        if is_best:
+            point_at(self.folder / BEST_CHECKPOINT, path)
         self.on_written()
         return path
+
+
+def num_batches_done(trainer: Trainer) -> int:
+    """Return how many batches of the current epoch have been trained on, the present one too."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def point_at(link: Path, target: Path) -> None:
@@ -122,9 +164,7 @@ def point_at(link: Path, target: Path) -> None:
 
 def is_last_epoch(trainer: Trainer) -> bool:
     """Whether the run ends with the current epoch."""
-    if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
-        return True
-    return trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def is_validated_epoch(trainer: Trainer, interval: int) -> bool:
@@ -142,13 +182,15 @@ class Validation(Callback):
     ) -> None:
         self.measure = measure
         self.interval = interval
-        self.figures: dict[str, float] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Measure when it is due; runs before `Checkpoints`."""
+        """Measure when it is due; runs before `Checkpoints`.
+
+        A stop request ends the measurement; the epoch is then saved without its figures.
+        """
         if is_validated_epoch(trainer, self.interval):
-            self.figures = dict(self.measure(module))
-            module.log_dict(self.figures, logger=True)
+            with contextlib.suppress(Interrupted):
+                module.log_dict(dict(self.measure(module)), logger=True)
 
 
 class EpochRecords(Callback):
@@ -158,8 +200,12 @@ class EpochRecords(Callback):
         self.path = folder / EPOCH_METRICS_FILE
         self.status = status
         self.num_steps = num_steps
-        self.last: dict[str, float] = {}
+        self.last = _last_figures(self.path)
         self._epoch_started_s = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock: the start of an epoch is not repeated where a run goes on inside it."""
+        self._epoch_started_s = time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start the clock."""
@@ -183,6 +229,13 @@ class EpochRecords(Callback):
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
             kpi=figures,
         )
+
+
+def _last_figures(path: Path) -> dict[str, float]:
+    """Return the figures of the last line: those of a run that is found to be finished."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    record: dict[str, float] = json.loads(next((s for s in reversed(lines) if s.strip()), "{}"))
+    return {name: value for name, value in record.items() if name not in RECORD_KEYS}
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -222,4 +275,3 @@ class TrainingProgress(Callback):
         """Close the bar."""
         if hasattr(self, "progress"):
             self.progress.close()
-

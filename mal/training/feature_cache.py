@@ -1,7 +1,8 @@
 """Features of a frozen backbone, computed once for a fixed number of crops and kept on disk.
 
-A frozen backbone gives the same features for the same crop in every epoch; without it a step costs a hundredth. The
-crops are drawn once, so variety comes from their number (`train.cached_crops`), mirroring and colours.
+A frozen backbone gives the same features for the same crop in every epoch; without it a step costs
+a hundredth. The crops are drawn once, so variety comes from their number (`train.cached_crops`),
+mirroring and colours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment
+from mal.errors import AnnotationError
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
@@ -70,9 +72,16 @@ class _DrawnCrops(Dataset[CropBatch]):
         return len(self.keys)
 
     def __getitem__(self, position: int) -> CropBatch:
+        """Return a clean crop; a box whose image is broken gives way to the next."""
         round_, box = self.keys[position]
         rng = np.random.default_rng([self.crops.seed, round_, box])
-        return self.crops.cut_clean(int(self.crops.indices[box]), rng)
+        rows = np.roll(self.crops.indices, -box)
+        for row in rows[:-1]:
+            try:
+                return self.crops.cut_clean(int(row), rng)
+            except AnnotationError as error:
+                log.warning("row %d is skipped: %s", row, error)
+        return self.crops.cut_clean(int(rows[-1]), rng)
 
 
 def cache_crop_features(

@@ -1,4 +1,7 @@
-"""The training step of MAL: student, teacher, losses. Shape letters: B items, S crop, M map side."""
+"""The training step of MAL: student, teacher, losses.
+
+Shape letters: B items, S crop side (px), M side of the mask map.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +52,12 @@ class MALModule(LightningModule):
         num_steps: int,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.teacher: MALNetwork = make_teacher(student)
+        self.student = student.to(memory_format=torch.channels_last)
+        self.teacher = make_teacher(student)
         self.spec = spec
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.num_steps = num_steps
-        self._last_step = 0
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its warm-up and cosine."""
@@ -79,13 +81,20 @@ class MALModule(LightningModule):
         """Make dropout a function of seed and place in the run."""
         torch.manual_seed((self.seed * _RNG_STRIDE + self.current_epoch) * _RNG_STRIDE + batch_idx)
 
+    def on_train_start(self) -> None:
+        """Set the modes also where a run goes on inside an epoch, whose start is not repeated."""
+        self.set_training_modes()
+
     def on_train_epoch_start(self) -> None:
+        """Set the modes anew after whatever the epoch's end did."""
+        self.set_training_modes()
+
+    def set_training_modes(self) -> None:
         """Keep a frozen backbone from dropping paths; the teacher never does."""
         self.student.train()
         if self.spec.model.freeze_backbone:
             self.student.backbone.eval()
         self.teacher.eval()
-        self._last_step = self.global_step
 
     def training_step(self, batch: CropBatch, _batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -121,11 +130,13 @@ class MALModule(LightningModule):
         loss: Tensor = train.loss_mil_weight * self._mil_factor() * mil
         crf_weight = train.loss_crf_weight * self._crf_factor()
         if crf_weight > 0:
-            teacher_prob_BMM, tokens = self._teacher_view(levels, batch)
+            teacher_image_BCSS = normalize_image(batch.image_BCSS)
+            teacher_prob_BMM, tokens = self._teacher_view(levels, teacher_image_BCSS, batch)
             label_BMM = make_pseudo_label(
                 (prob_BMM.detach() + teacher_prob_BMM) / 2,
+                batch.unit_box_B4,
                 box_mask_BMM,
-                student_image_BCSS,
+                student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
                 tokens,
                 train,
             )
@@ -136,10 +147,9 @@ class MALModule(LightningModule):
 
     @torch.no_grad()
     def _teacher_view(
-        self, levels: list[Tensor] | None, batch: CropBatch
+        self, levels: list[Tensor] | None, image: Tensor, batch: CropBatch
     ) -> tuple[Tensor, Tensor]:
         """Return the teacher's probabilities of the clean crops, and its deepest features."""
-        image = normalize_image(batch.image_BCSS)
         levels = self.teacher.encode(image) if levels is None else levels
         logits_BMM = self.teacher.decode(levels, image, batch.unit_box_B4, batch.box_area_B)
         return logits_BMM.float().sigmoid(), levels[-1]
@@ -158,11 +168,14 @@ class MALModule(LightningModule):
             return window_factor(self.global_step, self.num_steps, train.loss_crf_window)
         return warmup_factor(self.global_step, train.loss_crf_step)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Let the teacher follow after each optimiser step."""
-        if self.global_step > self._last_step:
-            self._last_step = self.global_step
-            update_teacher(self.teacher, self.student, self.spec.model.teacher_momentum)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the teacher follow.
+
+        Here and not in `on_train_batch_end`: callbacks run before that hook, and a checkpoint
+        written by one would hold the teacher of the step before.
+        """
+        super().optimizer_step(*args, **kwargs)
+        update_teacher(self.teacher, self.student, self.spec.model.teacher_momentum)
 
     def transfer_batch_to_device(
         self, batch: CropBatch, device: torch.device, _dataloader_idx: int

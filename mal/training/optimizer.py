@@ -18,7 +18,8 @@ def build_optimizer(network: nn.Module, train: TrainSpec, lr: float) -> AdamW:
     Biases, norms and position embeddings are not decayed: pulling them to zero regularises
     nothing.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -46,7 +47,9 @@ def lr_factor(
     as the run leaves no cosine.
     """
     warmup_steps = (
-        train.warmup_rate * num_steps if train.warmup_rate else train.warmup_epochs * steps_per_epoch
+        train.warmup_rate * num_steps
+        if train.warmup_rate
+        else train.warmup_epochs * steps_per_epoch
     )
     if step + 1 <= warmup_steps:
         return (step + 1) / warmup_steps

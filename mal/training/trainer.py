@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from mal.data.batch import CropBatch
 from mal.data.crop_dataset import (
     EpochSampler,
     ImageReader,
@@ -24,19 +23,25 @@ from mal.data.crop_dataset import (
 )
 from mal.data.datamodule import training_loader
 from mal.errors import SpecError
-from mal.model.checkpoint import load_backbone_weights, read_checkpoint
+from mal.model.checkpoint import (
+    load_backbone_weights,
+    load_network_weights,
+    read_checkpoint,
+)
 from mal.model.network import MALNetwork
 from mal.runtime import StopRequest
 from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
     POSITION_KEY,
+    VALIDATION_FIGURE,
     Checkpoints,
     EpochRecords,
+    PlainCheckpointIO,
     TrainingProgress,
     Validation,
 )
-from mal.training.feature_cache import cache_crop_features
+from mal.training.feature_cache import CachedCrops, cache_crop_features
 from mal.training.module import MALModule
 from mal.training.optimizer import use_deterministic_math
 
@@ -86,20 +91,17 @@ def train_network(
     started_s = time.monotonic()
     torch.manual_seed(run.seed)
     use_deterministic_math(spec.train)
-    student = MALNetwork(spec.model, spec.dataset.crop_size)
-    if spec.train.pretrained_model_path and resume_from is None:
-        load_backbone_weights(student.backbone, spec.train.pretrained_model_path)
     checkpoint = read_checkpoint(resume_from) if resume_from else None
-    if checkpoint is not None:
-        _load_student(student, checkpoint)
-    crops = _training_crops(reader, spec, run, student)
+    student = _build_student(spec, checkpoint)
+    rows = select_training_boxes(reader, spec)
+    crops = _training_crops(TrainingCrops(reader, rows, spec, run.seed), run, student)
     sampler = EpochSampler(len(crops), seed=run.seed)
     loader = training_loader(crops, sampler, spec)
     steps_per_epoch = -(-len(loader) // spec.train.accum_grad_batches)
     num_steps = spec.train.max_steps or spec.train.num_epochs * steps_per_epoch
     log.info(
         "training on %d crops of %d boxes: %d steps of %d, %.1f M of %.1f M weights, on %s",
-        len(crops), len(select_training_boxes(reader, spec)), num_steps,
+        len(crops), len(rows), num_steps,
         spec.train.batch_size * spec.train.accum_grad_batches,
         _millions(p for p in student.parameters() if p.requires_grad),
         _millions(student.parameters()), run.device,
@@ -107,44 +109,51 @@ def train_network(
     module = MALModule(
         student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps
     )
-    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint)
+    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps)
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
-    validation = (
-        [Validation(run.measure, spec.train.validation_interval)] if run.measure else []
-    )
     trainer = _build_trainer(
-        spec, run, [*validation, records, checkpoints, TrainingProgress(num_steps)]
+        spec,
+        run,
+        [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
+        max_epochs=-(-num_steps // steps_per_epoch),
     )
-    if trainer.global_step < num_steps:
-        run.stop.is_deferred = True
-        try:
-            trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
-        finally:
-            run.stop.is_deferred = False
+    with run.stop.deferring():
+        trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+    figures = dict(records.last)
+    if run.measure and resume_from and VALIDATION_FIGURE not in figures:
+        figures |= run.measure(module)
     return {
-        **records.last,
+        **figures,
         "num_steps": float(trainer.global_step),
         "num_epochs": float(trainer.current_epoch),
         "train_time_s": round(time.monotonic() - started_s, 3),
     }
 
 
+def _build_student(spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None) -> MALNetwork:
+    """Build the student with the weights it goes on from, or starts from.
+
+    They are loaded before fitting: the features of a frozen backbone are computed before.
+    """
+    student = MALNetwork(spec.model, spec.dataset.crop_size)
+    if checkpoint is not None:
+        load_network_weights(student, checkpoint, "student")
+    elif spec.train.pretrained_model_path:
+        load_backbone_weights(student.backbone, spec.train.pretrained_model_path)
+    return student
+
+
+def _validation(spec: ExperimentSpec, run: TrainingRun) -> list[Validation]:
+    return [Validation(run.measure, spec.train.validation_interval)] if run.measure else []
+
+
 def _training_crops(
-    reader: ImageReader, spec: ExperimentSpec, run: TrainingRun, student: MALNetwork
-) -> Dataset[CropBatch]:
-    crops = TrainingCrops(reader, select_training_boxes(reader, spec), spec, run.seed)
-    if not spec.train.cached_crops:
-        return crops
-    return cache_crop_features(student, crops, spec.train.cached_crops, run.device)
-
-
-def _load_student(student: MALNetwork, checkpoint: Mapping[str, Any]) -> None:
-    """Load the student early: the features of a frozen backbone are computed before fitting."""
-    from mal.model.checkpoint import load_network_weights
-
-    load_network_weights(student, checkpoint, "student")
+    crops: TrainingCrops, run: TrainingRun, student: MALNetwork
+) -> TrainingCrops | CachedCrops:
+    num_cached = crops.spec.train.cached_crops
+    return cache_crop_features(student, crops, num_cached, run.device) if num_cached else crops
 
 
 def _place_sampler(
@@ -165,7 +174,9 @@ def _place_sampler(
     checkpoints.best_figure = float(position["best_figure"])
 
 
-def _build_trainer(spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any]) -> Trainer:
+def _build_trainer(
+    spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any], *, max_epochs: int
+) -> Trainer:
     train = spec.train
     is_cuda = run.device.type == "cuda"
     precision = train.precision
@@ -175,13 +186,12 @@ def _build_trainer(spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any])
         accelerator="cuda" if is_cuda else "cpu",
         devices=[run.device.index or 0] if is_cuda else 1,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
-        max_epochs=-1 if train.max_steps else train.num_epochs,
-        max_steps=train.max_steps or -1,
+        max_epochs=max_epochs,
         accumulate_grad_batches=train.accum_grad_batches,
         gradient_clip_val=train.clip_grad_norm or None,
         callbacks=callbacks,
         logger=TensorBoardLogger(run.folder, name="lightning_logs", version=""),
-        plugins=[LightningEnvironment()],
+        plugins=[LightningEnvironment(), PlainCheckpointIO()],
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -192,5 +202,5 @@ def _build_trainer(spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any])
     )
 
 
-def _millions(parameters: Any) -> float:
+def _millions(parameters: Iterable[Tensor]) -> float:
     return sum(parameter.numel() for parameter in parameters) / 1e6

@@ -1,6 +1,5 @@
 """`python -m pipelines run`: the whole pipeline on this machine, and how it ends when it cannot."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
+from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
 from pipelines._interrupts import descendants_of
 
@@ -28,10 +28,6 @@ evaluate: {batch_size: 4}
 inference: {batch_size: 4}
 """
 OUTPUTS = ("dataset.json", "model", "metrics.json", "report.html", "labels.json", "onnx")
-
-needs_stages = pytest.mark.skipif(
-    importlib.util.find_spec("mal.stages.train") is None, reason="mal.stages is not there yet"
-)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,7 +80,6 @@ def finished(
     return process, output
 
 
-@needs_stages
 def test_outputs_have_names_that_a_person_finds(
     finished: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
@@ -95,7 +90,6 @@ def test_outputs_have_names_that_a_person_finds(
     assert not (output / "latest" / "model" / "mal_model_latest.pth").is_symlink()
 
 
-@needs_stages
 def test_what_is_printed_ends_with_figures_and_the_output_folder(
     finished: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
@@ -108,7 +102,6 @@ def test_what_is_printed_ends_with_figures_and_the_output_folder(
     assert process.stdout.count("step ") >= 5
 
 
-@needs_stages
 def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
     finished: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
@@ -131,7 +124,6 @@ def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
                 assert metadata["dataset_sha256"] == manifest["dataset_sha256"]
 
 
-@needs_stages
 def test_command_line_components_and_pipeline_measure_the_same(
     finished: tuple[subprocess.CompletedProcess[str], Path], demo: Path, tmp_path: Path
 ) -> None:
@@ -151,12 +143,8 @@ def measured_by_command_line(demo: Path, results: Path) -> Any:
     ]
     shared = ["-e", str(spec), f"results_dir={results}", *data]
     checkpoint = results / "train" / "mal_model_latest.pth"
-    for arguments in (
-        ["train", *shared],
-        ["evaluate", *shared, f"evaluate.checkpoint={checkpoint}"],
-    ):
-        process = run_python("-m", "mal", *arguments)
-        assert process.returncode == 0, process.stdout + process.stderr
+    assert command_line(["train", *shared]) == 0
+    assert command_line(["evaluate", *shared, f"evaluate.checkpoint={checkpoint}"]) == 0
     return json.loads((results / "evaluate" / "metrics.json").read_text())
 
 
@@ -176,7 +164,6 @@ def measured_by_components(manifest: Path, folder: Path) -> Any:
     return json.loads(Path(metrics.path).read_text())
 
 
-@needs_stages
 def test_a_set_with_boxes_only_runs_through(demo: Path, boxes_only: Path, tmp_path: Path) -> None:
     process = run_auto_label(
         tmp_path,

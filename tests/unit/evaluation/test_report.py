@@ -99,7 +99,7 @@ def test_pictures_and_chart_speak_to_who_cannot_see_them(tmp_path: Path) -> None
 def test_figures_stand_against_the_baselines(tmp_path: Path) -> None:
     boxes, masks, measured = predicted_set(32)
     text = page_of(tmp_path, boxes, masks, figures=measured.metrics, ious=measured.instances)
-    miou, box_iou = measured.metrics["mIoU"], measured.metrics["box_iou"]
+    miou, box_iou = measured.metrics["mIoU"], measured.metrics["box_mIoU"]
     assert f"{miou:.3f}" in text
     difference = f"{miou - box_iou:+.3f}".replace("-", "\N{MINUS SIGN}")
     assert f"{difference} vs plain box {box_iou:.3f}" in text

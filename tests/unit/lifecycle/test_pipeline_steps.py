@@ -63,13 +63,13 @@ def test_overriding_a_place_is_refused_together_with_every_other_problem() -> No
         steps.train_spec(
             WITH_VAL,
             spec="",
-            overrides=["evaluate.checkpoint=/x.pth", "traain.lr=1", "train.lr=0"],
+            overrides=["evaluate.checkpoint=/x.pth", "traain.lr=1", "model.arch=resnet"],
             results_dir="/out",
         )
     assert [problem.split()[0] for problem in caught.value.problems] == [
         "evaluate.checkpoint",
         "traain.lr",
-        "train.lr",
+        "model.arch",
     ]
 
 

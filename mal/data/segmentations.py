@@ -1,0 +1,112 @@
+"""COCO segmentations: polygons and run-length codes, checked before pycocotools sees them.
+
+pycocotools takes a polygon of four numbers for a box, says with a bare `Exception` what it cannot
+parse, and decodes a run-length code of too few pixels to whatever lies in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.errors import AnnotationError
+
+Rle = dict[str, Any]
+
+MIN_POLYGON_NUMBERS = 6
+_MAX_SHOWN = 60
+
+
+def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
+    """Convert polygons, uncompressed or compressed RLE to compressed RLE with `counts` as bytes.
+
+    Raises:
+        AnnotationError: The segmentation is none of these, or of another size.
+    """
+    from pycocotools import mask as coco_mask
+
+    if _are_polygons(segmentation):
+        rles = coco_mask.frPyObjects(segmentation, height, width)
+        return dict(coco_mask.merge(rles))
+    try:
+        size = [int(side) for side in segmentation["size"]]
+        counts = segmentation["counts"]
+        counts = counts.encode("ascii") if isinstance(counts, str) else counts
+        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+        raise AnnotationError(
+            "segmentation must be COCO polygons or RLE, got "
+            f"{str(segmentation)[:_MAX_SHOWN]}. Mend or delete it."
+        ) from error
+    if size != [height, width]:
+        raise AnnotationError(
+            f"segmentation must be of the image's size {height} x {width}, got {size}. "
+            "Mend or delete it."
+        )
+    if runs.min(initial=0) < 0 or int(runs.sum()) != height * width:
+        raise AnnotationError(
+            f"segmentation must have runs of {height * width} pixels in all, got "
+            f"{int(runs.sum())}. Mend or delete it."
+        )
+    if isinstance(counts, bytes):
+        return {"size": size, "counts": counts}
+    return dict(coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width))
+
+
+def mask_from_rle(rle: Rle) -> NDArray[np.uint8]:
+    """Decode compressed RLE of `rle_from_segmentation` to 0 and 1, shape (height, width)."""
+    from pycocotools import mask as coco_mask
+
+    return np.asarray(coco_mask.decode(cast("Any", rle)), dtype=np.uint8)
+
+
+def _are_polygons(segmentation: Any) -> bool:
+    return (
+        isinstance(segmentation, list)
+        and bool(segmentation)
+        and all(_is_polygon(part) for part in segmentation)
+    )
+
+
+def _is_polygon(part: Any) -> bool:
+    return (
+        isinstance(part, list)
+        and len(part) >= MIN_POLYGON_NUMBERS
+        and len(part) % 2 == 0
+        and all(isinstance(value, int | float) and abs(value) < np.inf for value in part)
+    )
+
+
+def _runs_from_list(counts: Sequence[Any]) -> NDArray[np.int64]:
+    if not isinstance(counts, list):
+        raise TypeError
+    return np.array([int(count) for count in counts], dtype=np.int64)
+
+
+def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
+    """Read COCO's compressed run lengths.
+
+    A number has five bits a byte, lowest first, from character 48 on; bit 32 says that it goes on,
+    bit 16 of its last byte is its sign. From the fourth run on it is the difference to the run two
+    places before.
+
+    Raises:
+        ValueError: The bytes are no such code.
+    """
+    code = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if len(code) == 0 or code.min() < 0 or code.max() > 63 or code[-1] & 32:
+        raise ValueError
+    is_last = (code & 32) == 0
+    starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
+    place = np.arange(len(code)) - np.repeat(starts, np.diff([*starts, len(code)]))
+    if place.max() > 10:  # 55 bits hold any image
+        raise ValueError
+    numbers = np.add.reduceat((code & 31) << (5 * place), starts)
+    is_negative = (code[is_last] & 16) != 0
+    numbers -= is_negative * (np.int64(1) << (5 * (place[is_last] + 1)))
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return np.asarray(numbers, dtype=np.int64)

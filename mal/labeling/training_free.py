@@ -1,0 +1,43 @@
+"""Masks without training: the box spread over the tokens of a pretrained ViT, sharpened by the image's colours.
+
+The baseline that a training has to beat: printed beside every figure of a frozen backbone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mal.data.batch import box_mask_from_unit_box
+from mal.model.affinity import prior_logits
+from mal.model.backbone import ViTBackbone
+from mal.model.color import lab_from_normalized
+from mal.model.heads import resize_to
+from mal.model.mean_field import mean_field
+
+MAP_CELLS_PER_TOKEN = 2
+TEMPERATURE, ZETA, NUM_ITERS, DILATIONS = 0.1, 0.05, 10, (1, 2)
+
+
+class TrainingFreeModel:
+    """Prior and mean field as a probability model; its probabilities are 0 or 1."""
+
+    def __init__(self, backbone: ViTBackbone, device: torch.device) -> None:
+        self.backbone = backbone.to(device).eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, _box_area_B: Tensor) -> Tensor:
+        """Return the mask, (B, M, M)."""
+        image, unit_box = image_BCSS.to(self.device), unit_box_B4.to(self.device)
+        prior = prior_logits(self.backbone(image)[-1], unit_box, TEMPERATURE)
+        size = MAP_CELLS_PER_TOKEN * prior.shape[-1]
+        return mean_field(
+            lab_from_normalized(resize_to(image, (size, size))),
+            resize_to(prior[:, None], (size, size))[:, 0].sigmoid(),
+            box_mask_from_unit_box(unit_box, size),
+            zeta=ZETA,
+            num_iters=NUM_ITERS,
+            dilations=DILATIONS,
+            start="balanced",
+        )

@@ -1,0 +1,65 @@
+"""What the tokens of a pretrained ViT already know of an object, before anything is trained.
+
+Tokens of one thing are alike. Spreading the box over the tokens like those inside it, against those like the rest,
+gives a coarse mask without training: a baseline to beat, and an anchor for the pseudo label.
+
+Shape letters: B items, D width, h w token grid, N = h * w tokens, M side of a map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mal.model.heads import box_coverage, resize_to
+
+PRIOR_ROUNDS = 2
+PRIOR_MAX_LOGIT = 2.2
+_MIN_TOKENS = 1e-3
+
+
+def token_affinity(tokens_BDhw: Tensor, temperature: float) -> Tensor:
+    """Return how alike each pair of tokens is, exp((cos - 1) / T), rows summing to 1; (B, N, N)."""
+    unit_BDN = F.normalize(tokens_BDhw.float().flatten(2), dim=1)
+    cosine_BNN = unit_BDN.transpose(1, 2) @ unit_BDN
+    weight_BNN = ((cosine_BNN - 1) / temperature).exp()
+    return weight_BNN / weight_BNN.sum(2, keepdim=True)
+
+
+def share_of_object(affinity_BNN: Tensor, object_BN: Tensor) -> Tensor:
+    """Return how much more alike each token is to the object's than to the rest, 0..1; (B, N).
+
+    Both sides are averaged over their own size: without that the larger side, most often the
+    background, draws every token to itself and the object erodes.
+    """
+    rest_BN = 1 - object_BN
+    inside_BN = torch.bmm(affinity_BNN, object_BN[:, :, None])[:, :, 0]
+    outside_BN = torch.bmm(affinity_BNN, rest_BN[:, :, None])[:, :, 0]
+    inside_BN = inside_BN / object_BN.sum(1, keepdim=True).clamp(min=_MIN_TOKENS)
+    outside_BN = outside_BN / rest_BN.sum(1, keepdim=True).clamp(min=_MIN_TOKENS)
+    return inside_BN / (inside_BN + outside_BN + 1e-6)
+
+
+def prior_logits(tokens_BDhw: Tensor, unit_box_B4: Tensor, temperature: float) -> Tensor:
+    """Return the training-free mask as log-odds in [-2.2, 2.2], (B, h, w).
+
+    The box is the first guess of the object; the result, inside the box, is the second.
+    """
+    size = tokens_BDhw.shape[-1]
+    affinity_BNN = token_affinity(tokens_BDhw, temperature)
+    box_BN = box_coverage(unit_box_B4, size).flatten(1)
+    object_BN = share_BN = box_BN
+    for _ in range(PRIOR_ROUNDS):
+        share_BN = share_of_object(affinity_BNN, object_BN)
+        object_BN = share_BN * box_BN
+    logits_BN = torch.logit(share_BN.clamp(0.01, 0.99))
+    return logits_BN.clamp(-PRIOR_MAX_LOGIT, PRIOR_MAX_LOGIT).unflatten(1, (size, size))
+
+
+def spread_over_tokens(map_BMM: Tensor, tokens_BDhw: Tensor, temperature: float) -> Tensor:
+    """Replace each place of a map by how much its token is like the map's object, (B, M, M)."""
+    grid = tokens_BDhw.shape[-2:]
+    object_BN = F.adaptive_avg_pool2d(map_BMM[:, None], grid).flatten(1)
+    share_BN = share_of_object(token_affinity(tokens_BDhw, temperature), object_BN)
+    return resize_to(share_BN.view(-1, 1, *grid), map_BMM.shape[-2:])[:, 0]

@@ -1,0 +1,122 @@
+"""From a YAML value to the value of a spec key, or to the rule that it breaks."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import typing
+from typing import Any
+
+from mal.spec.experiment import REQUIRED, Setting
+
+_SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_ITEM_NAMES = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
+
+
+def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | None]:
+    """Convert a value to the declared type.
+
+    Returns:
+        The converted value, and what it must do instead, if it breaks a rule ("be at least 1").
+    """
+    converted, rule = _convert_type(value, hint)
+    return converted, rule or _broken_rule(converted, facts)
+
+
+def remedy_for(hint: Any, facts: Setting, default: Any, value: Any) -> str:
+    """Return the sentence that says what to write instead."""
+    if facts.choices:
+        return f"Use {_one_of(facts.choices)}."
+    if default == REQUIRED:
+        return "Give its path."
+    if hint is str and not isinstance(value, list | dict):
+        return "Quote it."
+    return f"The default is {yaml_text(default)}."
+
+
+def yaml_text(value: Any) -> str:
+    """Write a plain value as YAML reads it, on one line and shortened if it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= _SHORTEN.maxstring:
+        return value
+    return _SHORTEN.repr(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or float; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class _Shorten(reprlib.Repr):
+    """`repr` that never grows with what a hostile spec holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring = 2, 6, 4, 80
+
+
+_SHORTEN = _Shorten()
+
+
+def _one_of(choices: tuple[str, ...]) -> str:
+    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+
+
+def _convert_type(value: Any, hint: Any) -> tuple[Any, str | None]:
+    if typing.get_origin(hint) is list:
+        return _convert_list(value, typing.get_args(hint)[0])
+    converted = value
+    if is_number(value):
+        if hint is float:
+            converted = _float_from(value)
+        elif hint is int and _float_from(value).is_integer():
+            converted = int(value)
+        elif hint is str:
+            converted = str(value)
+    # A bool is an int to isinstance.
+    if isinstance(converted, hint) and (hint is bool or not isinstance(converted, bool)):
+        return converted, None
+    return value, f"be {_SCALAR_NAMES[hint]}"
+
+
+def _convert_list(value: Any, item_hint: Any) -> tuple[Any, str | None]:
+    if not isinstance(value, list | tuple):
+        return value, f"be a list of {_ITEM_NAMES[item_hint]}"
+    converted = [_convert_type(item, item_hint) for item in value]
+    if any(rule for _, rule in converted):
+        return list(value), f"be a list of {_ITEM_NAMES[item_hint]}"
+    return [item for item, _ in converted], None
+
+
+def _float_from(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _broken_rule(value: Any, facts: Setting) -> str | None:
+    if facts.choices and value not in facts.choices:
+        return "be a known name"
+    if isinstance(value, list) and facts.lengths and len(value) not in facts.lengths:
+        return f"have {' or '.join(map(str, facts.lengths))} values"
+    values = value if isinstance(value, list) else [value]
+    rules = (_broken_bound(number, facts) for number in values if is_number(number))
+    return next((rule for rule in rules if rule), None)
+
+
+def _broken_bound(number: float, facts: Setting) -> str | None:
+    if not math.isfinite(_float_from(number)):
+        return "be a finite number"
+    if facts.minimum is not None and number < facts.minimum:
+        return f"be at least {facts.minimum:g}"
+    if facts.exclusive_minimum is not None and number <= facts.exclusive_minimum:
+        return f"be above {facts.exclusive_minimum:g}"
+    if facts.maximum is not None and number > facts.maximum:
+        return f"be at most {facts.maximum:g}"
+    return None

@@ -1,0 +1,144 @@
+"""Reading what a spec is made of: YAML files, recipes and `key=value` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mal.errors import SpecError
+from mal.recipes import read_recipe
+from mal.spec.convert import yaml_text
+
+RECIPE_PREFIX = "recipe:"
+
+
+class _SpecLoader(yaml.SafeLoader):
+    """YAML of specs: `1e-6` is a number, a date is text, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_SpecLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_SpecLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_spec_source(text: str) -> Mapping[str, Any]:
+    """Read a spec given as YAML text or as `recipe:NAME`, as pipelines pass it."""
+    if text.strip().startswith(RECIPE_PREFIX):
+        return read_spec_file(text.strip())
+    return parse_spec_text(text, "the spec text")
+
+
+def read_spec_file(source: str) -> Mapping[str, Any]:
+    """Read a YAML file or `recipe:NAME`.
+
+    Raises:
+        SpecError: It cannot be read, or is no mapping.
+    """
+    if source.startswith(RECIPE_PREFIX):
+        return parse_spec_text(read_recipe(source.removeprefix(RECIPE_PREFIX)), source)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"spec file must be UTF-8 text, got another encoding or a binary file in {source}. "
+            "Give a YAML file or recipe:NAME."
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(
+            f"spec file must be readable, got {source} ({reason}). Give a YAML file or recipe:NAME."
+        ) from error
+    return parse_spec_text(text, source)
+
+
+def parse_spec_text(text: str, name: str) -> Mapping[str, Any]:
+    """Parse the YAML text of a spec; `name` says in errors where it came from."""
+    content = parse_yaml(text, name)
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise SpecError(
+            f"spec must be a mapping of sections, got a {type(content).__name__} in {name}. "
+            "Write lines such as 'train:' and below it, indented, 'lr: 1e-4'."
+        )
+    return content
+
+
+def parse_override(override: str) -> Mapping[str, Any]:
+    """Parse `dotted.key=value` with a YAML value.
+
+    Raises:
+        SpecError: It is not of this form.
+    """
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise SpecError(
+            f"override must read key=value, got {yaml_text(override)}. Write it like train.lr=1e-4."
+        )
+    if not text.strip():
+        return {key: ""}
+    try:
+        return {key: parse_yaml(text, key)}
+    except SpecError as error:
+        raise SpecError(f"{key} must be a YAML value, got {yaml_text(text)}. Quote it.") from error
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML without ever running what a tag asks for.
+
+    Raises:
+        SpecError: The text is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_SpecLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(
+            f"spec must be valid YAML, got an error in {name} ({_reason(error)}). Mend it."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what a parser has to say in several."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return f"{place}{error.problem or error.context}"
+    return " ".join(str(error).split())
+
+
+def flatten(
+    content: Mapping[Any, Any], sections: Collection[str], prefix: str = ""
+) -> dict[str, Any]:
+    """Join nested keys by dots; what is no section of the spec stays whole, however deep it is."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key in sections:
+            flat.update(flatten(value, sections, f"{key}."))
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mal.errors import SpecError
+from mal.recipes import list_recipes
+from mal.spec import ExperimentSpec, load_spec
+from mal.spec.load import (
+    ALIASES,
+    SHORTHANDS,
+    iterate_settings,
+    read_spec_source,
+    spec_as_dict,
+    write_experiment_yaml,
+)
+
+LEAVES = list(iterate_settings(ExperimentSpec))
+FLOAT_KEYS = [key for key, hint, facts, _ in LEAVES if hint is float and facts.maximum is None]
+yaml_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+yaml_values = st.recursive(
+    yaml_scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(yaml_scalars, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def problems_of(
+    source: Any = (), overrides: list[str] | None = None, action: str = "train"
+) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load_spec(action, source, overrides or [])
+    return caught.value.problems
+
+
+def value_of(spec: ExperimentSpec, key: str) -> Any:
+    value: Any = spec
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "spec.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@given(st.sampled_from([key for key, *_ in LEAVES]), yaml_values)
+def test_any_value_is_taken_or_refused_with_its_key(key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    content: dict[str, Any] = {name: value}
+    for part in reversed(section.split(".") if section else []):
+        content = {part: content}
+    try:
+        spec = load_spec("train", content)
+    except SpecError as error:
+        assert all(" must " in problem and problem.endswith(".") for problem in error.problems)
+        assert any(key in problem for problem in error.problems)
+    else:
+        resolved = value_of(spec, key)
+        assert type(resolved) is type(value_of(ExperimentSpec(), key))
+
+
+@given(st.dictionaries(yaml_scalars, yaml_values, max_size=4))
+def test_any_mapping_loads_or_is_refused(content: dict[Any, Any]) -> None:
+    try:
+        load_spec("train", content)
+    except SpecError as error:
+        assert len(error.problems) == len(set(error.problems)) > 0
+
+
+@given(st.text(max_size=60))
+def test_any_text_loads_or_is_refused(text: str) -> None:
+    try:
+        load_spec("train", read_spec_source(text))
+    except SpecError as error:
+        assert error.problems
+
+
+@given(st.floats(1e-12, 1e12))
+def test_a_float_survives_every_way_in(value: float) -> None:
+    assert load_spec("train", {}, [f"train.lr={value!r}"]).train.lr == value
+    assert load_spec("train", {"train": {"lr": value}}).train.lr == value
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.e-6", "1E-6", "0.1e-5", "1.0e-06", ".1e-5", "+1e-6"])
+def test_scientific_notation_is_a_number(text: str) -> None:
+    assert load_spec("train", {}, [f"train.lr={text}"]).train.lr == pytest.approx(1e-6)
+
+
+def test_the_resolved_spec_loads_back_to_itself(tmp_path: Path) -> None:
+    spec = load_spec("train", "recipe:demo", ["train.lr=1e-06", "model_name=a: b"])
+    path = written(tmp_path, write_experiment_yaml(spec))
+    assert load_spec("train", path) == spec
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_loads_for_every_action(name: str) -> None:
+    assert load_spec("train", f"recipe:{name}").train
+    for action in ("evaluate", "inference", "export"):
+        assert load_spec(action, f"recipe:{name}", [f"{action}.checkpoint=a.pth"])
+
+
+def test_the_tao_recipe_is_the_default_behaviour() -> None:
+    taken = spec_as_dict(load_spec("train", "recipe:tao", ["wandb.enable=true"]))
+    assert taken["train"] == spec_as_dict(ExperimentSpec())["train"]
+    assert taken["model"] == spec_as_dict(ExperimentSpec())["model"]
+
+
+def test_five_mistakes_are_five_problems(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        train: {lr: fast, num_epoch: 3, crf_kernel_size: 4}
+        model: {arch: vit-mae-bse/16}
+        dataset: {crop_size: 31}
+        """,
+    )
+    problems = problems_of(path)
+    assert problems[:2] == [
+        f"train.num_epoch must be a key of the spec in {path}. Did you mean train.num_epochs?",
+        f"train.lr must be a number, got fast in {path}. The default is 1e-06.",
+    ]
+    assert problems[2].startswith(
+        f"model.arch must be a known name, got vit-mae-bse/16 in {path}. Use one of vit-mae-tiny/16"
+    )
+    assert problems[3:] == [
+        f"dataset.crop_size must be at least 32, got 31 in {path}. The default is 512.",
+        "train.crf_kernel_size must be odd, got 4. Use 3 or 5.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train=5", "train must be a section of keys, got 5."),
+        ("train.cudnn=[1]", "train.cudnn must be a section of keys, got [1]."),
+        ("train.lr={}", "train.lr must be a number, got {}."),
+        ("train.lr=", "train.lr must be a number, got ''."),
+        ("train.lr=true", "train.lr must be a number, got true."),
+        ("train.lr=-1", "train.lr must be at least 0, got -1."),
+        ("train.lr=.nan", "train.lr must be a finite number, got nan."),
+        ("train.lr=1e999", "train.lr must be a finite number, got inf."),
+        ("train.crf_zeta=0", "train.crf_zeta must be above 0, got 0."),
+        ("train.min_lr_rate=2", "train.min_lr_rate must be at most 1, got 2."),
+        ("train.num_epochs=1.5", "train.num_epochs must be a whole number, got 1.5."),
+        ("train.num_epochs=true", "train.num_epochs must be a whole number, got true."),
+        ("train.use_amp=1", "train.use_amp must be true or false, got 1."),
+        ("model_name=yes", "model_name must be text, got true. Quote it."),
+        ("train.gpu_ids=0", "train.gpu_ids must be a list of whole numbers, got 0."),
+        ("train.gpu_ids=[null]", "train.gpu_ids must be a list of whole numbers, got [None]."),
+        ("train.optim_betas=[0.9]", "train.optim_betas must have 2 values, got [0.9]."),
+        ("train.mask_thres=[0.1, 0.2]", "train.mask_thres must have 1 or 3 values,"),
+        ("train.margin_rate=[0, -1]", "train.margin_rate must be at least 0, got [0, -1]."),
+        ("train.optim_type=sgd", "train.optim_type must be a known name, got sgd. Use adamw."),
+        ("model.crop_size=2", "model.crop_size must be at least 32, got 2."),
+        ("batch_size=x", "batch_size must be a whole number, got x."),
+        ("train.learning_rate=1", "train.learning_rate must be a key of the spec. Did you mean"),
+        ("trian=1", "trian must be a key of the spec. Did you mean train?"),
+        ("xyzzy=1", "xyzzy must be a key of the spec. Run mal spec train to see all keys."),
+        ("+train.lr=1", "+train.lr must be a key of the spec. Did you mean train.lr?"),
+        ("train.lr", "override must read key=value, got train.lr."),
+        ("=3", "override must read key=value, got =3."),
+        ("train.lr=[", "train.lr must be a YAML value, got [. Quote it."),
+        ("train.lr=!!python/name:os.system", "train.lr must be a YAML value, got !!python"),
+        ("train.lr=???", "train.lr must be set, got ???. Write train.lr=VALUE."),
+        ("dataset.min_obj_size=1e10", "dataset.min_obj_size must be below dataset.max_obj_size,"),
+        ("dataset.crop_size=500", "dataset.crop_size must be a multiple of the patch size 16"),
+        ("dataset.box_jitter=0.1", "dataset.box_jitter must be 0 without dataset.window_rate,"),
+        ("dataset.window_rate=[0.5, 2]", "dataset.window_rate must start at 1 or more,"),
+        ("train.margin_rate=[2, 1]", "train.margin_rate must rise, got [2.0, 1.0]. Swap"),
+        ("train.crf_value_low_thres=0.95", "train.crf_value_low_thres must lie between 0 and"),
+        ("train.optim_betas=[0.9, 1]", "train.optim_betas must be below 1, got [0.9, 1.0]."),
+        ("train.cached_crops=9", "train.cached_crops must be 0 unless model.freeze_backbone"),
+        ("model.arch=vit-hybrid-small/8", "model.mask_head must be pyramid for a hybrid"),
+    ],
+)
+def test_a_mistake_is_named_with_the_rule_and_the_remedy(override: str, problem: str) -> None:
+    (told,) = problems_of({}, [override])
+    assert told.startswith(problem)
+    assert told.endswith((".", "?"))
+    assert "\n" not in told
+
+
+def test_a_wrong_name_lists_the_choices_once() -> None:
+    (told,) = problems_of({}, ["model.arch=vit"])
+    assert told.count("vit-mae-base/16") == 1
+
+
+def test_rules_of_several_keys_wait_for_keys_that_are_wrong_themselves() -> None:
+    problems = problems_of({}, ["model.arch=vit-hybrid/8", "model.mask_head=pyramid"])
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param("- a\n- b\n", "spec must be a mapping of sections, got a list in", id="list"),
+        pytest.param("text", "spec must be a mapping of sections, got a str in", id="text"),
+        pytest.param(bytes(range(256)), "spec file must be UTF-8 text,", id="binary"),
+        pytest.param(b"a: \0", "spec must be valid YAML,", id="nul"),
+        pytest.param("train:\n\tlr: 1\n", "spec must be valid YAML,", id="tab"),
+        pytest.param("train: [1\n", "spec must be valid YAML,", id="open bracket"),
+        pytest.param("a: 1\n---\nb: 2\n", "spec must be valid YAML,", id="two documents"),
+        pytest.param("{[1]: 2}", "spec must be valid YAML,", id="list as key"),
+        pytest.param("a: " + "{a: " * 1500 + "1" + "}" * 1500, "spec must be valid", id="deep"),
+        pytest.param("train: {lr: 1, lr: 2}", "spec must be valid YAML,", id="key twice"),
+        pytest.param("train: {lr: " + "9" * 5000 + "}", "spec must be valid YAML,", id="digits"),
+        pytest.param("a: &a {b: *a}", "a must be a key of the spec in", id="endless"),
+        pytest.param("results_dir: !!binary aGk=", "results_dir must be text, got b'hi'", id="b64"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_one_problem_that_names_it(
+    content: str | bytes, problem: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, content)
+    (told,) = problems_of(path)
+    assert told.startswith(problem)
+    assert str(path) in told
+    assert "\n" not in told
+
+
+def test_a_yaml_tag_runs_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = written(tmp_path, f"train: !!python/object/apply:os.mkdir ['{mark}']\n")
+    (told,) = problems_of(path)
+    assert "python/object" in told
+    assert not mark.exists()
+
+
+def test_aliases_that_double_ten_times_stay_one_problem(tmp_path: Path) -> None:
+    lines = ["x0: &x0 [1, 1]"]
+    lines += [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 11)]
+    path = written(tmp_path, "\n".join([*lines, "train: {gpu_ids: *x10}"]))
+    problems = problems_of(path)
+    assert len(problems) == 12
+    assert max(map(len, problems)) < 2000
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "train:\n", "train: {}\n", "{}"])
+def test_an_empty_spec_is_the_defaults(content: str, tmp_path: Path) -> None:
+    assert load_spec("train", written(tmp_path, content)) == ExperimentSpec()
+
+
+def test_null_means_the_default() -> None:
+    assert load_spec("train", {"train": None, "dataset": {"crop_size": None}}) == ExperimentSpec()
+    assert (
+        load_spec("train", "recipe:demo", ["train.lr=null"]).train.lr == ExperimentSpec().train.lr
+    )
+
+
+@pytest.mark.parametrize("place", ["absent.yaml", ".", "a\0b"])
+def test_a_place_that_cannot_be_read_is_named(place: str, tmp_path: Path) -> None:
+    (told,) = problems_of(f"{tmp_path}/{place}")
+    assert told.startswith(f"spec file must be readable, got {tmp_path}/{place} (")
+
+
+def test_problems_of_several_sources_come_together(tmp_path: Path) -> None:
+    problems = problems_of([tmp_path / "absent", "recipe:nope", {"foo": 1}], ["bar", "train.lr=x"])
+    assert len(problems) == 5
+
+
+@pytest.mark.parametrize(("alias", "key"), ALIASES.items())
+def test_an_alias_sets_its_key(alias: str, key: str) -> None:
+    value = not value_of(ExperimentSpec(), key) if "mask" in key else 256
+    assert value_of(load_spec("train", {}, [f"{alias}={str(value).lower()}"]), key) == value
+
+
+@pytest.mark.parametrize(("shorthand", "keys"), SHORTHANDS.items())
+def test_a_shorthand_sets_all_its_keys(shorthand: str, keys: tuple[str, ...]) -> None:
+    value: Any = {"arch": "vit-mae-large/16", "resume_checkpoint": "a.pth"}.get(shorthand, 64)
+    spec = load_spec("train", {shorthand: value})
+    assert [value_of(spec, key) for key in keys] == [value] * len(keys)
+
+
+def test_the_later_source_and_then_the_override_wins() -> None:
+    first, second = {"train": {"lr": 1.0, "wd": 1.0}}, {"train": {"wd": 2.0}}
+    spec = load_spec("train", [first, second], ["train.seed=5", "train.seed=6"])
+    assert (spec.train.lr, spec.train.wd, spec.train.seed) == (1.0, 2.0, 6)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("results_dir=s3://a/b?x=1=2", "results_dir", "s3://a/b?x=1=2"),
+        ("results_dir=", "results_dir", ""),
+        ("results_dir=5", "results_dir", "5"),
+        ("results_dir=2024-01-31", "results_dir", "2024-01-31"),
+        (" train.seed =3", "train.seed", 3),
+        ("train.seed=-1", "train.seed", -1),
+        ("train.num_epochs=1e3", "train.num_epochs", 1000),
+        ("train.lr=1", "train.lr", 1.0),
+        ("train={lr: 1e-3}", "train.lr", 1e-3),
+        ("wandb.tags=[a, b]", "wandb.tags", ["a", "b"]),
+    ],
+)
+def test_an_override_takes_a_yaml_value(override: str, key: str, value: Any) -> None:
+    assert value_of(load_spec("train", {}, [override]), key) == value
+
+
+def test_dotted_keys_stand_in_a_file_too(tmp_path: Path) -> None:
+    assert load_spec(
+        "train", written(tmp_path, "train.cudnn: {benchmark: true}")
+    ).train.cudnn.benchmark
+
+
+@pytest.mark.parametrize("action", ["evaluate", "inference", "export"])
+@pytest.mark.parametrize("value", ["???", None])
+def test_the_checkpoint_of_the_action_is_required(action: str, value: str | None) -> None:
+    problems = problems_of({action: {"checkpoint": value}}, action=action)
+    assert problems == [
+        f"{action}.checkpoint must be set, got ???. Write {action}.checkpoint=PATH."
+    ]
+
+
+def test_what_other_actions_require_may_stay_open() -> None:
+    content = yaml.safe_load("{inference: {ann_path: '???'}, evaluate: {batch_size: '???'}}")
+    assert load_spec("train", content) == ExperimentSpec()
+
+
+def test_settings_of_other_actions_are_no_problem() -> None:
+    overrides = ["evaluate.trt_engine=a.engine", "evaluate.checkpoint=a.pth"]
+    assert load_spec("train", {}, overrides)
+    (told,) = problems_of({}, overrides, action="evaluate")
+    assert told.startswith("evaluate.trt_engine must be empty, got a.engine")
+
+
+def test_an_unknown_action_is_refused() -> None:
+    assert problems_of({}, action="fly")[0].startswith("action must be known, got fly. Use one of")
+
+
+def test_defaults_are_never_shared() -> None:
+    load_spec("train", {}).train.gpu_ids.append(7)
+    assert load_spec("train", {}).train.gpu_ids == [0]
