@@ -5,11 +5,12 @@ Shape letters: N annotations of the file (crowds included), 4 = x, y, w, h in pi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,16 @@ class CocoImage:
     height: int
 
 
+_ARRAYS = (
+    "annotation_position_N",
+    "annotation_id_N",
+    "image_index_N",
+    "category_id_N",
+    "box_xywh_N4",
+    "is_crowd_N",
+)
+
+
 @dataclass(frozen=True)
 class CocoBoxes:
     """Every box of an annotation file, in the file's order.
@@ -108,6 +119,14 @@ class CocoBoxes:
 
     def image_of(self, index: int) -> CocoImage:
         return self.images[int(self.image_index_N[index])]
+
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """Return the set with these boxes only; all images stay."""
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in _ARRAYS},
+            segmentations=self.segmentations and [self.segmentations[row] for row in rows],
+        )
 
     def has_masks(self) -> bool:
         """Whether any box has a true mask (and masks were asked for)."""

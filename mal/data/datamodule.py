@@ -89,9 +89,9 @@ def collate_readable(items: Sequence[CropBatch | None]) -> CropBatch | None:
     return collate_crops(readable) if readable else None
 
 
-def rows_in_image_order(boxes: CocoBoxes) -> NDArray[np.int64]:
-    """Return all rows so that boxes of one image follow each other: it is then decoded once."""
-    return np.argsort(boxes.image_index_N, kind="stable")
+def in_image_order(boxes: CocoBoxes, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sort rows so that boxes of one image follow each other: it is then decoded once."""
+    return rows[np.argsort(boxes.image_index_N[rows], kind="stable")]
 
 
 def _keys_of(key: str) -> str:

@@ -81,9 +81,9 @@ def measure_masks(
     Raises:
         ArtifactError: A box has no prediction or several, or a mask is of another image's size.
     """
-    is_counted_N = _within_limits(boxes, min_box_area, min_box_side) & ~boxes.is_crowd_N
-    mask_of = _mask_by_index(boxes, masks, np.flatnonzero(is_counted_N))
-    true_rles = _true_rles(boxes, np.flatnonzero(is_counted_N))
+    rows = rows_to_measure(boxes, min_box_area=min_box_area, min_box_side=min_box_side)
+    mask_of = _mask_by_index(boxes, masks, rows)
+    true_rles = _true_rles(boxes, rows)
     instances = tuple(
         _score_instance(boxes, mask_of[index], true_rle) for index, true_rle in true_rles.items()
     )
@@ -98,8 +98,10 @@ def measure_masks(
         **_baseline_figures(boxes, instances, "box", lambda score: score.box_iou),
         **_baseline_figures(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
-        "num_without_mask_skipped": int(np.count_nonzero(is_counted_N)) - len(instances),
-        "num_outside_limits_skipped": int(np.count_nonzero(~is_counted_N & ~boxes.is_crowd_N)),
+        "num_without_mask_skipped": len(rows) - len(instances),
+        "num_outside_limits_skipped": (
+            int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)
+        ),
     }
     return Measurement(metrics, instances)
 
@@ -197,11 +199,14 @@ def _per_category(
     }
 
 
-def _within_limits(boxes: CocoBoxes, min_box_area: float, min_box_side: float) -> NDArray[np.bool_]:
-    is_within: NDArray[np.bool_] = (boxes.box_area_N > min_box_area) & (
-        boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf) >= min_box_side
+def rows_to_measure(
+    boxes: CocoBoxes, *, min_box_area: float, min_box_side: float
+) -> NDArray[np.int64]:
+    """Return the rows that are no crowds and inside the limits, in the file's order."""
+    side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
+    return np.flatnonzero(
+        ~boxes.is_crowd_N & (boxes.box_area_N > min_box_area) & (side_N >= min_box_side)
     )
-    return is_within
 
 
 def _mask_by_index(

@@ -63,7 +63,7 @@ class NetworkEnsemble:
         self, networks: Sequence[MALNetwork], *, use_flip: bool, device: torch.device
     ) -> None:
         self.networks = [
-            network.to(device, memory_format=torch.channels_last).eval() for network in networks
+            network.to(device).to(memory_format=torch.channels_last).eval() for network in networks
         ]
         self.use_flip = use_flip
         self.device = device
@@ -71,7 +71,8 @@ class NetworkEnsemble:
     @property
     def backbone(self) -> nn.Module:
         """The backbone of the first network."""
-        return self.networks[0].backbone
+        backbone: nn.Module = self.networks[0].backbone
+        return backbone
 
     @torch.inference_mode()
     def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:

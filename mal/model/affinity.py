@@ -54,12 +54,12 @@ def prior_logits(tokens_BDhw: Tensor, unit_box_B4: Tensor, temperature: float) -
         share_BN = share_of_object(affinity_BNN, object_BN)
         object_BN = share_BN * box_BN
     logits_BN = torch.logit(share_BN.clamp(0.01, 0.99))
-    return logits_BN.clamp(-PRIOR_MAX_LOGIT, PRIOR_MAX_LOGIT).unflatten(1, (size, size))
+    return logits_BN.clamp(-PRIOR_MAX_LOGIT, PRIOR_MAX_LOGIT).view(-1, size, size)
 
 
 def spread_over_tokens(map_BMM: Tensor, tokens_BDhw: Tensor, temperature: float) -> Tensor:
     """Replace each place of a map by how much its token is like the map's object, (B, M, M)."""
-    grid = tokens_BDhw.shape[-2:]
-    object_BN = F.adaptive_avg_pool2d(map_BMM[:, None], grid).flatten(1)
+    height, width = tokens_BDhw.shape[-2:]
+    object_BN = F.adaptive_avg_pool2d(map_BMM[:, None], (height, width)).flatten(1)
     share_BN = share_of_object(token_affinity(tokens_BDhw, temperature), object_BN)
-    return resize_to(share_BN.view(-1, 1, *grid), map_BMM.shape[-2:])[:, 0]
+    return resize_to(share_BN.view(-1, 1, height, width), map_BMM.shape[-2:])[:, 0]

@@ -139,7 +139,10 @@ def _resize_position_embedding(have: Tensor, wanted: Tensor) -> Tensor:
     side = round((wanted.shape[1] - num_prefix) ** 0.5)
     if _num_prefix_tokens(have) < num_prefix:
         have = torch.cat([torch.zeros_like(have[:, :num_prefix]), have], dim=1)
-    return resample_abs_pos_embed(have.float(), [side, side], num_prefix_tokens=num_prefix)
+    resized: Tensor = resample_abs_pos_embed(
+        have.float(), [side, side], num_prefix_tokens=num_prefix
+    )
+    return resized
 
 
 def _num_prefix_tokens(position_embedding: Tensor) -> int:

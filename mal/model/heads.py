@@ -6,6 +6,7 @@ S crop side (px).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -119,8 +120,8 @@ def match_scaled(vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
     Scaling keeps the first steps of a short run from saturating; the bias lets an object decide
     how certain it is without a channel of the map.
     """
-    scaled = torch.einsum("bc,bchw->bhw", vector_BC[:, :-1], maps_BCHW) / maps_BCHW.shape[1] ** 0.5
-    return scaled + vector_BC[:, -1, None, None]
+    dot_BHW = torch.einsum("bc,bchw->bhw", vector_BC[:, :-1], maps_BCHW)
+    return dot_BHW / math.sqrt(maps_BCHW.shape[1]) + vector_BC[:, -1, None, None]
 
 
 def initialize_convolutions(module: nn.Module) -> None:

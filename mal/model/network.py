@@ -76,7 +76,7 @@ class MALNetwork(nn.Module):
         if torch.compiler.is_exporting():
             return self._decode_every_size(vector_BC, levels, image_BCSS, unit_box_B4, box_area_B)
         size_class_B = size_class_of(box_area_B)
-        logits_BMM = vector_BC.new_zeros(len(vector_BC), self.map_size, self.map_size)
+        logits_BMM: Tensor = vector_BC.new_zeros(len(vector_BC), self.map_size, self.map_size)
         for size_class, scale in enumerate(SIZE_SCALES):
             rows = (size_class_B == size_class).nonzero().squeeze(1)
             if len(rows):

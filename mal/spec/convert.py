@@ -23,13 +23,13 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     return converted, rule or _broken_rule(converted, facts)
 
 
-def remedy_for(hint: Any, facts: Setting, default: Any, value: Any) -> str:
+def remedy_for(hint: Any, facts: Setting, default: Any) -> str:
     """Return the sentence that says what to write instead."""
     if facts.choices:
         return f"Use {_one_of(facts.choices)}."
     if default == REQUIRED:
         return "Give its path."
-    if hint is str and not isinstance(value, list | dict):
+    if hint is str:
         return "Quote it."
     return f"The default is {yaml_text(default)}."
 

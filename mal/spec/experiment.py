@@ -172,6 +172,9 @@ class TrainSpec:
     validation_interval: int = setting(
         1, "Validate every so many epochs, and at the end.", minimum=1
     )
+    max_val_boxes: int = setting(
+        0, "Ours. Validate during training on so many boxes at most; 0: on all.", minimum=0
+    )
     resume_training_checkpoint_path: str = setting(
         "", "Checkpoint to go on from. Empty: the latest in the results folder, if any."
     )

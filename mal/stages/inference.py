@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mal.artifacts import REPORT_FILE
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
@@ -12,7 +14,7 @@ from mal.labeling.masks import InstanceMask
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.evaluate import report_facts
-from mal.stages.measure import predict_every_box
+from mal.stages.measure import predict_rows
 from mal.stages.results import InferenceResult
 from mal.stages.session import recording
 from mal.status import Status
@@ -41,7 +43,8 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(spec, section, loaded.crop_size)
-        masks = list(predict_every_box(loaded.model, reader, settings, "label"))
+        rows = np.arange(len(reader.boxes))
+        masks = list(predict_rows(loaded.model, reader, rows, settings, "label"))
         num_masks = write_labels(labels, reader.boxes, masks)
         figures = _figures(reader, masks, num_masks)
         write_report(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mal.data.crop_dataset import ImageReader
-from mal.data.datamodule import rows_in_image_order
-from mal.evaluation.metrics import Measurement, measure_masks
+from mal.data.datamodule import in_image_order
+from mal.evaluation.metrics import Measurement, measure_masks, rows_to_measure
 from mal.labeling.masks import InstanceMask
 from mal.labeling.predictor import PredictionSettings, ProbabilityModel, predict_masks
 from mal.progress import track
@@ -22,11 +25,15 @@ class MeasuredModel:
     measurement: Measurement
 
 
-def predict_every_box(
-    model: ProbabilityModel, reader: ImageReader, settings: PredictionSettings, name: str
+def predict_rows(
+    model: ProbabilityModel,
+    reader: ImageReader,
+    rows: NDArray[np.int64],
+    settings: PredictionSettings,
+    name: str,
 ) -> Iterator[InstanceMask]:
-    """Yield a mask for every box, image by image, and show the progress."""
-    rows = rows_in_image_order(reader.boxes)
+    """Yield a mask for each of these boxes, image by image, and show the progress."""
+    rows = in_image_order(reader.boxes, rows)
     return track(predict_masks(model, reader, rows, settings), name, len(rows), unit="boxes")
 
 
@@ -38,9 +45,9 @@ def measure_model(
     *,
     name: str,
 ) -> MeasuredModel:
-    """Predict every box and measure those inside the limits of `evaluate`."""
-    masks = list(predict_every_box(model, reader, settings, name))
-    measurement = measure_masks(
-        reader.boxes, masks, min_box_area=limits.min_box_area, min_box_side=limits.min_box_side
-    )
+    """Predict and measure the boxes inside the limits of `evaluate`."""
+    bounds = {"min_box_area": limits.min_box_area, "min_box_side": limits.min_box_side}
+    rows = rows_to_measure(reader.boxes, **bounds)
+    masks = list(predict_rows(model, reader, rows, settings, name))
+    measurement = measure_masks(reader.boxes, masks, **bounds)
     return MeasuredModel(masks, measurement)

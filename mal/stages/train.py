@@ -12,9 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT
+import numpy as np
+
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.errors import SpecError
+from mal.evaluation.metrics import rows_to_measure
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.model.checkpoint import SPEC_KEY, read_checkpoint
@@ -105,6 +108,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
     if not reader.boxes.has_masks():
         _say_unmeasured(session, "the validation set has no masks")
         return None
+    reader = _sample_boxes(reader, spec)
 
     def measure(module: Any) -> Mapping[str, float]:
         ensemble = NetworkEnsemble(
@@ -123,6 +127,20 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
             module.set_training_modes()
 
     return measure
+
+
+def _sample_boxes(reader: ImageReader, spec: ExperimentSpec) -> ImageReader:
+    """Keep `train.max_val_boxes` boxes of those that count: always the same ones."""
+    limits = spec.evaluate
+    rows = rows_to_measure(
+        reader.boxes, min_box_area=limits.min_box_area, min_box_side=limits.min_box_side
+    )
+    wanted = spec.train.max_val_boxes
+    if not 0 < wanted < len(rows):
+        return reader
+    log.info("validation measures %d of %d boxes (train.max_val_boxes)", wanted, len(rows))
+    chosen = np.random.default_rng(0).choice(rows, wanted, replace=False)
+    return ImageReader(reader.boxes.select(np.sort(chosen)), reader.folder)
 
 
 def _networks_to_measure(module: Any, spec: ExperimentSpec) -> list[Any]:

@@ -55,8 +55,8 @@ def differing(mine: Path, theirs: Path) -> list[str]:
         (HYBRID, ("train.accum_grad_batches=2",)),
         (HYBRID, ("train.accum_grad_batches=3", "train.max_steps=3")),
         (HYBRID, ("train.max_steps=6", "train.warmup_rate=0.3")),
-        (TINY_VIT, ("model.vit_dpr=0.3", "model.teacher_momentum=0.5")),
-        (CACHED, ("model.vit_dpr=0.3",)),
+        (TINY_VIT, ("model.vit_dpr=0.3", "model.teacher_momentum=0.5", "train.max_steps=3")),
+        (CACHED, ("model.vit_dpr=0.3", "train.max_steps=5", "train.checkpoint_interval=2")),
     ],
     ids=["hybrid", "accumulated", "accumulated steps", "by steps", "dropped paths", "cached"],
 )
@@ -67,7 +67,7 @@ def test_a_run_resumed_from_any_of_its_checkpoints_ends_with_the_same_weights(
     settings = (*STEPWISE, *overrides)
     final = run_train(training_spec(tiny_set, whole, *settings, network=network)).checkpoint
     written = sorted(whole.glob("mal_model_epoch_*.pth"))
-    assert len(written) >= 3
+    assert len(written) >= 2
     for place in written[:-1]:
         resumed = tmp_path / place.stem
         spec = training_spec(

@@ -113,9 +113,7 @@ def test_deep_images_are_scaled_to_their_range(
         pytest.param(np.full((2, 2), np.nan, dtype=np.float32), id="nothing finite"),
     ],
 )
-def test_a_deep_image_without_a_range_is_black(
-    values: NDArray[np.float32], tmp_path: Path
-) -> None:
+def test_a_deep_image_without_a_range_is_black(values: NDArray[np.float32], tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.tiff")
     assert not read_image(tmp_path / "a.tiff", width=2, height=2).any()
 
