@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install check format test compile clean
+.PHONY: help demo install check format test test-slow compile clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: $(VENV)/.dev ## Format and mend what ruff can mend
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 compile: $(VENV)/.runtime ## Write every compiled component, pipeline and README
 	$(BIN)/python -m components

@@ -112,7 +112,7 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
     actions = dataset.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = actions.add_parser("demo", help="generate the demo set")
     demo.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
-    demo.add_argument("--images", type=int, default=240)
+    demo.add_argument("--images", type=int, default=300)
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_make_demo_dataset)
     check = actions.add_parser("check", help="name every problem of a set")

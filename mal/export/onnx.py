@@ -7,6 +7,7 @@ place of the crop, and that place is a constant of the graph.
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from mal.artifacts import sha256_of_file, write_json, writing_atomically
 from mal.errors import ArtifactError, MissingExtraError
-from mal.export.runtime import OnnxModel
 from mal.labeling.load import load_networks, resolve_checkpoint
+from mal.labeling.onnx_model import OnnxModel
 from mal.model.network import MALNetwork
 from mal.spec.experiment import ExperimentSpec
 
@@ -35,6 +36,8 @@ class ExportedGraph(nn.Module):
         networks: One, or student and teacher whose probabilities are averaged.
         margin_rate: Of the prediction window; fixes the box's place in the crop.
     """
+
+    unit_box: Tensor
 
     def __init__(self, networks: list[MALNetwork], margin_rate: float) -> None:
         super().__init__()
@@ -100,7 +103,11 @@ def _write_graph(graph: ExportedGraph, size: int, spec: ExperimentSpec, path: Pa
     batch = torch.export.Dim("N", min=1, max=1 << 16)
     shapes = {"image": {0: batch}, "box_area": {0: batch}} if is_dynamic else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter says that it renames the batch axis, which nobody asks for by name.
+        warnings.filterwarnings("ignore", message=".*axis name")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         torch.onnx.export(
             graph,
             parity_inputs(num_items, size),

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
-from mal.errors import ArtifactError
+from mal.artifacts import LATEST_CHECKPOINT, ONNX_SIDECAR_FILE
+from mal.errors import ArtifactError, StorageError
+from mal.labeling.onnx_model import OnnxModel
 from mal.labeling.predictor import NetworkEnsemble, PredictionSettings, ProbabilityModel
 from mal.model.checkpoint import SPEC_KEY, load_network_weights, read_checkpoint
 from mal.model.network import MALNetwork
 from mal.spec import load_spec
 from mal.spec.experiment import ExperimentSpec, ExportSpec, PredictionSpec
 from mal.storage import fetch_file
+from mal.storage.uris import parse_remote_uri
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +35,15 @@ class LoadedModel:
         model: The probability model.
         crop_size: S.
         path: The local file.
-        spec: The experiment it was trained with, or the user's for a foreign checkpoint.
+        spec: The user's spec with the network it was trained with.
+        has_settings: Whether the model says how it wants to be used.
     """
 
     model: ProbabilityModel
     crop_size: int
     path: Path
     spec: ExperimentSpec
+    has_settings: bool = True
 
 
 def load_model(
@@ -53,10 +58,7 @@ def load_model(
     """
     path = resolve_checkpoint(section.checkpoint)
     if path.suffix == ONNX_SUFFIX:
-        from mal.export.runtime import OnnxModel
-
-        onnx_model = OnnxModel(path)
-        return LoadedModel(onnx_model, onnx_model.crop_size, path, spec)
+        return _load_onnx(path, section.checkpoint, spec)
     networks, trained_spec = load_networks(path, section, spec)
     ensemble = NetworkEnsemble(
         networks, use_flip=getattr(section, "use_flip_test", False), device=device
@@ -64,12 +66,67 @@ def load_model(
     return LoadedModel(ensemble, trained_spec.dataset.crop_size, path, trained_spec)
 
 
+def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
+    """Load a model with the settings it carries: those it was trained or exported with.
+
+    Raises:
+        ArtifactError: It cannot be loaded, or carries none.
+    """
+    path = resolve_checkpoint(uri)
+    if path.suffix == ONNX_SUFFIX:
+        loaded = _load_onnx(path, uri, ExperimentSpec())
+        if not loaded.has_settings:
+            raise ArtifactError(
+                f"{ONNX_SIDECAR_FILE} must lie beside an exported model, got none beside {uri}. "
+                "Copy both files of mal export."
+            )
+        return loaded
+    content = read_checkpoint(path)
+    if SPEC_KEY not in content:
+        raise ArtifactError(
+            f"checkpoint must carry its spec, got a foreign one in {uri}. Use mal inference with "
+            "model.* set as in its training."
+        )
+    spec = load_spec("train", content[SPEC_KEY])
+    networks = _build_networks(content, spec.inference, spec)
+    ensemble = NetworkEnsemble(networks, use_flip=spec.inference.use_flip_test, device=device)
+    return LoadedModel(ensemble, spec.dataset.crop_size, path, spec)
+
+
+def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
+    """Load an exported model; the window it was exported for beats the spec's."""
+    model = OnnxModel(path, _fetch_sidecar(uri))
+    facts = model.description
+    dataset = dataclasses.replace(spec.dataset, crop_size=model.crop_size)
+    if facts:
+        margin = float(facts["margin_rate"])
+        _say_where_specs_differ(("train.test_margin_rate", spec.train.test_margin_rate[0], margin))
+        train = dataclasses.replace(spec.train, test_margin_rate=[margin, margin])
+        if spec == ExperimentSpec():
+            train = dataclasses.replace(train, mask_thres=list(facts["thresholds"]))
+        network = dataclasses.replace(spec.model, arch=str(facts["arch"]))
+        spec = dataclasses.replace(spec, train=train, model=network)
+    spec = dataclasses.replace(spec, dataset=dataset)
+    return LoadedModel(model, model.crop_size, path, spec, has_settings=bool(facts))
+
+
+def _fetch_sidecar(uri: str) -> Path | None:
+    """Return the description beside a remote model; beside a local one it is found anyway."""
+    folder, separator, _ = uri.rpartition("/")
+    if parse_remote_uri(uri) is None:
+        return None
+    try:
+        return fetch_file(f"{folder}{separator}{ONNX_SIDECAR_FILE}")
+    except StorageError:
+        return None
+
+
 def resolve_checkpoint(uri: str) -> Path:
     """Return the local file of a checkpoint uri; a result folder stands for its latest one."""
-    from mal.artifacts import LATEST_CHECKPOINT
-
-    folder = Path(uri)
-    return fetch_file(str(folder / LATEST_CHECKPOINT) if folder.is_dir() else uri)
+    folder = Path(uri).expanduser()
+    if parse_remote_uri(uri) is None and folder.is_dir():
+        return fetch_file(str(folder / LATEST_CHECKPOINT))
+    return fetch_file(uri)
 
 
 def load_networks(
@@ -82,18 +139,23 @@ def load_networks(
     """
     content = read_checkpoint(path)
     trained_spec = spec_of_checkpoint(content, spec)
+    return _build_networks(content, section, trained_spec), trained_spec
+
+
+def _build_networks(
+    content: Mapping[str, Any], section: PredictionSpec | ExportSpec, spec: ExperimentSpec
+) -> list[MALNetwork]:
+    roles = ["teacher" if section.use_teacher_test else "student"]
     if section.use_mixed_model_test:
         roles = ["student", "teacher"]
-    else:
-        roles = ["teacher" if section.use_teacher_test else "student"]
     networks = []
     for role in roles:
-        network = MALNetwork(trained_spec.model, trained_spec.dataset.crop_size)
+        network = MALNetwork(spec.model, spec.dataset.crop_size)
         load_network_weights(network, content, role)
         networks.append(network)
-    if len(networks) > 1 and trained_spec.model.freeze_backbone:
+    if len(networks) > 1 and spec.model.freeze_backbone:
         networks[1].backbone = networks[0].backbone
-    return networks, trained_spec
+    return networks
 
 
 def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> ExperimentSpec:
@@ -103,14 +165,22 @@ def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> Expe
         log.info("the checkpoint does not say its network: model.* of the spec is used")
         return spec
     trained = load_spec("train", saved)
-    for key, mine, theirs in (
+    _say_where_specs_differ(
         ("model.arch", spec.model.arch, trained.model.arch),
         ("dataset.crop_size", spec.dataset.crop_size, trained.dataset.crop_size),
-    ):
+    )
+    for key in ("test_margin_rate", "mask_thres"):
+        mine, theirs = getattr(spec.train, key), getattr(trained.train, key)
         if mine != theirs:
-            log.info("%s is %s as in the checkpoint (the spec says %s)", key, theirs, mine)
+            log.info("train.%s is %s as in the spec (in training it was %s)", key, mine, theirs)
     dataset = dataclasses.replace(spec.dataset, crop_size=trained.dataset.crop_size)
     return dataclasses.replace(spec, model=trained.model, dataset=dataset)
+
+
+def _say_where_specs_differ(*facts: tuple[str, Any, Any]) -> None:
+    for key, mine, theirs in facts:
+        if mine != theirs:
+            log.info("%s is %s as in the checkpoint (the spec says %s)", key, theirs, mine)
 
 
 def prediction_settings(spec: ExperimentSpec, section: Any, crop_size: int) -> PredictionSettings:

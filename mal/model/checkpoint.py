@@ -7,6 +7,7 @@ Our checkpoint is Lightning's dictionary, with keys as in TAO (`student.backbone
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
     mine = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
     if not mine:
         raise ArtifactError(
-            f"checkpoint must hold keys '{prefix}...', got {_name_some(list(state))}. "
+            f"checkpoint must hold keys '{prefix}*', got {_name_some(list(state))}. "
             "Give a checkpoint of mal train, or set train.pretrained_model_path for a backbone."
         )
     _load_checked(network, mine, f"the {role}", must_be_complete=True)
@@ -135,19 +136,19 @@ def _resize_position_embedding(have: Tensor, wanted: Tensor) -> Tensor:
     """Interpolate position embeddings (1, 1 + h * w, D) to another token grid."""
     if have.shape == wanted.shape:
         return have
-    num_prefix = _num_prefix_tokens(wanted)
-    side = round((wanted.shape[1] - num_prefix) ** 0.5)
-    if _num_prefix_tokens(have) < num_prefix:
-        have = torch.cat([torch.zeros_like(have[:, :num_prefix]), have], dim=1)
-    resized: Tensor = resample_abs_pos_embed(
-        have.float(), [side, side], num_prefix_tokens=num_prefix
-    )
+    num_prefix, num_given = _num_prefix_tokens(wanted), _num_prefix_tokens(have)
+    prefix, grid = have[:, :num_given], have[:, num_given:]
+    missing = torch.zeros_like(grid[:, : max(num_prefix - num_given, 0)])
+    kept = torch.cat([missing, prefix[:, :num_prefix], grid], dim=1).float()
+    side = math.isqrt(wanted.shape[1] - num_prefix)
+    resized: Tensor = resample_abs_pos_embed(kept, [side, side], num_prefix_tokens=num_prefix)
     return resized
 
 
 def _num_prefix_tokens(position_embedding: Tensor) -> int:
+    """Return how many tokens (class, distillation, registers) come before the square grid."""
     num_tokens = position_embedding.shape[1]
-    return 0 if round(num_tokens**0.5) ** 2 == num_tokens else 1
+    return num_tokens - math.isqrt(num_tokens) ** 2
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:

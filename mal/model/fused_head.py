@@ -27,8 +27,9 @@ class FusedMaskHead(nn.Module):
 
     num_bias_channels = 1
 
-    def __init__(self, level_channels: list[int]) -> None:
+    def __init__(self, level_channels: list[int], scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.out_channels = MAP_CHANNELS
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in level_channels)
         self.projections = nn.ModuleList(nn.Linear(w, TOKEN_CHANNELS) for w in level_channels)
@@ -48,7 +49,7 @@ class FusedMaskHead(nn.Module):
 
     def map_size_for(self, num_tokens_a_side: int) -> int:
         """Return M."""
-        return 2 * num_tokens_a_side
+        return round(self.scale * num_tokens_a_side)
 
     def forward(self, levels: list[Tensor], image_BCSS: Tensor, unit_box_B4: Tensor) -> Tensor:
         """Return the map of vectors and, as its last channel, the prior; (B, G + 1, M, M)."""

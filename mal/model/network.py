@@ -135,7 +135,7 @@ def _build_mask_head(
     if model.mask_head == "pyramid":
         return PyramidMaskHead(level_channels)
     if model.mask_head == "fused":
-        return FusedMaskHead(level_channels)
+        return FusedMaskHead(level_channels, model.mask_scale_ratio)
     return ConvolutionalMaskHead(
         level_channels[-1],
         model.mask_head_hidden_channel,

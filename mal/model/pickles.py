@@ -6,6 +6,7 @@ installed here. Tensors and plain values are read; everything else becomes an in
 
 from __future__ import annotations
 
+import logging
 import pickle
 import types
 from collections import OrderedDict
@@ -16,9 +17,12 @@ import torch
 
 from mal.errors import ArtifactError
 
+log = logging.getLogger(__name__)
+
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("_codecs", "encode"): lambda text, encoding="latin1": str(text).encode(encoding),
@@ -35,6 +39,12 @@ class Placeholder(dict[Any, Any]):
         return Placeholder()
 
     def __setstate__(self, _: Any) -> None:
+        return
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def add(self, _: Any) -> None:
         return
 
     def append(self, _: Any) -> None:
@@ -76,9 +86,9 @@ def read_pickled_checkpoint(path: Path) -> Any:
         raise ArtifactError(
             f"checkpoint must exist, got {path}. Give the path of a .pth file."
         ) from error
-    except pickle.UnpicklingError:
-        pass
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError):
+        log.debug("%s holds more than tensors and plain values", path)
+    except (OSError, RuntimeError, EOFError) as error:
         raise _unreadable(path, error) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)

@@ -165,7 +165,7 @@ def _known_settings(
                     f"Write its keys below it, or {key}.KEY=VALUE."
                 )
         else:
-            problems.append(f"{key} must be a key of the spec{entry.place}. {_suggest(key)}")
+            problems.append(f"{key} is not a key of the spec{entry.place}. {_suggest(key)}")
     return known
 
 

@@ -49,9 +49,11 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         )
         device = choose_device(spec, section.gpu_ids)
         loaded = load_model(section, spec, device)
-        settings = prediction_settings(spec, section, loaded.crop_size)
+        settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
-        metrics = measured.measurement.metrics | _training_free_figures(spec, loaded, reader, device)
+        metrics = measured.measurement.metrics | _training_free_figures(
+            spec, loaded, reader, device
+        )
         write_json(session.path / METRICS_FILE, metrics)
         write_report(
             session.path / REPORT_FILE,

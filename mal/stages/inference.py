@@ -42,7 +42,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
             section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
-        settings = prediction_settings(spec, section, loaded.crop_size)
+        settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         rows = np.arange(len(reader.boxes))
         masks = list(predict_rows(loaded.model, reader, rows, settings, "label"))
         num_masks = write_labels(labels, reader.boxes, masks)

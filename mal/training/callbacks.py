@@ -75,19 +75,22 @@ class Checkpoints(Callback):
         self.on_written = on_written
         self.num_steps = num_steps
         self.best_figure = -math.inf
+        self._is_epoch_over = False
 
     def on_save_checkpoint(
         self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what a reader of the file needs: the spec, the place in the run, the best figure."""
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
-        progress = trainer.fit_loop.epoch_progress.current
-        is_inside_epoch = progress.processed == progress.completed
         checkpoint[POSITION_KEY] = {
             "best_figure": self.best_figure,
-            "epoch": progress.processed,
-            "batch": num_batches_done(trainer) if is_inside_epoch else 0,
+            "epoch": trainer.current_epoch + self._is_epoch_over,
+            "batch": 0 if self._is_epoch_over else num_batches_done(trainer),
         }
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Know that checkpoints now lie inside an epoch."""
+        self._is_epoch_over = False
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
@@ -111,6 +114,7 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write by epochs or steps, at the end of the run and before a stop; remember the best."""
+        self._is_epoch_over = True
         train = self.spec.train
         figure = trainer.callback_metrics.get(VALIDATION_FIGURE)
         is_validated = is_validated_epoch(trainer, train.validation_interval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ import pytest
 from mal.storage import objects
 
 BUCKET = "bucket"
+
+
+@pytest.fixture(autouse=True)
+def _log_to_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that ran in this process keeps mal's log from the root logger."""
+    monkeypatch.setattr(logging.getLogger("mal"), "propagate", True)
 
 
 @pytest.fixture

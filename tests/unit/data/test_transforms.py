@@ -21,7 +21,8 @@ def test_the_same_generator_state_changes_a_crop_alike(seed: int, rate: float) -
     second = augment_colours(original, rate, np.random.default_rng(seed))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(original, crop())
-    assert (first.shape, first.dtype) == (original.shape, np.uint8)
+    assert first.shape == original.shape
+    assert first.dtype == np.uint8
 
 
 @given(st.integers(0, 2**32))

@@ -68,12 +68,14 @@ def test_the_convolutional_map_has_four_cells_a_token(size: int) -> None:
     assert network(*inputs(3, size)).shape == (3, network.map_size, network.map_size)
 
 
-@pytest.mark.parametrize("arch", BACKBONE_ARCHS)
-@pytest.mark.parametrize("head", ["own", "fused"])
-def test_every_backbone_builds_with_every_head_that_fits_it(arch: str, head: str) -> None:
-    if head == "fused" and is_hybrid(arch):
-        pytest.skip("the hybrid has a head of its own")
-    name = head if head == "fused" else "pyramid" if is_hybrid(arch) else "convolutional"
+FUSED = [("vit-mae-tiny/16", "fused"), ("vit-dinov2-small/14", "fused")]
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [*((a, "pyramid" if is_hybrid(a) else "convolutional") for a in BACKBONE_ARCHS), *FUSED],
+)
+def test_every_backbone_builds(arch: str, name: str) -> None:
     size = 2 * patch_size_of(arch) * (2 if is_hybrid(arch) else 1)
     with torch.device("meta"):
         network = MALNetwork(ModelSpec(arch=arch, mask_head=name), size)

@@ -21,13 +21,17 @@ class OnnxModel:
     Attributes:
         crop_size: S.
         description: The content of `mal_model.json`, or {} where it is absent.
+
+    Args:
+        path: The .onnx file.
+        sidecar: Its `mal_model.json` where that does not lie beside it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sidecar: Path | None = None) -> None:
         self._session = _open_session(path)
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
-        sidecar = path.with_name(ONNX_SIDECAR_FILE)
+        sidecar = sidecar or path.with_name(ONNX_SIDECAR_FILE)
         self.description: dict[str, Any] = (
             json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
         )

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mal.data.annotations import CROWD, Problems, load_boxes, read_annotation_document
+from mal.errors import AnnotationError
+
+INFINITY = float("inf")
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """Two 20 x 16 images, one good box on the first."""
+    good: dict[str, Any] = {
+        "images": [image(1), image(2)],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [annotation(1)],
+    }
+    return good | changes
+
+
+def image(number: int, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number}.png", "width": 20, "height": 16} | changes
+
+
+def annotation(number: int, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 9]} | changes
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "set.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("annotations")
+
+
+@given(
+    st.sampled_from(["id", "image_id", "category_id", "bbox", "iscrowd", "segmentation", ""]),
+    json_values,
+)
+def test_any_annotation_is_a_box_or_a_named_problem(
+    shared_folder: Path, key: str, value: Any
+) -> None:
+    entry = annotation(2, **{key: value}) if key else value
+    path = written(shared_folder, document(annotations=[annotation(1), entry]))
+    boxes = load_boxes(path, with_masks=True)
+    num_left_out = sum(
+        len(names) for kind, names in boxes.problems.subjects.items() if kind != CROWD
+    )
+    assert len(boxes) + num_left_out == 2
+    assert boxes.annotation_id_N[0] == 1
+
+
+@given(st.sampled_from(["id", "file_name", "width", "height", ""]), json_values)
+def test_any_image_is_an_image_or_a_named_problem(
+    shared_folder: Path, key: str, value: Any
+) -> None:
+    entry = image(2, **{key: value}) if key else value
+    boxes = load_boxes(written(shared_folder, document(images=[image(1), entry])), with_masks=False)
+    assert len(boxes.images) + len(boxes.problems.lines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        pytest.param({"bbox": [1, 1, 0, 5]}, "box of zero or negative size", id="zero width"),
+        pytest.param({"bbox": [1, 1, 5, -1]}, "box of zero or negative size", id="negative"),
+        pytest.param({"bbox": [20, 1, 5, 5]}, "box outside its image", id="right of it"),
+        pytest.param({"bbox": [-5, 1, 5, 5]}, "box outside its image", id="left of it"),
+        pytest.param({"bbox": [0, 0, 81, 5]}, "box far larger than its image", id="huge"),
+        pytest.param({"bbox": [1, 1, 5]}, "bbox that is not four finite numbers", id="three"),
+        pytest.param({"bbox": [1, 1, 5, INFINITY]}, "bbox that is not four finite", id="infinite"),
+        pytest.param({"bbox": "1234"}, "annotation without image_id or a bbox", id="text"),
+        pytest.param({"bbox": None}, "annotation without image_id or a bbox", id="null"),
+        pytest.param({"bbox": [1, 1, 5, 10**400]}, "annotation without image_id", id="400 digits"),
+        pytest.param({"image_id": None}, "annotation without image_id or a bbox", id="no image"),
+        pytest.param({"image_id": 9}, "annotation of an unknown image", id="unknown image"),
+        pytest.param({"image_id": 2**70}, "annotation without image_id", id="70 bits"),
+        pytest.param({"category_id": 9}, "annotation of an unknown category", id="category"),
+        pytest.param({"iscrowd": 1}, CROWD, id="crowd"),
+    ],
+)
+def test_an_annotation_that_is_not_used_is_counted_and_named(
+    bad: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    entries = [annotation(1), annotation(2, **bad), annotation(3)]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    ((told, subjects),) = boxes.problems.subjects.items()
+    assert told.startswith(kind)
+    assert len(subjects) == 1
+    assert "annotation 2" in subjects[0]
+    assert boxes.is_crowd_N.tolist() == ([False, True, False] if kind == CROWD else [False, False])
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        ([image(1), {"id": 2}], "image without id, file_name, width or height"),
+        ([image(1), "text"], "image without id, file_name, width or height"),
+        ([image(1), image(2, width=INFINITY)], "image without id, file_name, width or height"),
+        ([image(1), image(2, height=0)], "image without a size"),
+        ([image(1), image(1)], "image id given twice"),
+    ],
+)
+def test_an_image_that_is_not_used_is_counted(images: list[Any], kind: str, tmp_path: Path) -> None:
+    boxes = load_boxes(written(tmp_path, document(images=images)), with_masks=False)
+    assert list(boxes.problems.subjects) == [kind]
+    assert len(boxes.images) == 1
+
+
+def test_images_without_boxes_are_kept(tmp_path: Path) -> None:
+    boxes = load_boxes(written(tmp_path, document()), with_masks=False)
+    assert [entry.id for entry in boxes.images] == [1, 2]
+    assert boxes.image_index_N.tolist() == [0]
+
+
+def test_a_set_without_boxes_is_empty_and_not_an_error(tmp_path: Path) -> None:
+    boxes = load_boxes(written(tmp_path, document(annotations=[])), with_masks=True)
+    assert (len(boxes), boxes.box_xywh_N4.shape, boxes.has_masks()) == (0, (0, 4), False)
+
+
+def test_boxes_across_the_border_keep_their_coordinates(tmp_path: Path) -> None:
+    entries = [annotation(1, bbox=[-3.5, -2, 30, 30])]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    assert boxes.box_xywh_N4.tolist() == [[-3.5, -2, 30, 30]]
+    assert boxes.box_area_N.tolist() == [900]
+    assert not boxes.problems
+
+
+def test_positions_tell_where_a_box_stands_in_the_file(tmp_path: Path) -> None:
+    entries = [annotation(7, image_id=9), annotation(5), annotation(6, image_id=2)]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    assert boxes.annotation_position_N.tolist() == [1, 2]
+    assert boxes.annotation_id_N.tolist() == [5, 6]
+    assert boxes.image_of(1).file_name == "2.png"
+
+
+@pytest.mark.parametrize("categories", [None, [], {}])
+def test_categories_may_be_missing(categories: Any, tmp_path: Path) -> None:
+    content = document(categories=categories, annotations=[annotation(1, category_id=4)])
+    assert load_boxes(written(tmp_path, content), with_masks=False).categories == {4: "4"}
+
+
+def test_without_being_asked_for_masks_none_is_held(tmp_path: Path) -> None:
+    entries = [annotation(1, segmentation=[[1, 2, 8, 2, 8, 9]])]
+    path = written(tmp_path, document(annotations=entries))
+    assert load_boxes(path, with_masks=False).segmentations is None
+    assert load_boxes(path, with_masks=False).rle_of(0) is None
+    rle = load_boxes(path, with_masks=True).rle_of(0)
+    assert rle is not None
+    assert rle["size"] == [16, 20]
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+def test_an_empty_segmentation_is_none(empty: Any, tmp_path: Path) -> None:
+    content = document(annotations=[annotation(1, segmentation=empty)])
+    boxes = load_boxes(written(tmp_path, content), with_masks=True)
+    assert boxes.rle_of(0) is None
+    assert not boxes.has_masks()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "annotation file must be readable JSON"),
+        ("\ufeff\ud800".encode("utf-8", "surrogatepass").decode("latin1"), "readable JSON"),
+        ("[" * 100_000, "annotation file must be readable JSON"),
+        ([], "annotation file must hold a JSON object, got a list"),
+        ('"text"', "annotation file must hold a JSON object, got a str"),
+        ({"images": []}, "annotation file must have a list 'annotations'"),
+        ({"images": {}, "annotations": []}, "annotation file must have a list 'images'"),
+    ],
+    ids=["cut", "bytes", "deep", "list", "text", "no annotations", "no images"],
+)
+def test_a_file_that_is_no_coco_file_says_so(content: Any, told: str, tmp_path: Path) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(AnnotationError, match=told) as caught:
+        read_annotation_document(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["absent.json", "."])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="annotation file must"):
+        load_boxes(tmp_path / name, with_masks=False)
+
+
+def test_a_set_without_usable_images_cannot_be_used(tmp_path: Path) -> None:
+    path = written(tmp_path, document(images=[image(1, width=0)]))
+    with pytest.raises(
+        AnnotationError, match=r"must list images.*1 x image without a size: 1\.png"
+    ):
+        load_boxes(path, with_masks=False)
+
+
+def test_many_problems_of_a_kind_are_counted_and_the_first_named() -> None:
+    problems = Problems()
+    for number in range(8):
+        problems.add("broken thing", str(number))
+    assert problems.lines() == ["8 x broken thing: 0, 1, 2, 3, 4 and 3 more"]
+    assert problems.lines(max_named=8) == ["8 x broken thing: 0, 1, 2, 3, 4, 5, 6, 7"]
+    assert not Problems()
+
+
+def test_boxes_are_exact(tmp_path: Path) -> None:
+    box = [0.1, 1 / 3, 7.000000001, 8.9]
+    boxes = load_boxes(
+        written(tmp_path, document(annotations=[annotation(1, bbox=box)])), with_masks=False
+    )
+    np.testing.assert_array_equal(boxes.box_xywh_N4[0], box)

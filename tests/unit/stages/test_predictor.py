@@ -1,0 +1,136 @@
+"""`mal.Predictor` gives what `mal inference` gives."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Trained
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import mal
+from mal.errors import ArtifactError, MalError, StorageError
+from mal.spec import load_spec
+from mal.stages import run_export, run_inference
+
+IMAGE = np.zeros((20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime")
+    overrides = [
+        f"export.checkpoint={trained.result.checkpoint}",
+        f"export.results_dir={tmp_path_factory.mktemp('export')}",
+        "export.use_mixed_model_test=true",
+        "train.test_margin_rate=[0.8, 0.8]",
+        "train.mask_thres=[0.45]",
+    ]
+    return run_export(load_spec("export", {}, overrides)).onnx
+
+
+@pytest.fixture(scope="session")
+def labels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    spec = str(trained.result.results_dir / "experiment.yaml")
+    overrides = [
+        f"inference.checkpoint={trained.result.checkpoint}",
+        f"inference.ann_path={trained.data.annotations}",
+        f"inference.img_dir={trained.data.images}",
+        f"inference.results_dir={tmp_path_factory.mktemp('inference')}",
+    ]
+    content: dict[str, Any] = json.loads(
+        run_inference(load_spec("inference", spec, overrides)).labels.read_text()
+    )
+    return content
+
+
+def predict_set(predictor: mal.Predictor, trained: Trained) -> list[NDArray[np.bool_]]:
+    document = trained.data.document()
+    masks: list[NDArray[np.bool_]] = []
+    for entry in document["images"]:
+        image = np.asarray(Image.open(trained.data.images / entry["file_name"]).convert("RGB"))
+        boxes = [a["bbox"] for a in document["annotations"] if a["image_id"] == entry["id"]]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        found = predictor.predict(image, corners)
+        assert found.shape == (len(boxes), entry["height"], entry["width"])
+        assert found.dtype == np.bool_
+        masks += list(found)
+    return masks
+
+
+def test_masks_equal_those_of_inference(trained: Trained, labels: dict[str, Any]) -> None:
+    masks = predict_set(mal.Predictor(trained.result.checkpoint), trained)
+    assert sum(mask.sum() for mask in masks) > 0
+    for mask, annotation in zip(masks, labels["annotations"], strict=True):
+        np.testing.assert_array_equal(mask, coco_mask.decode(annotation["segmentation"]))
+
+
+def test_an_exported_model_gives_the_same_masks(trained: Trained, exported: Path) -> None:
+    mine = predict_set(mal.Predictor(str(exported)), trained)
+    theirs = predict_set(mal.Predictor(trained.result.results_dir), trained)
+    differing = sum(int((a != b).sum()) for a, b in zip(mine, theirs, strict=True))
+    assert differing <= 2
+
+
+def test_no_boxes_give_no_masks(trained: Trained) -> None:
+    predictor = mal.Predictor(trained.result.checkpoint)
+    for boxes in ([], np.zeros((0, 4))):
+        assert predictor.predict(IMAGE, boxes).shape == (0, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "boxes", "message"),
+    [
+        (IMAGE[..., 0], [[0, 0, 5, 5]], r"uint8 array of shape \(H, W, 3\), got uint8 of shape"),
+        (IMAGE.astype(np.float32), [[0, 0, 5, 5]], "got float32 of shape"),
+        (IMAGE[:0], [[0, 0, 5, 5]], "of shape"),
+        ("image.png", [[0, 0, 5, 5]], "got str"),
+        (IMAGE, [0, 0, 5, 5], r"shape \(N, 4\), got \(4,\)"),
+        (IMAGE, [[0, 0, 5]], r"got \(1, 3\)"),
+        (IMAGE, [["a", "b", "c", "d"]], "must be numbers"),
+        (IMAGE, [[0, 0, 5, 5], [5, 5, 5, 9]], r"x1 > x0 .* in row 1"),
+        (IMAGE, [[0, 0, float("nan"), 5]], "in row 0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_named(
+    trained: Trained, image: Any, boxes: Any, message: str
+) -> None:
+    with pytest.raises(MalError, match=message):
+        mal.Predictor(trained.result.checkpoint).predict(image, boxes)
+
+
+@pytest.mark.parametrize(
+    "box", [[-9, -9, 6, 6], [20, 10, 90, 90], [-5, -5, 50, 50], [40, 40, 50, 50]]
+)
+def test_boxes_beyond_the_image_are_cut_at_its_border(trained: Trained, box: list[int]) -> None:
+    (mask,) = mal.Predictor(trained.result.checkpoint).predict(IMAGE, [box])
+    rows, columns = np.nonzero(mask)
+    assert ((rows >= box[1]) & (rows < box[3]) & (columns >= box[0]) & (columns < box[2])).all()
+
+
+def test_a_model_without_its_settings_is_refused(
+    trained: Trained, exported: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained.result.checkpoint, weights_only=True)
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "foreign.pth")
+    with pytest.raises(ArtifactError, match="carry its spec"):
+        mal.Predictor(tmp_path / "foreign.pth")
+    shutil.copy(exported, tmp_path / "lonely.onnx")
+    with pytest.raises(ArtifactError, match=r"mal_model\.json must lie beside"):
+        mal.Predictor(tmp_path / "lonely.onnx")
+    with pytest.raises(StorageError, match="missing"):
+        mal.Predictor(tmp_path / "missing.pth")
+
+
+def test_models_behind_s3_bring_their_settings(trained: Trained, exported: Path, s3: Any) -> None:
+    for path in (trained.result.checkpoint, exported, exported.with_name("mal_model.json")):
+        s3.upload_file(str(path), "bucket", f"models/{path.name}")
+    here = predict_set(mal.Predictor(exported), trained)
+    for name in ("mal_model.onnx", "mal_model_latest.pth"):
+        there = predict_set(mal.Predictor(f"s3://bucket/models/{name}"), trained)
+        assert sum(int((a != b).sum()) for a, b in zip(here, there, strict=True)) <= 2
