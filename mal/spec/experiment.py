@@ -131,7 +131,9 @@ class ModelSpec:
     mask_head_num_convs: int = setting(4, "3x3 convolutions of the mask head.", minimum=1)
     mask_head_hidden_channel: int = setting(256, "Width of the mask head.", minimum=1)
     mask_head_out_channel: int = setting(256, "Width of its output.", minimum=1)
-    mask_scale_ratio: float = setting(2.0, "Upsampling of the features inside the mask head.", exclusive_minimum=0)
+    mask_scale_ratio: float = setting(
+        2.0, "Upsampling of the features inside the mask head.", exclusive_minimum=0
+    )
     mask_scale_ratio_pre: int = setting(1, "Upsampling before the mask head.", minimum=1)
     not_adjust_scale: bool = setting(False, "Do not resize features by the object's size.")
     object_pooling: str = setting(

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT
-import numpy as np
-
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.errors import SpecError

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mal.spec import ExperimentSpec, load_spec
+from mal.stages import TrainResult
 
 HYBRID = (
     "model.arch=vit-hybrid-small/8",
@@ -135,3 +136,11 @@ def training_spec(
     return load_spec(
         "train", {}, [*network, *training_overrides(train, results_dir, val), *overrides]
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run on a set."""
+
+    data: TinySet
+    result: TrainResult

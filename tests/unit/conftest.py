@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_sets import Trained, training_spec, write_tiny_set
 
+from mal.spec import load_spec
+from mal.stages import run_export, run_train
 from mal.storage import objects
 
 BUCKET = "bucket"
@@ -68,3 +71,33 @@ def s3(s3_environment: None) -> Iterator[Any]:
     for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
         client.delete_object(Bucket=BUCKET, Key=entry["Key"])
     client.delete_bucket(Bucket=BUCKET)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One small trained model for all tests of the actions."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_tiny_set(folder / "set", num_images=4)
+    spec = training_spec(
+        data,
+        folder / "train",
+        "train.num_epochs=4",
+        "train.test_margin_rate=[0.8, 0.8]",
+        "train.mask_thres=[0.45]",
+        "inference.batch_size=3",
+        "inference.use_mixed_model_test=true",
+    )
+    return Trained(data, run_train(spec))
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, student and teacher averaged, as ONNX."""
+    pytest.importorskip("onnxruntime")
+    overrides = [
+        f"export.checkpoint={trained.result.checkpoint}",
+        f"export.results_dir={tmp_path_factory.mktemp('export')}",
+        "export.use_mixed_model_test=true",
+    ]
+    spec = load_spec("export", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    return run_export(spec).onnx

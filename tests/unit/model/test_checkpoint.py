@@ -173,7 +173,9 @@ def test_broken_safetensors_are_named(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("num_prefix", [0, 1, 2, 5], ids=["none", "class", "distilled", "registers"])
+@pytest.mark.parametrize(
+    "num_prefix", [0, 1, 2, 5], ids=["none", "class", "distilled", "registers"]
+)
 def test_position_embeddings_are_resized_to_the_crop(
     tmp_path: Path, weights: dict[str, Tensor], num_prefix: int
 ) -> None:

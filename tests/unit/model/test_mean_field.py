@@ -142,9 +142,7 @@ def test_inputs_stay_as_they_were() -> None:
 
 @pytest.mark.parametrize("start", ["clamped", "balanced", "soft"])
 @pytest.mark.parametrize("dilations", [(1,), (1, 2), (2, 4)])
-def test_every_start_and_reach_stays_inside_the_box(
-    start: str, dilations: tuple[int, ...]
-) -> None:
+def test_every_start_and_reach_stays_inside_the_box(start: str, dilations: tuple[int, ...]) -> None:
     image, prob, box = (torch.from_numpy(part)[None].float() for part in draw(5, 9, 9))
     label = mean_field(image, prob, box, num_iters=4, start=start, dilations=dilations)
     assert set(label.unique().tolist()) <= {0.0, 1.0}

@@ -11,9 +11,7 @@ from mal.model.network import MALNetwork, size_class_of
 from mal.spec.experiment import BACKBONE_ARCHS, ModelSpec
 from mal.spec.rules import is_hybrid, patch_size_of
 
-TINY = ModelSpec(
-    arch="vit-mae-tiny/16", mask_head_hidden_channel=8, mask_head_out_channel=8
-)
+TINY = ModelSpec(arch="vit-mae-tiny/16", mask_head_hidden_channel=8, mask_head_out_channel=8)
 AREAS = torch.tensor([100.0, 5000.0, 50_000.0, 1024.0, 9216.0])
 
 

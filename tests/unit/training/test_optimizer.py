@@ -83,9 +83,7 @@ def test_the_rate_of_a_step(step: int, settings: dict[str, float], expected: flo
 def test_every_step_of_every_run_has_a_rate_above_zero(num_steps: int, warmup_epochs: int) -> None:
     train = TrainSpec(warmup_epochs=warmup_epochs)
     for step in range(num_steps + 1):
-        factor = lr_factor(
-            step, steps_per_epoch=1, num_steps=num_steps, peak_lr=1.0, train=train
-        )
+        factor = lr_factor(step, steps_per_epoch=1, num_steps=num_steps, peak_lr=1.0, train=train)
         assert 0 < factor <= 1
 
 

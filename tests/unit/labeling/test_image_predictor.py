@@ -8,30 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Trained
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny_sets import Trained
 
 import mal
 from mal.errors import ArtifactError, MalError, StorageError
 from mal.spec import load_spec
-from mal.stages import run_export, run_inference
+from mal.stages import run_inference
 
 IMAGE = np.zeros((20, 30, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="session")
-def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime")
-    overrides = [
-        f"export.checkpoint={trained.result.checkpoint}",
-        f"export.results_dir={tmp_path_factory.mktemp('export')}",
-        "export.use_mixed_model_test=true",
-        "train.test_margin_rate=[0.8, 0.8]",
-        "train.mask_thres=[0.45]",
-    ]
-    return run_export(load_spec("export", {}, overrides)).onnx
 
 
 @pytest.fixture(scope="session")

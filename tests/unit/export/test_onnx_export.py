@@ -1,0 +1,70 @@
+"""An exported model agrees with its checkpoint and says what it is."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_sets import TINY_VIT, Trained, training_spec
+
+from mal.errors import ArtifactError
+from mal.export.onnx import centred_unit_box, parity_inputs
+from mal.labeling.onnx_model import OnnxModel
+from mal.model.network import MALNetwork
+from mal.spec import load_spec
+from mal.stages import run_export
+
+pytest.importorskip("onnxruntime")
+
+
+def test_the_description_has_every_key_of_the_contract(trained: Trained, exported: Path) -> None:
+    facts = json.loads(exported.with_name("mal_model.json").read_text())
+    assert facts["arch"] == "vit-hybrid-small/8"
+    assert (facts["crop_size"], facts["map_size"]) == (32, 16)
+    assert facts["thresholds"] == [0.45]
+    assert facts["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert facts["opset"] == 18
+    assert facts["sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
+    assert 0 <= facts["max_abs_diff"] < 1e-3
+
+
+def test_any_number_of_items_can_be_given(exported: Path) -> None:
+    image, area = parity_inputs(7, 32)
+    model = OnnxModel(exported)
+    together = model(image, torch.zeros(7, 4), area)
+    assert together.shape == (7, 16, 16)
+    assert 0 <= together.min() <= together.max() <= 1
+    alone = torch.cat([model(image[i : i + 1], image, area[i : i + 1]) for i in range(7)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_fixed_batch_of_a_network_scaled_by_size(tmp_path: Path, trained: Trained) -> None:
+    spec = training_spec(trained.data, tmp_path, network=TINY_VIT)
+    network = MALNetwork(spec.model, 32).eval()
+    state = {f"student.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "tiny.pth")
+    overrides = [
+        *TINY_VIT,
+        f"export.checkpoint={tmp_path / 'tiny.pth'}",
+        f"export.results_dir={tmp_path / 'export'}",
+        "export.batch_size=2",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = run_export(load_spec("export", {}, overrides))
+    assert result.max_abs_diff < 1e-3
+    image, area = parity_inputs(5, 32)
+    found = OnnxModel(result.onnx)(image, torch.zeros(5, 4), area)
+    with torch.inference_mode():
+        expected = network(image, centred_unit_box(0.6).expand(5, 4), area).sigmoid()
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+
+
+def test_what_is_no_onnx_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"x\.onnx"):
+        OnnxModel(tmp_path / "x.onnx")

@@ -1,0 +1,100 @@
+"""`mal evaluate`: figures with masks, none without, the same through every door."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_sets import TinySet, Trained
+
+from mal.cli import main
+from mal.spec import load_spec
+from mal.stages import run_evaluate
+
+
+def arguments(trained: Trained, data: TinySet, results: Path, *more: str) -> list[str]:
+    return [
+        f"evaluate.checkpoint={trained.result.checkpoint}",
+        f"evaluate.results_dir={results}",
+        f"dataset.val_ann_path={data.annotations}",
+        f"dataset.val_img_dir={data.images}",
+        "evaluate.use_mixed_model_test=true",
+        *more,
+    ]
+
+
+def evaluate(trained: Trained, overrides: Sequence[str]) -> dict[str, Any]:
+    spec = load_spec("evaluate", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    return dict(run_evaluate(spec).metrics)
+
+
+def test_command_line_and_python_give_the_same_metrics(trained: Trained, tmp_path: Path) -> None:
+    metrics = evaluate(trained, arguments(trained, trained.data, tmp_path / "python"))
+    spec = str(trained.result.results_dir / "experiment.yaml")
+    code = main(["evaluate", "-e", spec, *arguments(trained, trained.data, tmp_path / "command")])
+    assert code == 0
+    written = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert written == json.loads((tmp_path / "python" / "metrics.json").read_text())
+    assert written["mIoU"] == metrics["mIoU"]
+    assert {"mIoU_small", "mIoU_medium", "mIoU_large", "mean_iou_instances", "num_instances",
+            "per_category", "AP", "AP50", "AP75", "box_iou"} <= written.keys()  # fmt: skip
+    assert set(written["per_category"]) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("how", ["stripped", "not read"])
+def test_without_true_masks_there_are_predictions_and_no_figures(
+    trained: Trained, tmp_path: Path, how: str
+) -> None:
+    document = trained.data.document()
+    for annotation in document["annotations"]:
+        if how == "stripped":
+            del annotation["segmentation"]
+    data = trained.data.rewritten(document, f"{how}.json")
+    more = ["dataset.load_mask=false"] if how == "not read" else []
+    overrides = arguments(trained, data, tmp_path, *more)
+    assert main(["evaluate", *overrides]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(metrics[name] is None for name in ("mIoU", "mean_iou_instances", "AP", "box_iou"))
+    assert "mask" in (tmp_path / "report.html").read_text()
+    assert (
+        json.loads((tmp_path / "status.json").read_text().splitlines()[-1])["status"] == "SUCCESS"
+    )
+
+
+def test_an_exported_model_measures_like_its_checkpoint(
+    trained: Trained, exported: Path, tmp_path: Path
+) -> None:
+    torch_metrics = evaluate(trained, arguments(trained, trained.data, tmp_path / "pth"))
+    overrides = arguments(trained, trained.data, tmp_path / "onnx")
+    onnx_metrics = evaluate(trained, [*overrides, f"evaluate.checkpoint={exported}"])
+    assert onnx_metrics["mIoU"] == pytest.approx(torch_metrics["mIoU"], abs=1e-3)
+    assert onnx_metrics["num_instances"] == torch_metrics["num_instances"] == 8
+
+
+def test_a_missing_checkpoint_ends_with_two_and_a_failure_on_record(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*arguments(trained, trained.data, tmp_path), "evaluate.checkpoint=/no/such.pth"]
+    assert main(["evaluate", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert "/no/such.pth" in error
+    assert "Traceback" not in error
+    assert (
+        json.loads((tmp_path / "status.json").read_text().splitlines()[-1])["status"] == "FAILURE"
+    )
+
+
+def test_s3_results_and_checkpoints(trained: Trained, tmp_path: Path, s3: Any) -> None:
+    s3.upload_file(str(trained.result.checkpoint), "bucket", "run/model.pth")
+    overrides = [
+        *arguments(trained, trained.data, tmp_path),
+        "evaluate.checkpoint=s3://bucket/run/model.pth",
+        "evaluate.results_dir=s3://bucket/run/evaluate",
+    ]
+    metrics = evaluate(trained, overrides)
+    body = s3.get_object(Bucket="bucket", Key="run/evaluate/metrics.json")["Body"].read()
+    assert json.loads(body)["mIoU"] == metrics["mIoU"]
+    keys = {entry["Key"] for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    names = {"report.html", "experiment.yaml", "status.json", "manifest.json"}
+    assert {f"run/evaluate/{name}" for name in names} <= keys

@@ -1,0 +1,103 @@
+"""`mal inference` adds masks and loses nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+from tiny_sets import TinySet, Trained
+
+from mal.spec import load_spec
+from mal.stages import run_inference
+
+ADDED = ("segmentation", "area", "score")
+
+
+def label(trained: Trained, data: TinySet, results: Path, *more: str) -> dict[str, Any]:
+    overrides = [
+        f"inference.checkpoint={trained.result.checkpoint}",
+        f"inference.ann_path={data.annotations}",
+        f"inference.img_dir={data.images}",
+        f"inference.results_dir={results}",
+        *more,
+    ]
+    spec = load_spec("inference", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    result = run_inference(spec)
+    assert result.report.stat().st_size < 3e6
+    content: dict[str, Any] = json.loads(result.labels.read_text(encoding="utf-8"))
+    return content
+
+
+def without_added(document: dict[str, Any]) -> dict[str, Any]:
+    kept = [
+        {key: value for key, value in annotation.items() if key not in ADDED}
+        for annotation in document["annotations"]
+    ]
+    return {**document, "annotations": kept}
+
+
+def test_every_other_field_stays(trained: Trained, tmp_path: Path) -> None:
+    document = trained.data.document()
+    document["images"].append({"id": 99, "file_name": "picture 0.png", "width": 48, "height": 48})
+    document["licenses"] = [{"id": 1}]
+    data = trained.data.rewritten(document, "with empty.json")
+    labeled = label(trained, data, tmp_path, "inference.label_dump_path=deep/out.json")
+    assert (tmp_path / "deep" / "out.json").exists()
+    assert without_added(labeled) == without_added(document)
+    for annotation in labeled["annotations"]:
+        rle = annotation["segmentation"]
+        assert rle["size"] == [48, 48]
+        assert annotation["area"] == int(coco_mask.area(rle))
+        assert 0 <= annotation["score"] <= 1
+
+
+def test_unreadable_images_and_odd_boxes_get_their_entry_too(
+    trained: Trained, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in trained.data.images.iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "picture 1.png").write_bytes(b"no picture")
+    (images / "picture 2.png").unlink()
+    document = trained.data.document()
+    by_image = {i: [a for a in document["annotations"] if a["image_id"] == i] for i in (1, 2, 3)}
+    by_image[1][0]["bbox"] = [-6, 30.5, 20, 40]
+    by_image[1][1]["bbox"] = [60, 60, 5, 5]
+    document["annotations"].append(
+        {"id": 50, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 4]}
+    )
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document))
+    labeled = label(trained, TinySet(path, images), tmp_path / "out")
+    assert without_added(labeled) == without_added(document)
+    found = {annotation["id"]: annotation for annotation in labeled["annotations"]}
+    for broken in [*by_image[2], *by_image[3]]:
+        assert found[broken["id"]]["score"] == 0
+        assert coco_mask.area(found[broken["id"]]["segmentation"]) == 0
+    crossing = coco_mask.decode(found[by_image[1][0]["id"]]["segmentation"])
+    assert not crossing[:30].any()
+    assert not crossing[:, 14:].any()
+    assert found[by_image[1][1]["id"]]["score"] == found[50]["score"] == 0
+
+
+def test_labels_do_not_depend_on_batches_or_loaders(trained: Trained, tmp_path: Path) -> None:
+    first = label(trained, trained.data, tmp_path / "a", "inference.batch_size=1")
+    second = label(
+        trained, trained.data, tmp_path / "b", "inference.batch_size=100",
+        "dataset.num_workers_per_gpu=1",
+    )  # fmt: skip
+    third = label(
+        trained, trained.data, tmp_path / "c", "inference.batch_size=3",
+        "dataset.num_workers_per_gpu=1",
+    )  # fmt: skip
+    for other in (second, third):
+        for mine, theirs in zip(first["annotations"], other["annotations"], strict=True):
+            assert abs(mine["area"] - theirs["area"]) <= 1
+            assert abs(mine["score"] - theirs["score"]) < 1e-3
+
+
+def test_an_empty_file_gives_an_empty_file(trained: Trained, tmp_path: Path) -> None:
+    document = {**trained.data.document(), "annotations": []}
+    data = trained.data.rewritten(document, "empty.json")
+    assert label(trained, data, tmp_path) == document
