@@ -1,7 +1,7 @@
 """A checkpoint as an ONNX model: crop and box area in, probabilities out.
 
-The graph takes no box: the window of prediction is a fixed multiple of the box, so the box always lies at the same
-place of the crop, and that place is a constant of the graph.
+The graph takes no box: the window of prediction is a fixed multiple of the box, so the box always
+lies at the same place of the crop, and that place is a constant of the graph.
 """
 
 from __future__ import annotations

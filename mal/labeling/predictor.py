@@ -1,6 +1,7 @@
-"""Crops to masks of whole images: the one path of validation, evaluation, inference and `mal.Predictor`.
+"""Crops to masks of whole images: the one path of measuring, inference and `mal.Predictor`.
 
-Shape letters: B items, S crop side (px), M side of the mask map, H W image or window height and width, N boxes.
+Shape letters: B items, S crop side (px), M side of the mask map, H W image or window height and
+width, N boxes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the tokens of a pretrained ViT already know of an object, before anything is trained.
 
-Tokens of one thing are alike. Spreading the box over the tokens like those inside it, against those like the rest,
-gives a coarse mask without training: a baseline to beat, and an anchor for the pseudo label.
+Tokens of one thing are alike. Spreading the box over the tokens like those inside it, against those
+like the rest, gives a coarse mask without training: a baseline to beat, and an anchor for the
+pseudo label.
 
 Shape letters: B items, D width, h w token grid, N = h * w tokens, M side of a map.
 """

@@ -1,7 +1,8 @@
 """Weights in and out: our checkpoints, TAO's and NVlabs', MAE's, DeiT's, timm's and safetensors.
 
-Our checkpoint is Lightning's dictionary, with keys as in TAO (`student.backbone...`, `student.mask_head...`,
-`student.roi_head...`, `teacher...`) under `state_dict`, and the resolved spec under `mal_spec`.
+Our checkpoint is Lightning's dictionary, with keys as in TAO (`student.backbone...`,
+`student.mask_head...`, `student.roi_head...`, `teacher...`) under `state_dict`, and the resolved
+spec under `mal_spec`.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def _load_checked(
         key = misfits[0]
         raise ArtifactError(
             f"weights of {name} must have this network's shapes, got {key} of "
-            f"{tuple(state[key].shape)} instead of {tuple(wanted[key].shape)} and {len(misfits) - 1} "
-            "more. Set model.arch and the other model.* keys as they were in training."
+            f"{tuple(state[key].shape)} instead of {tuple(wanted[key].shape)} "
+            f"and {len(misfits) - 1} more. Set model.arch and the other "
+            "model.* keys as they were in training."
         )
     if missing and must_be_complete:
         raise ArtifactError(

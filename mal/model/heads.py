@@ -6,6 +6,7 @@ S crop side (px).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ OBJECT_CHANNELS = 256
 
 
 class ObjectHead(nn.Module):
-    """Turns features averaged over the crop, or those of the box against the rest, into a vector."""
+    """Turns features averaged over the crop, or of the box against the rest, into a vector."""
 
     def __init__(self, in_channels: int, out_channels: int, pooling: str) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ class ConvolutionalMaskHead(nn.Module):
     def __init__(
         self,
         in_channels: int,
+        *,
         hidden_channels: int,
         out_channels: int,
         num_convs: int,
@@ -87,8 +89,7 @@ class ConvolutionalMaskHead(nn.Module):
         super().__init__()
         widths = [in_channels, *[hidden_channels] * (num_convs - 1), out_channels]
         self.convs = nn.ModuleList(
-            nn.Conv2d(narrow, wide, 3, padding=1)
-            for narrow, wide in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(narrow, wide, 3, padding=1) for narrow, wide in itertools.pairwise(widths)
         )
         initialize_convolutions(self)
         self.upsampled_conv = min(self.UPSAMPLED_CONV, num_convs - 1)

@@ -1,9 +1,10 @@
 """A small hybrid of convolutions and a transformer, for training from scratch on small sets.
 
-A plain ViT needs far more steps than a few hundred boxes allow; a convolutional stem sees edges and textures from the
-first step (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
+A plain ViT needs far more steps than a few hundred boxes allow; a convolutional stem sees edges and
+textures from the first step (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
 
-Shape letters: B items, S crop side (px), D width, C channels of the mask map; numbers are strides of the crop.
+Shape letters: B items, S crop side (px), D width, C channels of the mask map; numbers are strides
+of the crop.
 """
 
 from __future__ import annotations

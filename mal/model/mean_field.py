@@ -1,8 +1,8 @@
 """The mean field of a CRF whose neighbours are pixels of like colour.
 
-Lan et al. 2023, eq. 5-7. In log-odds L = log(x / (1 - x)) an iteration of the products
-fg_i = t_i prod_j x_j^k_ij, bg_i = prod_j (1 - x_j)^k_ij, x_i = fg / (fg + bg) is exactly a weighted sum and a clamp:
-L_i <- clamp(sum_j k_ij L_j + log t_i). No logarithm or exponential is left inside the loop.
+Lan et al. 2023, eq. 5-7. In log-odds L = log(x / (1 - x)) an iteration of the products fg_i = t_i
+prod_j x_j^k_ij, bg_i = prod_j (1 - x_j)^k_ij, x_i = fg / (fg + bg) is exactly a weighted sum and a
+clamp: L_i <- clamp(sum_j k_ij L_j + log t_i). No logarithm or exponential is left inside the loop.
 
 Shape letters: B items, C colour channels, H W map height and width.
 """

@@ -1,7 +1,7 @@
 """MAL's network: image -> features -> object vector and mask map -> logits of the mask.
 
-Student and teacher are two of these. Shape letters: B items, S crop side (px), D width, h w token grid, C channels,
-M side of the mask map.
+Student and teacher are two of these. Shape letters: B items, S crop side (px), D width, h w token
+grid, C channels, M side of the mask map.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def _build_mask_head(
         return FusedMaskHead(level_channels, model.mask_scale_ratio)
     return ConvolutionalMaskHead(
         level_channels[-1],
-        model.mask_head_hidden_channel,
-        model.mask_head_out_channel,
-        model.mask_head_num_convs,
-        model.mask_scale_ratio,
-        model.mask_scale_ratio_pre,
+        hidden_channels=model.mask_head_hidden_channel,
+        out_channels=model.mask_head_out_channel,
+        num_convs=model.mask_head_num_convs,
+        scale=model.mask_scale_ratio,
+        scale_pre=model.mask_scale_ratio_pre,
     )

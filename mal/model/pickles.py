@@ -1,7 +1,8 @@
 """Read checkpoints without ever running what their pickle asks for.
 
-A checkpoint of a Lightning program carries pickled objects of its own classes (hyper-parameters, configs) that are not
-installed here. Tensors and plain values are read; everything else becomes an inert placeholder.
+A checkpoint of a Lightning program carries pickled objects of its own classes (hyper-parameters,
+configs) that are not installed here. Tensors and plain values are read; everything else becomes an
+inert placeholder.
 """
 
 from __future__ import annotations

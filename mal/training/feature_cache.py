@@ -19,16 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment
-from mal.errors import AnnotationError
+from mal.errors import AnnotationError, SpecError
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
+from mal.spec.rules import is_hybrid
 from mal.storage.cache import build_folder_once, key_of
 
 log = logging.getLogger(__name__)
 
 FEATURE_BATCH_SIZE = 8
 FORMAT_VERSION = 1
+# What the drawing of clean crops depends on, of the spec's `dataset` section.
+DRAWING_KEYS = ("crop_size", "window_rate", "box_jitter")
 
 
 class CachedCrops(Dataset[CropBatch]):
@@ -90,8 +93,15 @@ def cache_crop_features(
     """Return `num_crops` crops with features; computed unless an equal run has left them.
 
     Raises:
+        SpecError: The backbone's levels differ in size.
         StorageError: The cache folder cannot be written.
     """
+    arch = crops.spec.model.arch
+    if is_hybrid(arch):
+        raise SpecError(
+            f"train.cached_crops must be 0 with {arch}, whose features are not of one size, got "
+            f"{num_crops}. Set it to 0, or use a plain ViT."
+        )
     key = _content_key(network, crops, num_crops)
 
     def fill(folder: Path) -> None:
@@ -140,7 +150,7 @@ def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> s
         "boxes": hashlib.sha256(boxes.box_xywh_N4[rows].tobytes()).hexdigest(),
         "masks": _mask_key(crops) if crops.spec.train.supervision == "mask" else "",
         "images": [(file.st_size, file.st_mtime_ns) for file in files],
-        "dataset": {k: v for k, v in spec["dataset"].items() if not k.endswith(("path", "dir"))},
+        "dataset": {key: spec["dataset"][key] for key in DRAWING_KEYS},
         "train": {key: spec["train"][key] for key in train_keys},
         "levels": network.backbone.level_channels,
         "num_crops": num_crops,

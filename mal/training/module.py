@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -26,8 +27,6 @@ from mal.training.optimizer import (
     warmup_factor,
     window_factor,
 )
-
-_RNG_STRIDE = 1_000_003
 
 
 class MALModule(LightningModule):
@@ -79,7 +78,8 @@ class MALModule(LightningModule):
 
     def on_train_batch_start(self, _batch: CropBatch, batch_idx: int) -> None:
         """Make dropout a function of seed and place in the run."""
-        torch.manual_seed((self.seed * _RNG_STRIDE + self.current_epoch) * _RNG_STRIDE + batch_idx)
+        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx])
+        torch.manual_seed(int(place.generate_state(1)[0]))
 
     def on_train_start(self) -> None:
         """Set the modes also where a run goes on inside an epoch, whose start is not repeated."""

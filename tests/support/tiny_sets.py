@@ -59,7 +59,8 @@ def write_tiny_set(
     rng = np.random.default_rng(seed)
     images_dir = folder / "images"
     images_dir.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in range(num_images):
         picture = rng.integers(0, 90, (size_px, size_px, 3))
         for _ in range(boxes_per_image):

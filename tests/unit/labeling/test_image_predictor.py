@@ -66,7 +66,8 @@ def test_an_exported_model_gives_the_same_masks(trained: Trained, exported: Path
 
 def test_no_boxes_give_no_masks(trained: Trained) -> None:
     predictor = mal.Predictor(trained.result.checkpoint)
-    for boxes in ([], np.zeros((0, 4))):
+    empty: tuple[Any, ...] = ([], np.zeros((0, 4)))
+    for boxes in empty:
         assert predictor.predict(IMAGE, boxes).shape == (0, 20, 30)
 
 

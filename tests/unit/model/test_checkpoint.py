@@ -70,7 +70,7 @@ def test_a_bare_malicious_pickle_is_refused(tmp_path: Path) -> None:
     victim = tmp_path / "harmed"
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"state_dict": Harm(victim)}))
-    with pytest.raises(ArtifactError, match="evil.pth"):
+    with pytest.raises(ArtifactError, match=r"evil\.pth"):
         read_checkpoint(path)
     assert not victim.exists()
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_without_a_dictionary_is_refused(tmp_path: Path) -> None:
     "wrap",
     [
         lambda w: w,
-        lambda w: {"model": {**w, "decoder_embed.weight": torch.ones(3), "mask_token": w["norm.bias"]}},
+        lambda w: {"model": {**w, "decoder_embed.weight": torch.ones(3), "mask_token": w["norm.bias"]}},  # noqa: E501
         lambda w: {"model": {**w, "head.weight": torch.ones(9, 192), "head.bias": torch.ones(9)}},
         lambda w: {"state_dict": prefixed("student.backbone.", w)},
         lambda w: {"model": prefixed("module.", w), "optimizer": {"lr": 1}},
@@ -169,7 +169,7 @@ def test_safetensors_load(tmp_path: Path, weights: dict[str, Tensor]) -> None:
 def test_broken_safetensors_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="x.safetensors"):
+    with pytest.raises(ArtifactError, match=r"x\.safetensors"):
         read_checkpoint(path)
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 from tiny_sets import TINY_VIT, TinySet, training_spec, write_tiny_set
 
 from mal.cli import main
-from mal.errors import AnnotationError, StorageError
+from mal.errors import AnnotationError, SpecError, StorageError
 from mal.stages import run_train
 
 
@@ -127,13 +126,19 @@ def test_an_unreadable_image_gives_way_to_the_next(
 ) -> None:
     (data.images / "picture 0.png").write_bytes(b"no picture")
     overrides = ["model.freeze_backbone=true", f"train.cached_crops={cached}"]
-    result = run_train(training_spec(data, tmp_path / "run", *overrides))
-    assert result.checkpoint.exists()
+    spec = training_spec(data, tmp_path / "run", *overrides, network=TINY_VIT)
+    assert run_train(spec).checkpoint.exists()
+
+
+def test_features_of_several_sizes_cannot_be_cached(data: TinySet, tmp_path: Path) -> None:
+    overrides = ["model.freeze_backbone=true", "train.cached_crops=6"]
+    with pytest.raises(SpecError, match=r"train\.cached_crops must be 0"):
+        run_train(training_spec(data, tmp_path / "run", *overrides))
 
 
 def test_no_readable_image_is_an_error_that_names_it(data: TinySet, tmp_path: Path) -> None:
     for path in data.images.iterdir():
-        Image.new("RGB", (9, 9)).save(path)
+        path.write_bytes(b"no picture")
     with pytest.raises(AnnotationError, match="picture"):
         run_train(training_spec(data, tmp_path / "run"))
 
@@ -196,7 +201,6 @@ def test_a_foreign_checkpoint_cannot_be_resumed(
 def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     data: TinySet, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_train(training_spec(data, tmp_path / "whole")).checkpoint
     folder = "s3://bucket/runs/one"
     run_train(training_spec(data, folder, "train.num_epochs=2", "train.max_steps=2"))
     monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "other machine"))
@@ -204,4 +208,6 @@ def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     keys = {entry["Key"] for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]}
     names = ("mal_model_epoch_002_step_00004.pth", "mal_model_latest.pth", "mal_model_best.pth")
     assert {f"runs/one/{name}" for name in names} <= keys
-    assert resumed.checkpoint.stat().st_size == whole.stat().st_size
+    assert torch.load(resumed.checkpoint, weights_only=True)["global_step"] == 4
+    records = (resumed.results_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["epoch"] for record in records] == [1, 2]
