@@ -1,7 +1,7 @@
 """What can go wrong in a way that the user can mend.
 
-A message reads `<dotted key or noun> must <rule>, got <value> [in <file>]. <What to do.>`. The command line prints it
-without a traceback and exits with 2.
+A message reads `<dotted key or noun> must <rule>, got <value> [in <file>]. <What to do.>`. The
+command line prints it without a traceback and exits with 2.
 """
 
 from __future__ import annotations

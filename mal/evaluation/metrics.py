@@ -99,9 +99,7 @@ def measure_masks(
         **_baseline_figures(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": len(rows) - len(instances),
-        "num_outside_limits_skipped": (
-            int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)
-        ),
+        "num_outside_limits_skipped": (int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)),
     }
     return Measurement(metrics, instances)
 

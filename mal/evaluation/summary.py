@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -35,8 +34,15 @@ def evaluation_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if metrics["mIoU"] is None:
         yield "no true masks: nothing is measured"
         return
-    for name in ("mIoU", "mean_iou_instances", "box_iou", "ellipse_iou", "training_free_iou", "AP", "AP50", "AP75"):
+    for name in (
+        "mIoU",
+        "mean_iou_instances",
+        "box_iou",
+        "ellipse_iou",
+        "training_free_iou",
+        "AP",
+        "AP50",
+        "AP75",
+    ):
         if metrics.get(name) is not None:
             yield f"{name}={metrics[name]:.4f}"
-
-

@@ -18,7 +18,7 @@ from mal.labeling.predictor import NetworkEnsemble, PredictionSettings, Probabil
 from mal.model.checkpoint import SPEC_KEY, load_network_weights, read_checkpoint
 from mal.model.network import MALNetwork
 from mal.spec import load_spec
-from mal.spec.experiment import ExperimentSpec, ExportSpec, PredictionSpec
+from mal.spec.experiment import ExperimentSpec, ExportSpec, PredictionSpec, TrainSpec
 from mal.storage import fetch_file
 from mal.storage.uris import parse_remote_uri
 
@@ -169,12 +169,25 @@ def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> Expe
         ("model.arch", spec.model.arch, trained.model.arch),
         ("dataset.crop_size", spec.dataset.crop_size, trained.dataset.crop_size),
     )
-    for key in ("test_margin_rate", "mask_thres"):
-        mine, theirs = getattr(spec.train, key), getattr(trained.train, key)
-        if mine != theirs:
-            log.info("train.%s is %s as in the spec (in training it was %s)", key, mine, theirs)
     dataset = dataclasses.replace(spec.dataset, crop_size=trained.dataset.crop_size)
-    return dataclasses.replace(spec, model=trained.model, dataset=dataset)
+    train = dataclasses.replace(spec.train, **_prediction_keys(spec.train, trained.train))
+    return dataclasses.replace(spec, model=trained.model, dataset=dataset, train=train)
+
+
+def _prediction_keys(mine: TrainSpec, theirs: TrainSpec) -> dict[str, Any]:
+    """Return window and threshold: the spec's where it says them, else those of the training.
+
+    A threshold is right for the network it was chosen for: TAO's default, which nobody wrote, would
+    blow up the masks of a short run.
+    """
+    chosen: dict[str, Any] = {}
+    default = TrainSpec()
+    for key in ("test_margin_rate", "mask_thres"):
+        said, trained = getattr(mine, key), getattr(theirs, key)
+        chosen[key] = trained if said == getattr(default, key) else said
+        if said != trained:
+            log.info("train.%s is %s (in training it was %s)", key, chosen[key], trained)
+    return chosen
 
 
 def _say_where_specs_differ(*facts: tuple[str, Any, Any]) -> None:
@@ -189,6 +202,7 @@ def prediction_settings(spec: ExperimentSpec, section: Any, crop_size: int) -> P
         crop_size=crop_size,
         margin_rate=spec.train.test_margin_rate[0],
         thresholds=spec.train.mask_thres,
+        keep_largest_part=getattr(section, "comp_clustering", False),
         batch_size=section.batch_size,
         num_workers=spec.dataset.num_workers_per_gpu,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mal.data.annotations import CocoBoxes
+from mal.data.annotations import CocoBoxes, CocoImage
 from mal.data.batch import CropBatch, mirror_unit_box, normalize_image
 from mal.data.crop_dataset import ImageReader, PredictionCrops
-from mal.data.crops import Window
+from mal.data.crops import Window, xyxy_from_xywh
 from mal.data.datamodule import prediction_loader
 from mal.labeling.coco_rle import empty_rle, rle_from_window_mask
+from mal.labeling.connected import keep_largest_part
 from mal.labeling.masks import InstanceMask
 from mal.model.network import MALNetwork, size_class_of
 
@@ -40,6 +40,7 @@ class PredictionSettings:
         crop_size: S.
         margin_rate: Of the window, `train.test_margin_rate[0]`.
         thresholds: One, or three for small, medium and large boxes.
+        keep_largest_part: Drop all but the largest connected part of a mask.
         batch_size: Boxes a forward pass.
         num_workers: Loader processes.
     """
@@ -47,6 +48,7 @@ class PredictionSettings:
     crop_size: int
     margin_rate: float
     thresholds: Sequence[float]
+    keep_largest_part: bool = False
     batch_size: int = 1
     num_workers: int = 0
 
@@ -131,51 +133,43 @@ def _masks_of_batch(
     for prob_MM, row in zip(prob_BMM.float().cpu().numpy(), batch.index_B, strict=True):
         index = int(row)
         image, window = boxes.image_of(index), crops.window_of(index)
-        mask_HW, score = mask_in_window(
-            prob_MM,
-            window,
-            boxes.box_xywh_N4[index],
-            settings.threshold_of(float(boxes.box_area_N[index])),
-            settings.crop_size,
-        )
+        prob_HW = probability_in_window(prob_MM, window, settings.crop_size)
+        visible_xyxy = clip_to_image(boxes.box_xywh_N4[index], image)
+        threshold = settings.threshold_of(float(boxes.box_area_N[index]))
+        mask_HW = (prob_HW >= threshold) & box_in_window(visible_xyxy, window)
+        if settings.keep_largest_part:
+            mask_HW = keep_largest_part(mask_HW)
+        area = int(mask_HW.sum())
+        score = min(max(float(prob_HW[mask_HW].mean()), 0.0), 1.0) if area else 0.0
         rle = rle_from_window_mask(mask_HW, window, image.height, image.width)
-        masks[index] = InstanceMask(index, rle, score, area_inside(mask_HW, window, image))
+        masks[index] = InstanceMask(index, rle, score, area)
     return masks
 
 
-def mask_in_window(
-    prob_MM: NDArray[np.float32],
-    window: Window,
-    box_xywh: NDArray[np.float64],
-    threshold: float,
-    crop_size: int,
-) -> tuple[NDArray[np.bool_], float]:
-    """Resize probabilities to the window, keep the box, and threshold.
-
-    Returns:
-        The mask (H, W) of the window, and its mean probability (0 for an empty mask).
-    """
+def probability_in_window(
+    prob_MM: NDArray[np.float32], window: Window, crop_size: int
+) -> NDArray[np.float32]:
+    """Resize a map to the crop and that to its window of the image, (H, W)."""
     x0, y0, x1, y1 = window
     in_crop = Image.fromarray(prob_MM).resize((crop_size, crop_size), Image.Resampling.BILINEAR)
-    prob_HW = np.asarray(in_crop.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
-    x, y, width, height = box_xywh
-    centre_x, centre_y = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
-    inside_x = (centre_x > x) & (centre_x < x + width)
-    inside_y = (centre_y > y) & (centre_y < y + height)
-    mask_HW = (prob_HW >= threshold) & inside_y[:, None] & inside_x[None, :]
-    score = float(prob_HW[mask_HW].mean()) if mask_HW.any() else 0.0
-    return mask_HW, min(max(score, 0.0), 1.0)
+    in_window = in_crop.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+    return np.asarray(in_window, dtype=np.float32)
 
 
-def area_inside(mask_HW: NDArray[np.bool_], window: Window, image: Any) -> int:
-    """Count the mask's pixels inside the image."""
+def clip_to_image(box_xywh: NDArray[np.float64], image: CocoImage) -> NDArray[np.float64]:
+    """Return the part of a box that its image shows, xyxy."""
+    far = [image.width, image.height]
+    return np.clip(xyxy_from_xywh(box_xywh), 0, far + far)
+
+
+def box_in_window(box_xyxy: NDArray[np.float64], window: Window) -> NDArray[np.bool_]:
+    """Return the window's pixels whose centre lies inside the box, (H, W)."""
     x0, y0, x1, y1 = window
-    return int(
-        mask_HW[
-            max(-y0, 0) : y1 - y0 - max(y1 - image.height, 0),
-            max(-x0, 0) : x1 - x0 - max(x1 - image.width, 0),
-        ].sum()
-    )
+    centre_x, centre_y = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
+    inside_x = (centre_x > box_xyxy[0]) & (centre_x < box_xyxy[2])
+    inside_y = (centre_y > box_xyxy[1]) & (centre_y < box_xyxy[3])
+    inside_HW: NDArray[np.bool_] = inside_y[:, None] & inside_x[None, :]
+    return inside_HW
 
 
 def _empty_mask(boxes: CocoBoxes, index: int) -> InstanceMask:

@@ -1,4 +1,4 @@
-"""Masks without training: the box spread over the tokens of a pretrained ViT, sharpened by the image's colours.
+"""Masks without training: a ViT's tokens like those of the box, sharpened by the colours.
 
 The baseline that a training has to beat: printed beside every figure of a frozen backbone.
 """

@@ -1,9 +1,11 @@
-"""A mask head for frozen ViTs: several levels, what their tokens already know, and a thin stem of the image.
+"""A mask head for frozen ViTs.
 
-The tokens of a frozen ViT know what is object but are coarse; the stem gives the edges back at twice the map's size.
+It joins several levels of the backbone, what their tokens already know, and a thin stem of the
+image: the tokens know what is object but are coarse, and the stem gives the edges back at twice
+the map's size.
 
-Shape letters: B items, D backbone width, C channels of the joined tokens, G channels of the map, h w token grid,
-M side of the mask map, S crop side (px).
+Shape letters: B items, D backbone width, C channels of the joined tokens, G channels of the map,
+h w token grid, M side of the mask map, S crop side (px).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ PRIOR_TEMPERATURE = 0.1
 
 
 class FusedMaskHead(nn.Module):
-    """Levels projected and summed, convolved with the training-free prior, upsampled, joined with the stem.
+    """Levels summed, convolved with the training-free prior, upsampled, joined with the stem.
 
     The prior is added to the logits as well: training starts from it instead of from noise.
     """

@@ -24,6 +24,7 @@ def make_pseudo_label(
     box_mask_BMM: Tensor,
     image_BCSS: Tensor,
     tokens_BDhw: Tensor,
+    *,
     train: TrainSpec,
 ) -> Tensor:
     """Sharpen the mean of student and teacher into a label of 0 and 1, (B, M, M).

@@ -90,6 +90,14 @@ def _model_findings(spec: ExperimentSpec) -> Iterator[Finding]:
                 f"{train.cached_crops}. Set model.freeze_backbone=true."
             ),
         )
+    if train.cached_crops and is_hybrid(model.arch):
+        yield (
+            ("train.cached_crops", "model.arch"),
+            (
+                f"train.cached_crops must be 0 with {model.arch}, got {train.cached_crops}. "
+                "Features are worth caching for a pretrained ViT only."
+            ),
+        )
     if is_hybrid(model.arch) != (model.mask_head == "pyramid"):
         yield (
             ("model.mask_head", "model.arch"),

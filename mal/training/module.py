@@ -138,7 +138,7 @@ class MALModule(LightningModule):
                 box_mask_BMM,
                 student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
                 tokens,
-                train,
+                train=train,
             )
             crf = dice_loss(prob_BMM, label_BMM).mean()
             self.log("loss_crf", crf, on_step=False, on_epoch=True, batch_size=len(batch))

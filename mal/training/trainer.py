@@ -177,6 +177,7 @@ def _place_sampler(
 def _build_trainer(
     spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any], *, max_epochs: int
 ) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     train = spec.train
     is_cuda = run.device.type == "cuda"
     precision = train.precision

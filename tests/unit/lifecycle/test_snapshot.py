@@ -128,9 +128,7 @@ def test_a_remote_set_is_pinned_without_fetching_its_images(
         pytest.param({"iscrowd": 1}, "train_annotations must have boxes", id="crowds only"),
     ],
 )
-def test_a_set_without_boxes_is_refused(
-    fields: dict[str, Any], rule: str, tmp_path: Path
-) -> None:
+def test_a_set_without_boxes_is_refused(fields: dict[str, Any], rule: str, tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=rule):
         take(*write_set(tmp_path, **fields))
 

@@ -154,9 +154,7 @@ def test_a_short_download_is_an_error_and_leaves_nothing(
     assert files_below(cache) == []
 
 
-def test_a_full_disk_leaves_nothing(
-    s3: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(s3: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3.put_object(Bucket="bucket", Key="a", Body=b"12345")
 
     def write_half(bucket: str, key: str, path: str, **_: object) -> None:
