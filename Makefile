@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DEMO_DIR ?= demo-data
 RUNS_DIR ?= runs
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 # pip, and not another installer: it honours the machine's own package places.
@@ -38,10 +39,10 @@ format: $(VENV)/.dev ## Format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not gpu"
 
 compile: $(VENV)/.runtime ## Write every compiled component, pipeline and README
 	$(BIN)/python -m components
