@@ -178,7 +178,9 @@ def _make_demo_dataset(args: argparse.Namespace) -> int:
 
 def _check_dataset(args: argparse.Namespace) -> int:
     from mal.data.check import check_dataset
+    from mal.runtime import set_up_logging
 
+    set_up_logging()
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
         print(line)

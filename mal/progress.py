@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,6 @@ class Progress:
 
 class _TerminalBar:
     def __init__(self, name: str, total: int, done: int) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -74,7 +74,7 @@ class _TerminalBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=_console(),
         )
         self._task = self._progress.add_task(name, total=total, completed=done)
         self._progress.start()
@@ -84,6 +84,14 @@ class _TerminalBar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+@functools.cache
+def _console() -> Any:
+    """Return the one console of all bars: a validation's bar stands below the training's."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def track(items: Iterable[Item], name: str, total: int, *, unit: str) -> Iterator[Item]:

@@ -83,7 +83,7 @@ def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
     """Return the device that `device` asks for.
 
     Raises:
-        SpecError: cuda is asked for and absent.
+        SpecError: cuda, or one of its devices, is asked for and absent.
     """
     import torch
 
@@ -92,7 +92,13 @@ def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
         raise SpecError("device must be cpu where CUDA is absent, got cuda. Set device=auto.")
     if spec.device == "cpu" or not has_cuda:
         return torch.device("cpu")
-    return torch.device("cuda", gpu_ids[0] if gpu_ids else 0)
+    index, num_devices = gpu_ids[0] if gpu_ids else 0, torch.cuda.device_count()
+    if not 0 <= index < num_devices:
+        raise SpecError(
+            f"gpu_ids must start with a device from 0 to {num_devices - 1}, got {gpu_ids}. "
+            "Set gpu_ids=[0]."
+        )
+    return torch.device("cuda", index)
 
 
 def set_up_logging() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from mal.data.images import (
     decode_image,
 )
 from mal.errors import AnnotationError
+from mal.progress import track
 from mal.storage import fetch_file, find_image, open_image_folder
 
 TINY_SIDE_PX = 4.0
@@ -41,8 +42,6 @@ _KIND_OF_ERROR = {
 }
 _EIGHT_BIT_COLOUR_MODES = frozenset({"RGB", "YCbCr"})
 
-ProgressReport = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -62,9 +61,11 @@ class CheckReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a run gets through: something is left, and no image stops it on the way."""
-        stopping = {UNREADABLE_IMAGE, WRONG_SIZE, UNSAFE_NAME} & self.errors.subjects.keys()
-        return self.num_usable_boxes > 0 and not stopping
+        """Whether a run gets through: boxes are left, and no file name leaves the folder.
+
+        Runs leave out what else is wrong, and say so.
+        """
+        return self.num_usable_boxes > 0 and UNSAFE_NAME not in self.errors.subjects
 
     def lines(self) -> list[str]:
         """Describe the set, every kind of problem, and the verdict."""
@@ -79,15 +80,12 @@ class CheckReport:
         ]
 
 
-def check_dataset(
-    annotations: str, images: str, *, report_progress: ProgressReport | None = None
-) -> CheckReport:
+def check_dataset(annotations: str, images: str) -> CheckReport:
     """Read every annotation and every image of a set.
 
     Args:
         annotations: COCO JSON, local or `s3://`.
         images: Folder, archive or `s3://`.
-        report_progress: Called with the number of images read and of all.
 
     Returns:
         The findings; an annotation file that cannot be read is one.
@@ -109,7 +107,7 @@ def check_dataset(
     _check_ids(boxes, errors, notes)
     _check_boxes(boxes, notes)
     _check_segmentations(boxes, errors, notes)
-    is_readable = _check_images(boxes, folder, errors, notes, report_progress)
+    is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
     return CheckReport(_summary_of(boxes, annotations), errors, notes, int(is_usable_N.sum()))
 
@@ -168,15 +166,13 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
 
 
 def _check_images(
-    boxes: CocoBoxes,
-    folder: Path,
-    errors: Problems,
-    notes: Problems,
-    report_progress: ProgressReport | None,
+    boxes: CocoBoxes, folder: Path, errors: Problems, notes: Problems
 ) -> NDArray[np.bool_]:
     """Decode every image; return which can be used."""
     is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
-    for index, (problem, image_notes) in enumerate(_findings_in_order(boxes.images, folder)):
+    findings = _findings_in_order(boxes.images, folder)
+    tracked = track(findings, "check", len(boxes.images), unit="images")
+    for index, (problem, image_notes) in enumerate(tracked):
         name = boxes.images[index].file_name
         if problem:
             kind, reason = problem
@@ -184,8 +180,6 @@ def _check_images(
         for note in image_notes:
             notes.add(note, name)
         is_readable[index] = problem is None
-        if report_progress is not None:
-            report_progress(index + 1, len(boxes.images))
     return is_readable
 
 

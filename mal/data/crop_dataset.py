@@ -102,19 +102,20 @@ class TrainingCrops(Dataset[CropBatch]):
         """Return a batch of one item; a box whose image is broken gives way to the next."""
         epoch, position = key
         rng = np.random.default_rng([self.seed, epoch, position])
+        return augment(self.cut_readable(position, rng), self.spec.dataset.photometric_rate, rng)
+
+    def cut_readable(self, position: int, rng: np.random.Generator) -> CropBatch:
+        """Cut a clean crop of the box at `position`, or of the next whose image can be read."""
         for offset in range(len(self)):
             index = int(self.indices[(position + offset) % len(self)])
             try:
-                return self._cut_item(index, rng)
+                return self.cut_clean(index, rng)
             except AnnotationError as error:
                 if offset == 0:
                     annotation_id = self.reader.boxes.annotation_id_N[index]
                     log.warning("annotation %d is skipped: %s", annotation_id, error)
                 last_error = error
         raise last_error
-
-    def _cut_item(self, index: int, rng: np.random.Generator) -> CropBatch:
-        return augment(self.cut_clean(index, rng), self.spec.dataset.photometric_rate, rng)
 
     def cut_clean(self, index: int, rng: np.random.Generator) -> CropBatch:
         """Cut one randomly placed crop of a row of `CocoBoxes`, as the teacher sees it."""
@@ -176,14 +177,18 @@ class PredictionCrops(Dataset[CropBatch | None]):
         )
 
     def __getitem__(self, position: int) -> CropBatch | None:
-        """Return a batch of one item, or None where the image cannot be read."""
+        """Return a batch of one item, or None where the image cannot be read; that is logged."""
         index = int(self.indices[position])
         boxes = self.reader.boxes
         entry = boxes.image_of(index)
         window = self.window_of(index)
+        image_index = int(boxes.image_index_N[index])
         try:
-            image = self.reader(int(boxes.image_index_N[index]))
-        except AnnotationError:
+            image = self.reader(image_index)
+        except AnnotationError as error:
+            if image_index not in self.reader.missing:  # these are named when a set is opened
+                annotation_id = boxes.annotation_id_N[index]
+                log.warning("annotation %d gets an empty mask: %s", annotation_id, error)
             return None
         box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
         unit_box = unit_box_in_window(box_xyxy, window, entry.width, entry.height)
@@ -232,27 +237,58 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
         AnnotationError: None is left.
     """
     boxes = reader.boxes
-    side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
-    area_N = boxes.box_area_N
-    limits = spec.dataset
-    keep_N = (
-        ~boxes.is_crowd_N
-        & ~np.isin(boxes.image_index_N, list(reader.missing))
-        & (side_N > MIN_TRAINED_SIDE_PX)
-        & (side_N >= limits.min_obj_side)
-        & (area_N > limits.min_obj_size)
-        & (area_N < limits.max_obj_size)
-    )
-    if spec.train.supervision == "mask":
-        assert boxes.segmentations is not None
-        keep_N &= np.array([mask is not None for mask in boxes.segmentations], dtype=bool)
+    left_out = _left_out_boxes(reader, spec)
+    keep_N = ~np.any([is_out_N for is_out_N, _ in left_out.values()], axis=0)
+    counts = {why: int(is_out_N.sum()) for why, (is_out_N, _) in left_out.items()}
+    reasons = ", ".join(f"{count} {why}" for why, count in counts.items() if count) or "it is empty"
     if not keep_N.any():
+        _, remedy = left_out[max(counts, key=lambda why: counts[why])]
         raise AnnotationError(
             f"training set must have boxes to train on, got none of {len(boxes)} in {boxes.path}: "
-            f"{int(boxes.is_crowd_N.sum())} crowds, {int((area_N <= limits.min_obj_size).sum())} "
-            f"of w*h <= dataset.min_obj_size {limits.min_obj_size:g}. Lower dataset.min_obj_size."
+            f"{reasons}. {remedy}"
         )
+    if not keep_N.all():
+        log.info("%d boxes are not trained on: %s", int((~keep_N).sum()), reasons)
     return np.flatnonzero(keep_N)
+
+
+def _left_out_boxes(
+    reader: ImageReader, spec: ExperimentSpec
+) -> dict[str, tuple[NDArray[np.bool_], str]]:
+    """Return, by the reason in words, which boxes are not trained on, and the remedy."""
+    boxes, limits = reader.boxes, spec.dataset
+    side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
+    area_N = boxes.box_area_N
+    left_out = {
+        "crowds": (boxes.is_crowd_N, "Give a set with boxes of single objects."),
+        "without an image": (
+            np.isin(boxes.image_index_N, list(reader.missing)),
+            "Set dataset.train_img_dir to the folder of the images.",
+        ),
+        f"with a side of {MIN_TRAINED_SIDE_PX} px or less": (
+            side_N <= MIN_TRAINED_SIDE_PX,
+            "Give larger images, annotated anew.",
+        ),
+        f"with a side below dataset.min_obj_side {limits.min_obj_side:g}": (
+            side_N < limits.min_obj_side,
+            "Lower dataset.min_obj_side.",
+        ),
+        f"of w*h <= dataset.min_obj_size {limits.min_obj_size:g}": (
+            area_N <= limits.min_obj_size,
+            "Lower dataset.min_obj_size.",
+        ),
+        f"of w*h >= dataset.max_obj_size {limits.max_obj_size:g}": (
+            area_N >= limits.max_obj_size,
+            "Raise dataset.max_obj_size.",
+        ),
+    }
+    if spec.train.supervision == "mask":
+        assert boxes.segmentations is not None
+        left_out["without a true mask"] = (
+            np.array([mask is None for mask in boxes.segmentations], dtype=np.bool_),
+            "Set train.supervision=box, or give a set with masks.",
+        )
+    return left_out
 
 
 def _image_tensor(crop: NDArray[np.uint8]) -> torch.Tensor:

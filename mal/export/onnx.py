@@ -69,20 +69,20 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
     """
     _require_onnx()
     path = resolve_checkpoint(spec.export.checkpoint)
-    networks, trained = load_networks(path, spec.export, spec)
-    margin_rate = spec.train.test_margin_rate[0]
+    networks, spec = load_networks(path, spec.export, spec)
+    margin_rate, size = spec.train.test_margin_rate[0], spec.dataset.crop_size
     graph = ExportedGraph(networks, margin_rate).eval()
     with writing_atomically(onnx_path) as temporary:
-        _write_graph(graph, trained.dataset.crop_size, spec, temporary)
-        difference = largest_difference(graph, temporary, trained.dataset.crop_size, spec)
+        _write_graph(graph, size, spec, temporary)
+        difference = largest_difference(graph, temporary, size, spec)
         if difference > MAX_ABS_DIFFERENCE:
             raise ArtifactError(
                 f"exported model must agree with PyTorch to {MAX_ABS_DIFFERENCE:g}, got "
                 f"{difference:g}. Try another export.opset_version."
             )
     description = {
-        "arch": trained.model.arch,
-        "crop_size": trained.dataset.crop_size,
+        "arch": spec.model.arch,
+        "crop_size": size,
         "map_size": networks[0].map_size,
         "margin_rate": margin_rate,
         "thresholds": list(spec.train.mask_thres),

@@ -94,7 +94,7 @@ def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
 
 
 def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
-    """Load an exported model; the window it was exported for beats the spec's."""
+    """Load an exported model; its window beats the spec's, its thresholds TAO's default."""
     model = OnnxModel(path, _fetch_sidecar(uri))
     facts = model.description
     dataset = dataclasses.replace(spec.dataset, crop_size=model.crop_size)
@@ -102,7 +102,7 @@ def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
         margin = float(facts["margin_rate"])
         _say_where_specs_differ(("train.test_margin_rate", spec.train.test_margin_rate[0], margin))
         train = dataclasses.replace(spec.train, test_margin_rate=[margin, margin])
-        if spec == ExperimentSpec():
+        if train.mask_thres == TrainSpec().mask_thres:  # as with a checkpoint: nobody chose it
             train = dataclasses.replace(train, mask_thres=list(facts["thresholds"]))
         network = dataclasses.replace(spec.model, arch=str(facts["arch"]))
         spec = dataclasses.replace(spec, train=train, model=network)
@@ -169,7 +169,11 @@ def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> Expe
         ("model.arch", spec.model.arch, trained.model.arch),
         ("dataset.crop_size", spec.dataset.crop_size, trained.dataset.crop_size),
     )
-    dataset = dataclasses.replace(spec.dataset, crop_size=trained.dataset.crop_size)
+    dataset = dataclasses.replace(
+        spec.dataset,
+        crop_size=trained.dataset.crop_size,
+        train_ann_path=spec.dataset.train_ann_path or trained.dataset.train_ann_path,
+    )
     train = dataclasses.replace(spec.train, **_prediction_keys(spec.train, trained.train))
     return dataclasses.replace(spec, model=trained.model, dataset=dataset, train=train)
 

@@ -32,9 +32,7 @@ class OnnxModel:
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
         sidecar = sidecar or path.with_name(ONNX_SIDECAR_FILE)
-        self.description: dict[str, Any] = (
-            json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
-        )
+        self.description = _read_sidecar(sidecar)
 
     def __call__(self, image_BCSS: Tensor, _unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
         """Return probabilities, (B, M, M)."""
@@ -62,6 +60,24 @@ class OnnxModel:
         )
         result: NDArray[np.float32] = prob
         return result
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads(path.read_bytes())
+        missing = {"arch", "margin_rate", "thresholds"} - facts.keys()
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{ONNX_SIDECAR_FILE} must be as mal export wrote it, got {path} ({error}). "
+            "Export again."
+        ) from error
+    if missing:
+        raise ArtifactError(
+            f"{ONNX_SIDECAR_FILE} must say {', '.join(sorted(missing))}, got {path}. Export again."
+        )
+    return facts
 
 
 def _open_session(path: Path) -> Any:

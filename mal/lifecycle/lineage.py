@@ -138,7 +138,7 @@ def onnx_metadata(experiment: ExperimentSpec, onnx_dir: str | Path, max_abs_diff
     """Describe an exported model folder."""
     sha256 = sha256_of_file(Path(onnx_dir) / ONNX_FILE)
     side = experiment.dataset.crop_size
-    batch = "N" if experiment.export.batch_size < 0 else str(experiment.export.batch_size)
+    batch = "N" if experiment.export.batch_size <= 0 else str(experiment.export.batch_size)
     return {
         "display_name": f"onnx {_short(sha256)} ({experiment.model.arch})",
         "sha256": sha256,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mal.errors import SpecError
 from mal.spec.rules import patch_size_of
 
 
@@ -85,10 +86,19 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
 
         Args:
             frozen_stages: [last] (from 0 on) or [first, last].
+
+        Raises:
+            SpecError: There is no such stage.
         """
         if frozen_stages[-1] < 0:
             return
-        first = frozen_stages[0] if len(frozen_stages) > 1 else 0
+        if frozen_stages[-1] > len(self.blocks):
+            raise SpecError(
+                f"model.frozen_stages must end at {len(self.blocks)} or below, got "
+                f"{list(frozen_stages)}: the backbone has {len(self.blocks)} blocks. Use [-1] to "
+                "freeze none."
+            )
+        first = max(frozen_stages[0], 0) if len(frozen_stages) > 1 else 0
         for stage in range(first, frozen_stages[-1] + 1):
             if stage == 0:
                 self.pos_embed.requires_grad_(False)

@@ -41,7 +41,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     content = read_pickled_checkpoint(path)
     if not isinstance(content, Mapping):
         raise ArtifactError(
-            f"checkpoint must hold a dictionary, got {type(content).__name__} in {path}."
+            f"checkpoint must hold a dictionary, got {type(content).__name__} in {path}. "
+            "Give a .pth file of mal train."
         )
     return dict(content)
 
@@ -65,7 +66,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
             f"checkpoint must hold keys '{prefix}*', got {_name_some(list(state))}. "
             "Give a checkpoint of mal train, or set train.pretrained_model_path for a backbone."
         )
-    _load_checked(network, mine, f"the {role}", must_be_complete=True)
+    _load_checked(network, mine, f"the {role}")
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:
@@ -86,12 +87,10 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
     state = _strip_prefix(state, wanted)
     if "pos_embed" in state and "pos_embed" in wanted:
         state["pos_embed"] = _resize_position_embedding(state["pos_embed"], wanted["pos_embed"])
-    _load_checked(backbone, state, f"the backbone from {source}", must_be_complete=True)
+    _load_checked(backbone, state, f"the backbone from {source}")
 
 
-def _load_checked(
-    module: nn.Module, state: Mapping[str, Tensor], name: str, *, must_be_complete: bool
-) -> None:
+def _load_checked(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     wanted = module.state_dict()
     fitting = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
     misfits = [k for k in state if k in wanted and k not in fitting]
@@ -105,10 +104,10 @@ def _load_checked(
         raise ArtifactError(
             f"weights of {name} must have this network's shapes, got {key} of "
             f"{tuple(state[key].shape)} instead of {tuple(wanted[key].shape)} "
-            f"and {len(misfits) - 1} more. Set model.arch and the other "
-            "model.* keys as they were in training."
+            f"and {len(misfits) - 1} more. Set model.arch, the other model.* keys and "
+            "dataset.crop_size as they were in training."
         )
-    if missing and must_be_complete:
+    if missing:
         raise ArtifactError(
             f"weights of {name} must be complete, got {len(fitting)} of {len(wanted)}; missing: "
             f"{_name_some(missing)}. Set model.arch to the network that the file holds."

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 Neighbour = tuple[int, int, Tensor]
 
-STARTS = ("clamped", "balanced", "soft")
-
 
 def mean_field(
     image_BCHW: Tensor,

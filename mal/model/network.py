@@ -76,15 +76,14 @@ class MALNetwork(nn.Module):
         if torch.compiler.is_exporting():
             return self._decode_every_size(vector_BC, levels, image_BCSS, unit_box_B4, box_area_B)
         size_class_B = size_class_of(box_area_B)
-        logits_BMM: Tensor = vector_BC.new_zeros(len(vector_BC), self.map_size, self.map_size)
+        shape = (len(vector_BC), self.map_size, self.map_size)
+        logits_BMM: Tensor = vector_BC.new_zeros(shape, dtype=torch.float32)
         for size_class, scale in enumerate(SIZE_SCALES):
             rows = (size_class_B == size_class).nonzero().squeeze(1)
             if len(rows):
                 scaled = [resize_by(levels[-1][rows], scale)]
                 maps = self.mask_head(scaled, image_BCSS[rows], unit_box_B4[rows])
-                logits_BMM = logits_BMM.index_copy(
-                    0, rows, self._match(vector_BC[rows], maps).to(logits_BMM.dtype)
-                )
+                logits_BMM = logits_BMM.index_copy(0, rows, self._match(vector_BC[rows], maps))
         return logits_BMM
 
     def _decode_every_size(
@@ -107,8 +106,11 @@ class MALNetwork(nn.Module):
         return (logits_KBMM * chosen_KB[:, :, None, None]).sum(0)
 
     def _match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
-        """Return how well every place of the map matches the object, at the map size."""
-        logits = self.mask_head.match(vector_BC, maps_BCHW)
+        """Return how well every place of the map matches the object, at the map size, float32.
+
+        PyTorch does not shrink half precision on a CPU.
+        """
+        logits = self.mask_head.match(vector_BC, maps_BCHW).float()
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
 
 

@@ -116,7 +116,9 @@ class ModelSpec:
     frozen_stages: list[int] = setting(
         [-1],
         "Transformer blocks that are not trained, as [last] or [first, last]; 0 is the patch "
-        "embedding; -1 none.",
+        "embedding; [-1] none.",
+        lengths=(1, 2),
+        minimum=-1,
         is_searchable=False,
     )
     freeze_backbone: bool = setting(
@@ -217,7 +219,9 @@ class TrainSpec:
     )
     min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
     min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
-    num_wave: float = setting(1.0, "Half waves of the cosine.", exclusive_minimum=0)
+    num_wave: float = setting(
+        1.0, "Half periods of the cosine; 1 falls once to the lower end.", exclusive_minimum=0
+    )
     warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
     warmup_rate: float = setting(
         0.0,
@@ -237,7 +241,8 @@ class TrainSpec:
     )
     margin_rate: list[float] = setting(
         [0.0, 1.2],
-        "[low, high]: margin of the training window, as a part of the half box.",
+        "[low, high]: margin of the training window as a part of the half box; opposite sides "
+        "share it at random.",
         lengths=(2,),
         minimum=0,
         is_searchable=False,
@@ -275,6 +280,7 @@ class TrainSpec:
     crf_dilations: list[int] = setting(
         [1],
         "Ours. Distances of the neighbourhoods, map pixels; several are summed.",
+        lengths=(1, 2, 3, 4),
         minimum=1,
         is_searchable=False,
     )
@@ -295,8 +301,8 @@ class TrainSpec:
     )
     crf_start: str = setting(
         "clamped",
-        "Ours. clamped: the probabilities, clamped (the paper); balanced: only their sign; soft: "
-        "their log-odds with the outside at the lower clamp.",
+        "Ours. clamped: the probabilities, clamped (the paper); balanced: only their side of "
+        "0.5, at the clamps; soft: another name of clamped. The outside is at the lower clamp.",
         choices=("clamped", "balanced", "soft"),
     )
     crf_start_thres: float = setting(
@@ -380,9 +386,9 @@ class ExportSpec:
 
 @dataclass
 class WandbSpec:
-    """Weights & Biases logging, when wandb is installed and logged in."""
+    """Weights & Biases logging: accepted for TAO's sake, without effect."""
 
-    enable: bool = setting(True, "Log to Weights & Biases.")
+    enable: bool = setting(True, "No effect: nothing is logged to Weights & Biases.")
     project: str = setting("TAO Toolkit", "Project.")
     entity: str = setting("", "Entity.")
     group: str = setting("", "Group.")
@@ -399,7 +405,7 @@ class ExperimentSpec:
     """The whole spec; every action reads the sections it needs."""
 
     results_dir: str = setting("", "Root of the results: <results_dir>/<action>/, local or s3://.")
-    model_name: str = setting("", "Name of the model in logs and lineage.")
+    model_name: str = setting("", "Accepted for TAO's sake; has no effect.")
     encryption_key: str = setting("", "Accepted for TAO's sake; has no effect.")
     device: str = setting(
         "auto", "Ours. auto: CUDA where there is one.", choices=("auto", "cpu", "cuda")
@@ -410,7 +416,7 @@ class ExperimentSpec:
     evaluate: EvaluateSpec = section(EvaluateSpec, "Measuring against true masks.")
     inference: InferenceSpec = section(InferenceSpec, "Writing masks for boxes.")
     export: ExportSpec = section(ExportSpec, "Writing an ONNX model.")
-    wandb: WandbSpec = section(WandbSpec, "Weights & Biases logging.")
+    wandb: WandbSpec = section(WandbSpec, "Accepted for TAO's sake; has no effect.")
 
 
 ACTIONS = ("train", "evaluate", "inference", "export")

@@ -133,11 +133,12 @@ def _crf_findings(spec: ExperimentSpec) -> Iterator[Finding]:
 
 def _order_findings(spec: ExperimentSpec) -> Iterator[Finding]:
     for key, pair in (
+        ("model.frozen_stages", spec.model.frozen_stages),
         ("train.margin_rate", spec.train.margin_rate),
         ("dataset.window_rate", spec.dataset.window_rate),
         ("train.loss_crf_window", spec.train.loss_crf_window),
     ):
-        if pair and pair[0] > pair[1]:
+        if len(pair) == 2 and pair[0] > pair[1]:
             yield (key,), f"{key} must rise, got {pair}. Swap its values."
 
 

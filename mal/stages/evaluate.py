@@ -14,10 +14,11 @@ from mal.data.datamodule import open_image_set
 from mal.errors import SpecError
 from mal.evaluation.report import write_report
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
+from mal.labeling.predictor import PredictionSettings
 from mal.labeling.training_free import TrainingFreeModel
 from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
-from mal.spec.experiment import ExperimentSpec
+from mal.spec.experiment import EvaluateSpec, ExperimentSpec
 from mal.stages.measure import measure_model
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
@@ -49,11 +50,12 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         )
         device = choose_device(spec, section.gpu_ids)
         loaded = load_model(section, spec, device)
+        baseline = _training_free_model(loaded, device) if section.training_free else None
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
-        metrics = measured.measurement.metrics | _training_free_figures(
-            spec, loaded, reader, device
-        )
+        metrics = measured.measurement.metrics
+        if baseline is not None:
+            metrics = metrics | _training_free_figures(baseline, reader, settings, section)
         write_json(session.path / METRICS_FILE, metrics)
         write_report(
             session.path / REPORT_FILE,
@@ -70,27 +72,29 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
     return EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
 
 
-def _training_free_figures(
-    spec: ExperimentSpec, loaded: LoadedModel, reader: ImageReader, device: torch.device
-) -> dict[str, float | None]:
-    """Measure what the backbone's tokens give without training: what training has to beat.
+def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingFreeModel:
+    """Return what the backbone's tokens give without training: what training has to beat.
 
     Raises:
-        SpecError: It is asked for where there is no ViT to ask.
+        SpecError: There is no ViT to ask; better said before the model is measured than after.
     """
-    if not spec.evaluate.training_free:
-        return {}
     backbone = getattr(loaded.model, "backbone", None)
     if not isinstance(backbone, ViTBackbone):
         raise SpecError(
             "evaluate.training_free must be false without the checkpoint of a ViT, got true for "
             f"{loaded.path.name}. Set evaluate.training_free=false."
         )
-    settings = prediction_settings(spec, spec.evaluate, loaded.crop_size)
-    model = TrainingFreeModel(backbone, device)
-    figures = measure_model(
-        model, reader, settings, spec.evaluate, name="baseline"
-    ).measurement.metrics
+    return TrainingFreeModel(backbone, device)
+
+
+def _training_free_figures(
+    model: TrainingFreeModel,
+    reader: ImageReader,
+    settings: PredictionSettings,
+    section: EvaluateSpec,
+) -> dict[str, float | None]:
+    measured = measure_model(model, reader, settings, section, name="baseline")
+    figures = measured.measurement.metrics
     return {
         "training_free_mIoU": figures["mIoU"],
         "training_free_iou": figures["mean_iou_instances"],

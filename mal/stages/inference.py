@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from mal.artifacts import REPORT_FILE
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
 from mal.labeling.label_file import write_labels
 from mal.labeling.load import load_model, prediction_settings
@@ -36,8 +40,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         "inference.img_dir": section.img_dir,
     }
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
-        labels = session.path / section.label_dump_path
-        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels = _output_file(session.path, section.label_dump_path)
         reader = open_image_set(
             section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
         )
@@ -59,6 +62,23 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=figures)
     return InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
+
+
+def _output_file(folder: Path, label_dump_path: str) -> Path:
+    """Return where the labels go; what would fail after hours of work fails here."""
+    path = folder / label_dump_path
+    if "://" in label_dump_path or path.is_dir():
+        raise SpecError(
+            f"inference.label_dump_path must be a local file, got '{label_dump_path}'. Give a file "
+            "name; inference.results_dir may be s3://."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(
+            f"inference.label_dump_path must lie in a folder that can be written, got {path}. "
+            "Choose another."
+        )
+    return path
 
 
 def _figures(

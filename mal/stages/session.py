@@ -11,11 +11,19 @@ from pathlib import Path
 from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
 from mal.errors import MalError, SpecError, StorageError
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.load import write_experiment_yaml
+from mal.spec.load import spec_as_dict, write_experiment_yaml
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+_PLACES = {
+    "train": ("dataset.train_ann_path", "dataset.train_img_dir"),
+    "evaluate": ("dataset.val_ann_path", "dataset.val_img_dir"),
+    "inference": ("inference.ann_path", "inference.img_dir"),
+    "export": (),
+}
 
 
 class Session:
@@ -44,6 +52,29 @@ class Session:
         self.results.upload()
 
 
+def require_runnable(action: str, spec: ExperimentSpec) -> None:
+    """Check that the spec says where to read and write, and asks for one device.
+
+    Raises:
+        SpecError: With every key that is missing.
+    """
+    values = spec_as_dict(spec)
+    missing = [
+        key for key in _PLACES[action] if not values[key.partition(".")[0]][key.partition(".")[2]]
+    ]
+    problems = [f"{key} must be set, got ''. Write {key}=PATH." for key in missing]
+    if not values["results_dir"] and not values[action]["results_dir"]:
+        problems.append("results_dir must be set, got ''. Write results_dir=FOLDER.")
+    num_devices = values[action].get("num_gpus", 1) * values[action].get("num_nodes", 1)
+    if num_devices > 1:
+        problems.append(
+            f"{action}.num_gpus and {action}.num_nodes must be 1 in this version, got "
+            f"{num_devices} devices in all. Set both to 1."
+        )
+    if problems:
+        raise SpecError(problems)
+
+
 @contextmanager
 def recording(
     action: str, spec: ExperimentSpec, inputs: Mapping[str, str], restored: tuple[str, ...] = ()
@@ -56,6 +87,7 @@ def recording(
         inputs: uri by spec key, for the manifest.
         restored: Files of an earlier run to fetch from a remote result folder.
     """
+    require_runnable(action, spec)
     results = ResultsFolder(results_uri(action, spec))
     results.restore(restored)
     session = Session(results)
@@ -81,14 +113,8 @@ def recording(
 
 
 def results_uri(action: str, spec: ExperimentSpec) -> str:
-    """Return `<action>.results_dir`, or `<results_dir>/<action>`.
-
-    Raises:
-        SpecError: Neither is set.
-    """
+    """Return `<action>.results_dir`, or `<results_dir>/<action>`."""
     own: str = getattr(spec, action).results_dir
     if own:
         return own
-    if not spec.results_dir:
-        raise SpecError("results_dir must be set, got ''. Write results_dir=FOLDER.")
     return f"{spec.results_dir.rstrip('/')}/{action}"

@@ -15,7 +15,6 @@ from torch import Tensor
 from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
-from mal.errors import SpecError
 from mal.evaluation.metrics import rows_to_measure
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
@@ -42,7 +41,6 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
         AnnotationError: A data set cannot be used.
         ArtifactError: Weights cannot be loaded.
     """
-    _refuse_several_devices(spec)
     dataset = spec.dataset
     inputs = {
         "dataset.train_ann_path": dataset.train_ann_path,
@@ -167,20 +165,15 @@ def _say_unmeasured(session: Session, reason: str) -> None:
 
 
 def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
-    """Return the checkpoint to go on from: the given one, or the latest of this folder."""
+    """Return the checkpoint to go on from: the latest of this folder, or the given one.
+
+    A restarted run finds its own checkpoints and goes on from them, not from where it once began;
+    a given checkpoint of this very folder is a wish to go back.
+    """
     given = spec.train.resume_training_checkpoint_path
-    if given:
-        return fetch_file(given)
     latest = folder / LATEST_CHECKPOINT
-    if latest.exists():
+    is_going_back = bool(given) and Path(given).resolve().parent == folder.resolve()
+    if latest.exists() and not is_going_back:
         log.info("going on from %s", latest.resolve().name)
         return latest
-    return None
-
-
-def _refuse_several_devices(spec: ExperimentSpec) -> None:
-    if spec.train.num_gpus * spec.train.num_nodes > 1:
-        raise SpecError(
-            f"train.num_gpus and train.num_nodes must be 1 in this version, got "
-            f"{spec.train.num_gpus} and {spec.train.num_nodes}. Set both to 1."
-        )
+    return fetch_file(given) if given else None

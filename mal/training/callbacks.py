@@ -22,7 +22,7 @@ from mal.artifacts import (
     checkpoint_name,
     writing_atomically,
 )
-from mal.errors import StorageError
+from mal.errors import MalError, StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
@@ -131,7 +131,8 @@ class Checkpoints(Callback):
             or self._is_due(trainer, "step", trainer.global_step)
         ):
             path = self._write(trainer, is_best=is_best)
-            if is_last and not (self.folder / BEST_CHECKPOINT).exists():
+            is_unmeasured = self.best_figure == -math.inf
+            if is_last and (is_unmeasured or not (self.folder / BEST_CHECKPOINT).exists()):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
         self.stop.raise_if_received()
@@ -146,9 +147,10 @@ class Checkpoints(Callback):
         path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
         with writing_atomically(path) as temporary:
             trainer.save_checkpoint(temporary)
-        point_at(self.folder / LATEST_CHECKPOINT, path)
+        # The best first: a run killed between the two repeats the epoch, and finds it again.
         if is_best:
             point_at(self.folder / BEST_CHECKPOINT, path)
+        point_at(self.folder / LATEST_CHECKPOINT, path)
         self.on_written()
         return path
 
@@ -190,8 +192,11 @@ class Validation(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure when it is due; runs before `Checkpoints`.
 
-        A stop request ends the measurement; the epoch is then saved without its figures.
+        A stop request ends the measurement; the epoch is then saved without its figures. Those of
+        an earlier epoch, which Lightning keeps, are dropped.
         """
+        for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
+            del trainer.callback_metrics[name]
         if is_validated_epoch(trainer, self.interval):
             with contextlib.suppress(Interrupted):
                 module.log_dict(dict(self.measure(module)), logger=True)
@@ -226,12 +231,27 @@ class EpochRecords(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch_time_s": round(time.monotonic() - self._epoch_started_s, 3),
         }
+        _require_finite(figures)
         append_record(self.path, line)
         text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
             kpi=figures,
+        )
+
+
+def _require_finite(figures: Mapping[str, float]) -> None:
+    """Stop a run that learns nothing any more; its last checkpoint is from before.
+
+    Raises:
+        MalError: A figure is not a number.
+    """
+    broken = [name for name, value in figures.items() if not math.isfinite(value)]
+    if broken:
+        raise MalError(
+            f"{broken[0]} must be a finite number, got {figures[broken[0]]}. Lower train.lr, or "
+            "set train.clip_grad_norm=1.0 or train.precision=fp32."
         )
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment
-from mal.errors import AnnotationError, SpecError
+from mal.errors import SpecError
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
@@ -78,13 +78,7 @@ class _DrawnCrops(Dataset[CropBatch]):
         """Return a clean crop; a box whose image is broken gives way to the next."""
         round_, box = self.keys[position]
         rng = np.random.default_rng([self.crops.seed, round_, box])
-        rows = np.roll(self.crops.indices, -box)
-        for row in rows[:-1]:
-            try:
-                return self.crops.cut_clean(int(row), rng)
-            except AnnotationError as error:
-                log.warning("row %d is skipped: %s", row, error)
-        return self.crops.cut_clean(int(rows[-1]), rng)
+        return self.crops.cut_readable(box, rng)
 
 
 def cache_crop_features(
@@ -105,6 +99,8 @@ def cache_crop_features(
     key = _content_key(network, crops, num_crops)
 
     def fill(folder: Path) -> None:
+        # Weights moved inside inference mode could never be trained again.
+        network.to(device).eval()
         _compute(network, _DrawnCrops(crops, num_crops), folder, device)
 
     folder = build_folder_once(key, "features", fill)
@@ -117,7 +113,6 @@ def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torc
     loader = DataLoader(
         drawn, FEATURE_BATCH_SIZE, num_workers=num_workers, collate_fn=collate_crops
     )
-    network = network.to(device).eval()
     arrays: dict[str, NDArray[np.generic]] = {}
     first = 0
     for batch in track(loader, "features", len(loader), unit="batches"):

@@ -62,7 +62,9 @@ class MALModule(LightningModule):
         """Return AdamW and its warm-up and cosine."""
         train = self.spec.train
         peak_lr = effective_lr(train, self.trainer.world_size)
-        optimizer = build_optimizer(self.student, train, peak_lr)
+        # A fused optimiser unscales gradients itself; Lightning then refuses to clip them.
+        is_fused = not (train.clip_grad_norm and "mixed" in str(self.trainer.precision))
+        optimizer = build_optimizer(self.student, train, peak_lr, is_fused=is_fused)
 
         def factor(step: int) -> float:
             return lr_factor(
@@ -132,14 +134,16 @@ class MALModule(LightningModule):
         if crf_weight > 0:
             teacher_image_BCSS = normalize_image(batch.image_BCSS)
             teacher_prob_BMM, tokens = self._teacher_view(levels, teacher_image_BCSS, batch)
-            label_BMM = make_pseudo_label(
-                (prob_BMM.detach() + teacher_prob_BMM) / 2,
-                batch.unit_box_B4,
-                box_mask_BMM,
-                student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
-                tokens,
-                train=train,
-            )
+            # In half precision neither colours nor token affinities are exact enough.
+            with torch.autocast(prob_BMM.device.type, enabled=False):
+                label_BMM = make_pseudo_label(
+                    (prob_BMM.detach() + teacher_prob_BMM) / 2,
+                    batch.unit_box_B4,
+                    box_mask_BMM,
+                    student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
+                    tokens,
+                    train=train,
+                )
             crf = dice_loss(prob_BMM, label_BMM).mean()
             self.log("loss_crf", crf, on_step=False, on_epoch=True, batch_size=len(batch))
             loss = loss + crf_weight * crf

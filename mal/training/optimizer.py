@@ -12,7 +12,9 @@ from torch.optim import AdamW
 from mal.spec.experiment import TrainSpec
 
 
-def build_optimizer(network: nn.Module, train: TrainSpec, lr: float) -> AdamW:
+def build_optimizer(
+    network: nn.Module, train: TrainSpec, lr: float, *, is_fused: bool = True
+) -> AdamW:
     """Return AdamW over the trained parameters only.
 
     Biases, norms and position embeddings are not decayed: pulling them to zero regularises
@@ -30,7 +32,7 @@ def build_optimizer(network: nn.Module, train: TrainSpec, lr: float) -> AdamW:
         {"params": plain, "weight_decay": 0.0},
     ]
     beta1, beta2 = train.optim_betas
-    return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=train.optim_eps, fused=True)
+    return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=train.optim_eps, fused=is_fused)
 
 
 def effective_lr(train: TrainSpec, num_devices: int) -> float:
