@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mal.labeling.image_predictor import Predictor
+
+# Torch's threads spin while they wait for each other. On cores that are shared with anything else
+# that costs twentyfold (measured: 0.2 against 4.4 steps a second); sleeping costs nothing there.
+# OpenMP reads it when torch is loaded, so it must stand before the first import of torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
