@@ -142,6 +142,11 @@ def _build_student(spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None) -
         load_network_weights(student, checkpoint, "student")
     elif spec.train.pretrained_model_path:
         load_backbone_weights(student.backbone, spec.train.pretrained_model_path)
+    elif spec.model.freeze_backbone:
+        log.warning(
+            "model.freeze_backbone without train.pretrained_model_path: the frozen backbone is "
+            "random and the masks will be poor. Give weights."
+        )
     return student
 
 
