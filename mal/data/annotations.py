@@ -29,6 +29,8 @@ __all__ = [
     "rle_from_segmentation",
 ]
 
+# COCO's size classes by w * h of the box: small up to the first, medium up to the second.
+SMALL_MAX_AREA_PX2, MEDIUM_MAX_AREA_PX2 = 32.0**2, 96.0**2
 MAX_NAMED_SUBJECTS = 5
 MAX_BOX_RATE = 4.0
 CROWD = "crowd, neither trained nor measured"

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotations import CocoBoxes, Rle
+from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2, CocoBoxes, Rle
 from mal.errors import AnnotationError, ArtifactError
 from mal.evaluation.average_precision import AP_FIGURES, average_precision
 from mal.labeling.coco_rle import area_of_rle, box_rle, ellipse_rle, iou_of_rles
 from mal.labeling.masks import InstanceMask
 
 SIZES = ("small", "medium", "large")
-SMALL_MAX_AREA_PX2 = 32.0**2
-MEDIUM_MAX_AREA_PX2 = 96.0**2
 
 
 @dataclass(frozen=True)

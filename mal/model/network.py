@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2
 from mal.model.backbone import ViTBackbone
 from mal.model.fused_head import FusedMaskHead
 from mal.model.heads import ConvolutionalMaskHead, ObjectHead, resize_by, resize_to
@@ -16,15 +17,13 @@ from mal.model.hybrid import HybridBackbone, PyramidMaskHead
 from mal.spec.experiment import ModelSpec
 from mal.spec.rules import is_hybrid, patch_size_of
 
-SMALL_AREA_PX2 = 32**2
-MEDIUM_AREA_PX2 = 96**2
 # Features of small, medium and large objects are resized by these before the mask head.
 SIZE_SCALES = (0.5, 1.0, 2.0)
 
 
 def size_class_of(box_area_B: Tensor) -> Tensor:
     """Return 0 for small (w*h <= 32^2), 1 for medium (<= 96^2), 2 for large boxes."""
-    return (box_area_B > SMALL_AREA_PX2).long() + (box_area_B > MEDIUM_AREA_PX2).long()
+    return (box_area_B > SMALL_MAX_AREA_PX2).long() + (box_area_B > MEDIUM_MAX_AREA_PX2).long()
 
 
 class MALNetwork(nn.Module):
