@@ -19,11 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment
-from mal.errors import SpecError
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
-from mal.spec.rules import is_hybrid
 from mal.storage.cache import build_folder_once, key_of
 
 log = logging.getLogger(__name__)
@@ -87,15 +85,8 @@ def cache_crop_features(
     """Return `num_crops` crops with features; computed unless an equal run has left them.
 
     Raises:
-        SpecError: The backbone's levels differ in size.
         StorageError: The cache folder cannot be written.
     """
-    arch = crops.spec.model.arch
-    if is_hybrid(arch):
-        raise SpecError(
-            f"train.cached_crops must be 0 with {arch}, whose features are not of one size, got "
-            f"{num_crops}. Set it to 0, or use a plain ViT."
-        )
     key = _content_key(network, crops, num_crops)
 
     def fill(folder: Path) -> None:
