@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install check format test test-slow compile clean
+.PHONY: help demo install check format test test-slow bench compile clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,11 @@ test: $(VENV)/.dev ## Run the tests
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not gpu"
 
-compile: $(VENV)/.runtime ## Write every compiled component, pipeline and README
+bench: $(VENV)/.dev ## Measure against the literal algorithm (CASE=name for one); writes docs/performance.md
+	$(BIN)/python tests/bench/run.py $(CASE)
+
+compile: $(VENV)/.runtime ## Write every generated file: schemas, compiled components and pipelines, READMEs
+	$(BIN)/mal schema -o mal/metadata
 	$(BIN)/python -m components
 	$(BIN)/python -m pipelines compile
 

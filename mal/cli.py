@@ -23,6 +23,8 @@ _ERRORS_OF_A_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
 
+_JOB_OPTIONS = ("train_datasets", "eval_dataset", "inference_dataset", "parent_job")
+
 ACTION_HELP = {
     "train": "learn masks from boxes",
     "evaluate": "measure a model against true masks",
@@ -90,9 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
             "-e", "--experiment", action="append", default=[], metavar="SPEC",
             help="spec file or recipe:NAME; the later wins",
         )  # fmt: skip
+        _add_job_options(command)
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")
         command.set_defaults(run=_run_action, action=action)
     _add_spec_command(commands)
+    _add_schema_command(commands)
     _add_dataset_commands(commands)
     recipes = commands.add_parser("recipes", help="list the packaged recipes, or print one")
     recipes.add_argument("name", nargs="?")
@@ -100,11 +104,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_job_options(command: argparse.ArgumentParser) -> None:
+    """Add what fills data and checkpoint keys; files are beaten by it, overrides beat it."""
+    job = command.add_argument_group("data sets and parent job")
+    files = "images.tar.gz and annotations.json"
+    job.add_argument(
+        "--train-dataset", dest="train_datasets", action="append", default=[], metavar="ROOT",
+        help=f"folder or s3:// root with {files} to train on",
+    )  # fmt: skip
+    job.add_argument("--eval-dataset", default="", metavar="ROOT", help="the same to measure on")
+    job.add_argument("--inference-dataset", default="", metavar="ROOT", help="the same to label")
+    job.add_argument(
+        "--parent-job", default="", metavar="RESULTS_URI",
+        help="results folder of a train job: take its best checkpoint",
+    )  # fmt: skip
+
+
 def _add_spec_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     spec = commands.add_parser("spec", help="print the commented spec template of an action")
     spec.add_argument("action", choices=ACTIONS)
     spec.add_argument("-o", "--output", type=Path, help="file to write")
     spec.set_defaults(run=_print_spec)
+
+
+def _add_schema_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    schema = commands.add_parser("schema", help="write schemas, templates and skill_info.yaml")
+    schema.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    schema.set_defaults(run=_write_schemas)
 
 
 def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -122,11 +148,13 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
 
 
 def _run_action(args: argparse.Namespace) -> int:
-    from mal.spec import load_spec
+    from mal.jobs import load_job_spec
 
-    if not args.experiment and not args.overrides:
+    job = {name: getattr(args, name) for name in _JOB_OPTIONS}
+    is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
+    if not (args.experiment or args.overrides or is_told_job):
         raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
-    spec = load_spec(args.action, args.experiment, args.overrides)
+    spec = load_job_spec(args.action, args.experiment, args.overrides, **job)
     from mal import stages
     from mal.runtime import handling_stop_signals, set_up_logging
 
@@ -154,6 +182,14 @@ def _print_spec(args: argparse.Namespace) -> int:
         write_text(args.output, text)
     else:
         print(text, end="")
+    return 0
+
+
+def _write_schemas(args: argparse.Namespace) -> int:
+    from mal.jobs.metadata import write_metadata
+
+    for path in write_metadata(args.output):
+        print(path)
     return 0
 
 

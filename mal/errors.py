@@ -41,6 +41,10 @@ class ClusterError(MalError):
     """A Kubernetes or Kubeflow object that cannot be created, watched or read."""
 
 
+class MemoryShortageError(MalError):
+    """An action that needs more memory than its device has."""
+
+
 class MissingExtraError(MalError):
     """An optional dependency that the requested work needs is not installed."""
 

@@ -88,8 +88,12 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
             frozen_stages: [last] (from 0 on) or [first, last].
 
         Raises:
-            SpecError: There is no such stage.
+            SpecError: There is no such stage, or the last comes before the first.
         """
+        if len(frozen_stages) > 1 and frozen_stages[0] > frozen_stages[-1]:
+            raise SpecError(
+                f"model.frozen_stages must rise, got {list(frozen_stages)}. Swap its values."
+            )
         if frozen_stages[-1] < 0:
             return
         if frozen_stages[-1] > len(self.blocks):

@@ -8,17 +8,24 @@ spec under `mal_spec`.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mal.errors import ArtifactError, StorageError
 from mal.model.pickles import read_pickled_checkpoint
+from mal.model.weight_names import (
+    State,
+    adapt_backbone,
+    adapt_network,
+    head_names,
+    network_state,
+    tensors_of,
+    weights_of,
+)
 from mal.storage import fetch_file
 
 log = logging.getLogger(__name__)
@@ -26,15 +33,14 @@ log = logging.getLogger(__name__)
 HUB_PREFIX = "timm:"
 SPEC_KEY = "mal_spec"
 MAX_NAMED_KEYS = 4
-_WRAPPERS = ("state_dict", "model", "model_state", "module")
-_PREFIXES = ("student.backbone.", "backbone.", "module.", "model.", "encoder.")
+_ENCRYPTED_KEY = "state_dict_encrypted"  # TAO's mark of a checkpoint that was written with a key
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint file as tensors and plain values.
 
     Raises:
-        ArtifactError: It is missing, unreadable or holds no dictionary.
+        ArtifactError: It is missing, unreadable, encrypted or holds no dictionary.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -44,11 +50,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint must hold a dictionary, got {type(content).__name__} in {path}. "
             "Give a .pth file of mal train."
         )
+    if content.get(_ENCRYPTED_KEY):
+        raise ArtifactError(
+            f"checkpoint must not be encrypted, got weights that TAO encrypted in {path}. Train or "
+            "convert it there with an empty encryption_key."
+        )
     return dict(content)
 
 
+def read_training_spec(path: Path) -> Mapping[str, Any] | None:
+    """Return the spec that a checkpoint of ours carries, None for any other; tensors stay on disk.
+
+    Raises:
+        ArtifactError: It is missing or unreadable.
+    """
+    if path.suffix == ".safetensors":
+        return None
+    content = read_pickled_checkpoint(path, leaves_tensors_on_disk=True)
+    saved = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
+    return saved if isinstance(saved, Mapping) else None
+
+
 def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: str) -> None:
-    """Load the student or the teacher of a checkpoint.
+    """Load the student or the teacher of a checkpoint; positions are resized to the crop.
 
     Args:
         network: What gets the weights.
@@ -56,17 +80,49 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
         role: student or teacher.
 
     Raises:
-        ArtifactError: The checkpoint has no such network, or not all of its weights.
+        ArtifactError: The checkpoint has no such network, not all of its weights, or other heads.
     """
-    state = _unwrap(content)
-    prefix = f"{role}."
-    mine = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    state = tensors_of(content)
+    mine = network_state(state, role)
     if not mine:
         raise ArtifactError(
-            f"checkpoint must hold keys '{prefix}*', got {_name_some(list(state))}. "
+            f"checkpoint must hold keys '{role}.*', got {_name_some(list(state))}. "
             "Give a checkpoint of mal train, or set train.pretrained_model_path for a backbone."
         )
+    wanted = network.state_dict()
+    mine = adapt_network(mine, wanted)
     _load_checked(network, mine, f"the {role}")
+    surplus = _Fit(wanted, weights_of(mine, head_names(wanted))).ignored
+    if surplus:
+        raise ArtifactError(
+            f"weights of the {role} must be this network's, got heads with more: "
+            f"{_name_some(surplus)}. Set the model.* keys as they were in training."
+        )
+
+
+def load_pretrained_weights(network: nn.Module, source: str) -> None:
+    """Load what a source has for a new student.
+
+    Of a MAL checkpoint this is its student, with the heads unless they are of another make (they
+    read each other's channels, so both fit or none); of anything else the backbone.
+
+    Args:
+        network: What gets the weights.
+        source: A local or s3:// .pth, .ckpt or .safetensors file, or `timm:NAME` of the hub.
+
+    Raises:
+        ArtifactError: Nothing, or not all, of the backbone is in it.
+        StorageError: There is no such source.
+    """
+    state, wanted = _read_source(source), network.state_dict()
+    student = adapt_network(network_state(state, "student"), wanted)
+    heads = _Fit(*(weights_of(weights, head_names(wanted)) for weights in (wanted, student)))
+    if heads.given and not heads.problem():
+        _load_checked(network, student, f"the student from {source}")
+        return
+    _load_backbone(network.get_submodule("backbone"), state, source)
+    if heads.given:
+        log.info("the heads start anew, those of %s are others: %s", source, heads.problem())
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:
@@ -74,82 +130,82 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
 
     Args:
         backbone: What gets the weights.
-        source: A local or s3:// .pth, .ckpt or .safetensors file, or `timm:NAME` of the hub.
+        source: As for `load_pretrained_weights`.
 
     Raises:
         ArtifactError: Nothing, or not all, of the backbone is in it.
+        StorageError: There is no such source.
     """
-    if source.startswith(HUB_PREFIX):
-        state = _hub_weights(source.removeprefix(HUB_PREFIX))
-    else:
-        state = _unwrap(read_checkpoint(fetch_file(source)))
-    wanted = backbone.state_dict()
-    state = _strip_prefix(state, wanted)
-    if "pos_embed" in state and "pos_embed" in wanted:
-        state["pos_embed"] = _resize_position_embedding(state["pos_embed"], wanted["pos_embed"])
+    _load_backbone(backbone, _read_source(source), source)
+
+
+def _load_backbone(backbone: nn.Module, state: State, source: str) -> None:
+    state = adapt_backbone(network_state(state, "student") or state, backbone.state_dict())
     _load_checked(backbone, state, f"the backbone from {source}")
 
 
-def _load_checked(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    wanted = module.state_dict()
-    fitting = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
-    misfits = [k for k in state if k in wanted and k not in fitting]
-    missing = [k for k in wanted if k not in fitting and k not in misfits]
-    ignored = [k for k in state if k not in wanted]
+@dataclass(frozen=True)
+class _Fit:
+    """The weights that a module wants beside those that it is given."""
+
+    wanted: State
+    given: State
+
+    @property
+    def misfits(self) -> list[str]:
+        return [k for k, v in self.given.items() if k in self.wanted and v.shape != self._shape(k)]
+
+    @property
+    def missing(self) -> list[str]:
+        return [key for key in self.wanted if key not in self.given]
+
+    @property
+    def ignored(self) -> list[str]:
+        return [key for key in self.given if key not in self.wanted]
+
+    def describe_misfits(self) -> str:
+        """Name the first of the weights of another shape."""
+        key, num_others = self.misfits[0], len(self.misfits) - 1
+        shapes = f"{tuple(self.given[key].shape)} instead of {tuple(self._shape(key))}"
+        return f"{key} of {shapes} and {num_others} more"
+
+    def problem(self) -> str:
+        """Say what keeps these from being the module's weights, all and no others; '' if none."""
+        if self.misfits:
+            return self.describe_misfits()
+        if self.missing:
+            return f"without {_name_some(self.missing)}"
+        return f"with {_name_some(self.ignored)}" if self.ignored else ""
+
+    def _shape(self, key: str) -> Any:
+        return self.wanted[key].shape
+
+
+def _load_checked(module: nn.Module, state: State, name: str) -> None:
+    fit = _Fit(module.state_dict(), state)
+    misfits = set(fit.misfits)
+    fitting = {k: v for k, v in state.items() if k in fit.wanted and k not in misfits}
     log.info("%s: %d weights loaded", name, len(fitting))
-    if ignored:
-        log.info("%s: %d weights ignored: %s", name, len(ignored), _name_some(ignored))
+    for what, keys in (("missing", fit.missing), ("ignored", fit.ignored)):
+        names = f": {_name_some(keys)}" if keys else ""
+        log.info("%s: %d weights %s%s", name, len(keys), what, names)
     if misfits:
-        key = misfits[0]
         raise ArtifactError(
-            f"weights of {name} must have this network's shapes, got {key} of "
-            f"{tuple(state[key].shape)} instead of {tuple(wanted[key].shape)} "
-            f"and {len(misfits) - 1} more. Set model.arch, the other model.* keys and "
-            "dataset.crop_size as they were in training."
+            f"weights of {name} must have this network's shapes, got {fit.describe_misfits()}. "
+            "Set model.arch, the other model.* keys and dataset.crop_size as they were in training."
         )
-    if missing:
+    if fit.missing:
         raise ArtifactError(
-            f"weights of {name} must be complete, got {len(fitting)} of {len(wanted)}; missing: "
-            f"{_name_some(missing)}. Set model.arch to the network that the file holds."
+            f"weights of {name} must be complete, got {len(fitting)} of {len(fit.wanted)}; "
+            f"missing: {_name_some(fit.missing)}. Set model.arch to the network in the file."
         )
-    module.load_state_dict(dict(fitting), strict=False)
+    module.load_state_dict(fitting, strict=False)
 
 
-def _unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        inner = content.get(wrapper)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def _strip_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix under which most of the wanted keys lie."""
-
-    def num_found(prefix: str) -> int:
-        return sum(f"{prefix}{key}" in state for key in wanted)
-
-    best = max(("", *_PREFIXES), key=num_found)
-    return {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
-
-
-def _resize_position_embedding(have: Tensor, wanted: Tensor) -> Tensor:
-    """Interpolate position embeddings (1, 1 + h * w, D) to another token grid."""
-    if have.shape == wanted.shape:
-        return have
-    num_prefix, num_given = _num_prefix_tokens(wanted), _num_prefix_tokens(have)
-    prefix, grid = have[:, :num_given], have[:, num_given:]
-    missing = torch.zeros_like(grid[:, : max(num_prefix - num_given, 0)])
-    kept = torch.cat([missing, prefix[:, :num_prefix], grid], dim=1).float()
-    side = math.isqrt(wanted.shape[1] - num_prefix)
-    resized: Tensor = resample_abs_pos_embed(kept, [side, side], num_prefix_tokens=num_prefix)
-    return resized
-
-
-def _num_prefix_tokens(position_embedding: Tensor) -> int:
-    """Return how many tokens (class, distillation, registers) come before the square grid."""
-    num_tokens = position_embedding.shape[1]
-    return num_tokens - math.isqrt(num_tokens) ** 2
+def _read_source(source: str) -> dict[str, Tensor]:
+    if source.startswith(HUB_PREFIX):
+        return _hub_weights(source.removeprefix(HUB_PREFIX))
+    return tensors_of(read_checkpoint(fetch_file(source)))
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:

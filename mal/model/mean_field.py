@@ -4,13 +4,14 @@ Lan et al. 2023, eq. 5-7. In log-odds L = log(x / (1 - x)) an iteration of the p
 prod_j x_j^k_ij, bg_i = prod_j (1 - x_j)^k_ij, x_i = fg / (fg + bg) is exactly a weighted sum and a
 clamp: L_i <- clamp(sum_j k_ij L_j + log t_i). No logarithm or exponential is left inside the loop.
 
-Shape letters: B items, C colour channels, H W map height and width.
+Shape letters: B items, C colour channels, H W map height and width, P pixels of a padded map.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,17 +51,88 @@ def mean_field(
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
     """
-    neighbours = weigh_neighbours(image_BCHW, kernel_size, zeta, dilations)
+    label_maps = partial(
+        _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
+        dilations=dilations, start=start,
+    )  # fmt: skip
+    if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
+        return label_maps(image_BCHW, prob_BHW, box_mask_BHW)
+    label_BHW = torch.zeros_like(prob_BHW, dtype=torch.float32)
+    reach = kernel_size // 2 * max(dilations)
+    for item, box_mask_HW in enumerate(box_mask_BHW):
+        region = _region_around(box_mask_HW >= 0.5, reach)
+        if region is not None:
+            one, (rows, columns) = slice(item, item + 1), region
+            label_BHW[one, rows, columns] = label_maps(
+                image_BCHW[one, :, rows, columns],
+                prob_BHW[one, rows, columns],
+                box_mask_BHW[one, rows, columns],
+            )
+    return label_BHW
+
+
+def _region_around(is_inside_HW: Tensor, reach: int) -> tuple[slice, slice] | None:
+    """Return rows and columns of a mask and of all that its pixels look at; None if it is empty.
+
+    Outside the mask nothing ever changes, so that the labels are the same without the rest.
+    """
+    sides = []
+    for axis in (1, 0):
+        lines = is_inside_HW.any(axis).nonzero()
+        if not len(lines):
+            return None
+        sides.append(slice(max(int(lines[0]) - reach, 0), int(lines[-1]) + 1 + reach))
+    return sides[0], sides[1]
+
+
+def _label_maps(
+    image_BCHW: Tensor,
+    prob_BHW: Tensor,
+    box_mask_BHW: Tensor,
+    *,
+    kernel_size: int,
+    zeta: float,
+    num_iters: int,
+    low: float,
+    high: float,
+    dilations: Sequence[int],
+    start: str,
+) -> Tensor:
+    """Iterate over a whole map; the settings are those of `mean_field`."""
+    height, width = prob_BHW.shape[-2:]
     low_logit, high_logit = math.log(low / (1 - low)), math.log(high / (1 - high))
-    outside_BHW = box_mask_BHW < 0.5
     logit_BHW = torch.logit(prob_BHW.float().clamp(low, high))
     if start == "balanced":
         logit_BHW = torch.where(logit_BHW > 0, high_logit, low_logit)
-    logit_BHW = logit_BHW.masked_fill(outside_BHW, low_logit)
-    for _ in range(num_iters):
-        logit_BHW = sum_neighbours(logit_BHW, neighbours)
-        logit_BHW = logit_BHW.clamp_(low_logit, high_logit).masked_fill_(outside_BHW, low_logit)
-    return (logit_BHW > 0).float()
+    is_outside_BHW = box_mask_BHW < 0.5
+    logit_BHW = logit_BHW.masked_fill(is_outside_BHW, low_logit)
+    highest_BHW = torch.where(is_outside_BHW, low_logit, high_logit)
+    # A neighbour is a fixed distance away in the rows of a padded map laid end to end: every
+    # operand below is one contiguous run, and two maps take turns without a copy.
+    pad = kernel_size // 2 * max(dilations)
+    row = width + 2 * pad
+    first, size = pad * row + pad, height * row - 2 * pad
+    neighbours = weigh_neighbours(image_BCHW, kernel_size, zeta, dilations)
+
+    def run_of(map_BHW: Tensor) -> Tensor:
+        return F.pad(map_BHW, (pad, pad, pad, pad)).flatten(1)[:, first : first + size]
+
+    weights_BP = [run_of(weight_BHW) for _, _, weight_BHW in neighbours]
+    highest_BP = run_of(highest_BHW)
+    old_BQ = F.pad(logit_BHW, (pad, pad, pad, pad)).flatten(1)
+    maps = [old_BQ, old_BQ.clone()]
+    own_BP = [map_BQ[:, first : first + size] for map_BQ in maps]
+    neighbours_BP = [
+        [map_BQ[:, first + y * row + x :][:, :size] for y, x, _ in neighbours] for map_BQ in maps
+    ]
+    for iteration in range(num_iters):
+        old, new = iteration % 2, 1 - iteration % 2
+        total_BP = own_BP[old]
+        for weight_BP, value_BP in zip(weights_BP, neighbours_BP[old], strict=True):
+            total_BP = torch.addcmul(total_BP, weight_BP, value_BP, out=own_BP[new])
+        torch.minimum(total_BP, highest_BP, out=total_BP).clamp_(min=low_logit)
+    end_BHW = maps[num_iters % 2].view(-1, height + 2 * pad, row)
+    return (end_BHW[:, pad : pad + height, pad : pad + width] > 0).float()
 
 
 def weigh_neighbours(
@@ -88,15 +160,3 @@ def weigh_neighbours(
                 weight_BHW = torch.exp(-distance_BHW / (2 * zeta**2)) * padded_inside[:, ys, xs]
                 neighbours.append((y, x, weight_BHW))
     return neighbours
-
-
-def sum_neighbours(value_BHW: Tensor, neighbours: Sequence[Neighbour]) -> Tensor:
-    """Return the value of every pixel plus the weighted values of its neighbours."""
-    height, width = value_BHW.shape[-2:]
-    pad = max((max(abs(y), abs(x)) for y, x, _ in neighbours), default=0)
-    padded_BHW = F.pad(value_BHW, (pad, pad, pad, pad))
-    total_BHW = value_BHW.clone()
-    for y, x, weight_BHW in neighbours:
-        ys, xs = slice(pad + y, pad + y + height), slice(pad + x, pad + x + width)
-        total_BHW.addcmul_(weight_BHW, padded_BHW[:, ys, xs])
-    return total_BHW

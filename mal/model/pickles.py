@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import pickle
 import types
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,27 @@ from mal.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-_ALLOWED = {
+_MEMORY_SIGN = "allocate memory"
+_TAO_SUFFIXES = (".tlt", ".etlt", ".hdf5", ".h5")
+
+
+def _rebuild_parameter_with_state(data: Any, requires_grad: bool, hooks: Any, _state: Any) -> Any:
+    return _ALLOWED["torch._utils", "_rebuild_parameter"](data, requires_grad, hooks)
+
+
+def _rebuild_tensor_with_attributes(rebuild: Any, _type: Any, args: Any, _state: Any) -> Any:
+    return rebuild(*args)
+
+
+# Attributes that a program hung on its tensors are dropped.
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter_with_state,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_tensor_with_attributes,
     ("_codecs", "encode"): lambda text, encoding="latin1": str(text).encode(encoding),
 }
 
@@ -59,7 +76,7 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        if module == "torch" and name.endswith("Storage"):
+        if module == "torch" and name.endswith("Storage") and "." not in name:
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -75,14 +92,19 @@ _INERT_PICKLE = types.SimpleNamespace(
 )
 
 
-def read_pickled_checkpoint(path: Path) -> Any:
+def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False) -> Any:
     """Read a .pth or .ckpt file: tensors and plain values, nothing executed.
 
+    Args:
+        path: The file.
+        leaves_tensors_on_disk: Map tensors where the format allows it, for who wants the rest.
+
     Raises:
-        ArtifactError: It is missing or no checkpoint of PyTorch's.
+        ArtifactError: It is missing, encrypted or no checkpoint of PyTorch's.
     """
+    is_mapped = leaves_tensors_on_disk and zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"checkpoint must exist, got {path}. Give the path of a .pth file."
@@ -90,14 +112,30 @@ def read_pickled_checkpoint(path: Path) -> Any:
     except (pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError):
         log.debug("%s holds more than tensors and plain values", path)
     except (OSError, RuntimeError, EOFError) as error:
+        if _MEMORY_SIGN in str(error):  # says nothing about the file
+            raise
         raise _unreadable(path, error) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
+        return torch.load(
+            path,
+            map_location="cpu",
+            weights_only=False,
+            pickle_module=_INERT_PICKLE,
+            mmap=is_mapped,
+        )
     except Exception as error:
+        if isinstance(error, MemoryError) or _MEMORY_SIGN in str(error):
+            raise
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    if path.suffix in _TAO_SUFFIXES:
+        return ArtifactError(
+            f"checkpoint must be a .pth, .ckpt or .safetensors file, got {path}, which TAO "
+            "encrypted or wrote for another framework. Train or convert it there with an empty "
+            "encryption_key, and give its .pth."
+        )
     reason = str(error).partition("\n")[0][:120]
     return ArtifactError(
         f"checkpoint must be readable by PyTorch, got {path} ({reason}). Copy it again."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import reprlib
 import typing
 from typing import Any
 
-from mal.spec.experiment import REQUIRED, Setting
+from mal.spec.setting import REQUIRED, Setting
 
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _ITEM_NAMES = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
@@ -76,8 +77,6 @@ def _convert_type(value: Any, hint: Any) -> tuple[Any, str | None]:
             converted = _float_from(value)
         elif hint is int and _float_from(value).is_integer():
             converted = int(value)
-        elif hint is str:
-            converted = str(value)
     # A bool is an int to isinstance.
     if isinstance(converted, hint) and (hint is bool or not isinstance(converted, bool)):
         return converted, None
@@ -111,12 +110,15 @@ def _broken_rule(value: Any, facts: Setting) -> str | None:
 
 
 def _broken_bound(number: float, facts: Setting) -> str | None:
+    bounds = (
+        (operator.ge, facts.minimum, "at least"),
+        (operator.gt, facts.exclusive_minimum, "above"),
+        (operator.le, facts.maximum, "at most"),
+        (operator.lt, facts.exclusive_maximum, "below"),
+    )
     if not math.isfinite(_float_from(number)):
         return "be a finite number"
-    if facts.minimum is not None and number < facts.minimum:
-        return f"be at least {facts.minimum:g}"
-    if facts.exclusive_minimum is not None and number <= facts.exclusive_minimum:
-        return f"be above {facts.exclusive_minimum:g}"
-    if facts.maximum is not None and number > facts.maximum:
-        return f"be at most {facts.maximum:g}"
-    return None
+    for holds, bound, words in bounds:
+        if bound is not None and not holds(number, bound):
+            return f"be {words} {bound:g}"
+    return "be odd" if facts.is_odd and number % 2 == 0 else None

@@ -7,50 +7,11 @@ favours is in `mal/recipes`.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-REQUIRED = "???"
+from mal.spec.setting import REQUIRED, SearchRange, section, setting
 
-
-@dataclass(frozen=True)
-class SearchRange:
-    """How AutoML may vary a setting; it bounds the search, not the spec."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known of one spec key beside its type and default."""
-
-    description: str
-    minimum: float | None = None
-    exclusive_minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-    search: SearchRange | None = None
-    is_searchable: bool = True
-
-
-def setting(default: Any, description: str, **facts: Any) -> Any:
-    """Declare a spec key: `facts` are fields of `Setting`."""
-    metadata = {"setting": Setting(description, **facts)}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type[Any], description: str) -> Any:
-    """Declare a nested section of the spec."""
-    return dataclasses.field(
-        default_factory=cls, metadata={"setting": Setting(description, is_searchable=False)}
-    )
-
+MIN_CROP_SIZE = 32
 
 BACKBONE_ARCHS = (
     "vit-mae-tiny/16",
@@ -72,10 +33,16 @@ class DatasetSpec:
     """Where the boxes and images are, and which boxes count."""
 
     type: str = setting("coco", "Annotation format.", choices=("coco",))
-    train_ann_path: str = setting("", "Training annotations: COCO JSON, local or s3://.")
-    train_img_dir: str = setting("", "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://.")
-    val_ann_path: str = setting("", "Validation annotations: COCO JSON, local or s3://.")
-    val_img_dir: str = setting("", "Validation images: folder, archive or s3://.")
+    train_ann_path: str = setting(
+        "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
+    )
+    train_img_dir: str = setting(
+        "", "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://.", is_popular=True
+    )
+    val_ann_path: str = setting(
+        "", "Validation annotations: COCO JSON, local or s3://.", is_popular=True
+    )
+    val_img_dir: str = setting("", "Validation images: folder, archive or s3://.", is_popular=True)
     min_obj_size: float = setting(2048.0, "Train on boxes of w*h above this, px^2.", minimum=0)
     max_obj_size: float = setting(1e10, "Train on boxes of w*h below this, px^2.", minimum=0)
     min_obj_side: float = setting(
@@ -84,13 +51,17 @@ class DatasetSpec:
     num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
     load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
     crop_size: int = setting(
-        512, "Side of the network's input, px; a multiple of the patch size.", minimum=32
+        512,
+        "Side of the network's input, px; a multiple of the patch size.",
+        minimum=MIN_CROP_SIZE,
+        is_popular=True,
     )
     window_rate: list[float] = setting(
         [],
         "Ours. [low, high]: side of the training window as a multiple of the box's, drawn per "
         "axis. Empty: TAO's train.margin_rate.",
         lengths=(0, 2),
+        minimum=1,
         is_searchable=False,
     )
     box_jitter: float = setting(
@@ -112,7 +83,7 @@ class DatasetSpec:
 class ModelSpec:
     """The network."""
 
-    arch: str = setting("vit-mae-base/16", "Backbone.", choices=BACKBONE_ARCHS)
+    arch: str = setting("vit-mae-base/16", "Backbone.", choices=BACKBONE_ARCHS, is_popular=True)
     frozen_stages: list[int] = setting(
         [-1],
         "Transformer blocks that are not trained, as [last] or [first, last]; 0 is the patch "
@@ -160,21 +131,29 @@ class CudnnSpec:
 class TrainSpec:
     """The optimisation, the losses and the crop windows."""
 
-    num_gpus: int = setting(1, "Devices a node; on CPU the number of processes.", minimum=1)
+    num_gpus: int = setting(
+        1, "Devices a node; on CPU the number of processes.", minimum=1, is_popular=True
+    )
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
-    num_nodes: int = setting(1, "Nodes; the environment of a launcher beats it.", minimum=1)
+    num_nodes: int = setting(
+        1, "Nodes; the environment of a launcher beats it.", minimum=1, is_popular=True
+    )
     seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
     cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
-    num_epochs: int = setting(10, "Passes over the training boxes (or cached crops).", minimum=1)
+    num_epochs: int = setting(
+        10, "Passes over the training boxes (or cached crops).", minimum=1, is_popular=True
+    )
     max_steps: int = setting(
         0, "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.", minimum=0
     )
-    checkpoint_interval: int = setting(1, "Write a checkpoint every so many units.", minimum=1)
+    checkpoint_interval: int = setting(
+        1, "Write a checkpoint every so many units.", minimum=1, is_popular=True
+    )
     checkpoint_interval_unit: str = setting(
         "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step")
     )
     validation_interval: int = setting(
-        1, "Validate every so many epochs, and at the end.", minimum=1
+        1, "Validate every so many epochs, and at the end.", minimum=1, is_popular=True
     )
     max_val_boxes: int = setting(
         0, "Ours. Validate during training on so many boxes at most; 0: on all.", minimum=0
@@ -185,10 +164,11 @@ class TrainSpec:
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
     pretrained_model_path: str = setting(
         "",
-        "Weights to start from: local or s3:// .pth/.safetensors (MAE, DeiT, timm, TAO), or a hub "
-        "name timm:NAME. Empty: none.",
+        "Weights to start from: local or s3:// .pth/.ckpt/.safetensors of a backbone (MAE, DeiT, "
+        "timm) or of a whole MAL network (ours, TAO's: heads too), or timm:NAME of the hub.",
+        is_popular=True,
     )
-    batch_size: int = setting(1, "Boxes a device and step.", minimum=1)
+    batch_size: int = setting(1, "Boxes a device and step.", minimum=1, is_popular=True)
     accum_grad_batches: int = setting(1, "Batches a step.", minimum=1)
     clip_grad_norm: float = setting(0.0, "Ours. Largest norm of the gradient; 0: any.", minimum=0)
     use_amp: bool = setting(True, "Mixed precision on CUDA (train.precision auto).")
@@ -209,6 +189,11 @@ class TrainSpec:
         "features are computed once and cached. 0: features are computed in every step.",
         minimum=0,
     )
+    oom_fallback: bool = setting(
+        False,
+        "Ours. When memory runs out, train again by itself at the next smaller crop, backbone or "
+        "batch.",
+    )
     optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
     optim_momentum: float = setting(0.9, "No effect with adamw.", minimum=0, maximum=1)
     lr: float = setting(
@@ -216,6 +201,7 @@ class TrainSpec:
         "Learning rate a box: the effective rate is lr * devices * nodes * batch_size.",
         minimum=0,
         search=SearchRange(1e-7, 1e-2, log=True),
+        is_popular=True,
     )
     min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
     min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
@@ -234,10 +220,16 @@ class TrainSpec:
         "Weight decay of weights (never of biases, norms or position embeddings).",
         minimum=0,
         search=SearchRange(1e-6, 1e-1, log=True),
+        is_popular=True,
     )
     optim_eps: float = setting(1e-8, "AdamW's epsilon.", exclusive_minimum=0)
     optim_betas: list[float] = setting(
-        [0.9, 0.9], "AdamW's betas.", lengths=(2,), minimum=0, maximum=1, is_searchable=False
+        [0.9, 0.9],
+        "AdamW's betas.",
+        lengths=(2,),
+        minimum=0,
+        exclusive_maximum=1,
+        is_searchable=False,
     )
     margin_rate: list[float] = setting(
         [0.0, 1.2],
@@ -276,7 +268,7 @@ class TrainSpec:
         is_searchable=False,
     )
     crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
-    crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood; odd.", minimum=1)
+    crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood.", minimum=1, is_odd=True)
     crf_dilations: list[int] = setting(
         [1],
         "Ours. Distances of the neighbourhoods, map pixels; several are summed.",
@@ -286,8 +278,12 @@ class TrainSpec:
     )
     crf_num_iter: int = setting(100, "Mean-field iterations.", minimum=1)
     crf_size_ratio: int = setting(1, "Size of the CRF's map relative to the mask map.", minimum=1)
-    crf_value_high_thres: float = setting(0.9, "Upper clamp of the mean field.", maximum=1)
-    crf_value_low_thres: float = setting(0.1, "Lower clamp of the mean field.", minimum=0)
+    crf_value_high_thres: float = setting(
+        0.9, "Upper clamp of the mean field.", exclusive_minimum=0.5, exclusive_maximum=1
+    )
+    crf_value_low_thres: float = setting(
+        0.1, "Lower clamp of the mean field.", exclusive_minimum=0, exclusive_maximum=0.5
+    )
     crf_color_space: str = setting(
         "rgb",
         "Ours. rgb: normalised RGB (the paper); lab: CIELAB / 100.",
@@ -333,8 +329,10 @@ class TrainSpec:
 class PredictionSpec:
     """What evaluate and inference share."""
 
-    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) or exported model (.onnx).")
-    batch_size: int = setting(3, "Boxes a forward pass.", minimum=1)
+    checkpoint: str = setting(
+        REQUIRED, "Checkpoint (.pth) or exported model (.onnx).", is_popular=True
+    )
+    batch_size: int = setting(3, "Boxes a forward pass.", minimum=1, is_popular=True)
     num_gpus: int = setting(1, "Devices a node.", minimum=1)
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(1, "Nodes.", minimum=1)
@@ -363,10 +361,12 @@ class EvaluateSpec(PredictionSpec):
 class InferenceSpec(PredictionSpec):
     """Writing masks for boxes."""
 
-    ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.")
-    img_dir: str = setting("", "Their images: folder, archive or s3://.")
+    ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.", is_popular=True)
+    img_dir: str = setting("", "Their images: folder, archive or s3://.", is_popular=True)
     label_dump_path: str = setting(
-        "instances_val2017_mal.json", "Output file; relative paths lie in the result folder."
+        "instances_val2017_mal.json",
+        "Output file; relative paths lie in the result folder.",
+        is_popular=True,
     )
     load_mask: bool = setting(False, "Keep true masks for the report.")
 
@@ -375,7 +375,7 @@ class InferenceSpec(PredictionSpec):
 class ExportSpec:
     """Writing an ONNX model. Ours: TAO has no export action for MAL."""
 
-    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.")
+    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.", is_popular=True)
     onnx_file: str = setting("mal_model.onnx", "Output; relative paths lie in the result folder.")
     opset_version: int = setting(18, "ONNX opset.", minimum=18)
     batch_size: int = setting(-1, "Fixed batch; -1: dynamic.", minimum=-1)
@@ -386,9 +386,11 @@ class ExportSpec:
 
 @dataclass
 class WandbSpec:
-    """Weights & Biases logging: accepted for TAO's sake, without effect."""
+    """Weights & Biases logging of a training run."""
 
-    enable: bool = setting(True, "No effect: nothing is logged to Weights & Biases.")
+    enable: bool = setting(
+        True, "Log to Weights & Biases where wandb is installed and logged in; else say so once."
+    )
     project: str = setting("TAO Toolkit", "Project.")
     entity: str = setting("", "Entity.")
     group: str = setting("", "Group.")
@@ -404,9 +406,13 @@ class WandbSpec:
 class ExperimentSpec:
     """The whole spec; every action reads the sections it needs."""
 
-    results_dir: str = setting("", "Root of the results: <results_dir>/<action>/, local or s3://.")
+    results_dir: str = setting(
+        "", "Root of the results: <results_dir>/<action>/, local or s3://.", is_popular=True
+    )
     model_name: str = setting("", "Accepted for TAO's sake; has no effect.")
-    encryption_key: str = setting("", "Accepted for TAO's sake; has no effect.")
+    encryption_key: str = setting(
+        "", "Accepted for TAO's sake; nothing is encrypted, and the key is recorded nowhere."
+    )
     device: str = setting(
         "auto", "Ours. auto: CUDA where there is one.", choices=("auto", "cpu", "cuda")
     )
@@ -416,7 +422,7 @@ class ExperimentSpec:
     evaluate: EvaluateSpec = section(EvaluateSpec, "Measuring against true masks.")
     inference: InferenceSpec = section(InferenceSpec, "Writing masks for boxes.")
     export: ExportSpec = section(ExportSpec, "Writing an ONNX model.")
-    wandb: WandbSpec = section(WandbSpec, "Accepted for TAO's sake; has no effect.")
+    wandb: WandbSpec = section(WandbSpec, "Weights & Biases logging of a training run.")
 
 
 ACTIONS = ("train", "evaluate", "inference", "export")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from typing import Any
 import yaml
 
 from mal.errors import SpecError
-from mal.spec.convert import convert_value, remedy_for, yaml_text
-from mal.spec.experiment import ACTIONS, REQUIRED, ExperimentSpec, Setting
+from mal.spec.convert import convert_value, is_number, remedy_for, yaml_text
+from mal.spec.experiment import ACTIONS, ExperimentSpec
 from mal.spec.rules import combination_problems
+from mal.spec.setting import REQUIRED, Setting
 from mal.spec.sources import flatten, parse_override, read_spec_file, read_spec_source
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "spec_as_dict",
     "write_experiment_yaml",
 ]
+
+log = logging.getLogger(__name__)
 
 ACTION_SECTIONS = {
     "train": ("dataset", "model", "train", "wandb"),
@@ -55,11 +59,19 @@ SpecSource = str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Given:
-    """A value, the key as it was written, and the file it stands in ('' for none)."""
+    """A value, the key as it was written, and where.
+
+    Attributes:
+        value: As YAML reads it.
+        written_key: With alias or shorthand.
+        file: That it stands in; '' for none.
+        text: Of an override, as it was typed; None elsewhere.
+    """
 
     value: Any
     written_key: str
     file: str
+    text: str | None
 
     @property
     def place(self) -> str:
@@ -86,8 +98,8 @@ def load_spec(
     sources = [source] if isinstance(source, str | Path | Mapping) else list(source)
     problems: list[str] = []
     given: dict[str, _Given] = {}
-    for content, file in _read_all(sources, overrides, problems):
-        given.update(_known_settings(content, file, problems))
+    for content, file, text in _read_all(sources, overrides, problems):
+        given.update(_known_settings(content, file, text, problems))
     spec = ExperimentSpec()
     unusable = [
         key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
@@ -96,6 +108,9 @@ def load_spec(
     problems += combination_problems(spec, action, unusable)
     if problems:
         raise SpecError(problems)
+    if spec.encryption_key:
+        log.warning("encryption_key has no effect: nothing is encrypted here. It is left out.")
+        spec.encryption_key = ""
     return spec
 
 
@@ -130,30 +145,30 @@ _SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 
 def _read_all(
     sources: Sequence[SpecSource], overrides: Sequence[str], problems: list[str]
-) -> Iterator[tuple[Mapping[Any, Any], str]]:
-    """Yield what each source and override holds, and the file's name; later ones win."""
+) -> Iterator[tuple[Mapping[Any, Any], str, str | None]]:
+    """Yield what each source and override holds, its file, an override's text; later ones win."""
     for source in sources:
         if isinstance(source, Mapping):
-            yield source, ""
+            yield source, "", None
             continue
         try:
-            yield read_spec_file(str(source)), str(source)
+            yield read_spec_file(str(source)), str(source), None
         except SpecError as error:
             problems += error.problems
     for override in overrides:
         try:
-            yield parse_override(override), ""
+            yield parse_override(override), "", override.partition("=")[2].strip()
         except SpecError as error:
             problems += error.problems
 
 
 def _known_settings(
-    content: Mapping[Any, Any], file: str, problems: list[str]
+    content: Mapping[Any, Any], file: str, text: str | None, problems: list[str]
 ) -> dict[str, _Given]:
     """Replace aliases and shorthands; report unknown keys with the nearest known one."""
     known: dict[str, _Given] = {}
     for key, value in flatten(content, _SECTIONS).items():
-        entry = _Given(value, key, file)
+        entry = _Given(value, key, file, text if key in content else None)
         if key in SHORTHANDS:
             known.update(dict.fromkeys(SHORTHANDS[key], entry))
         elif ALIASES.get(key, key) in _SETTINGS:
@@ -183,14 +198,17 @@ def _assign(
 ) -> bool:
     """Set a key; a value that cannot be used is reported and leaves the default."""
     hint, facts, default = _SETTINGS[key]
-    if entry.value is None:
+    is_free_text = hint is str and not facts.choices
+    if entry.value is None and is_free_text:
         return True
-    if entry.value == REQUIRED:
-        if default == REQUIRED or not _is_needed(key, action):
+    if entry.value == REQUIRED and is_free_text:
+        if default == REQUIRED or not is_needed(key, action):
             return True
         problems.append(f"{key} must be set, got ???{entry.place}. Write {key}=VALUE.")
         return False
-    value, rule = convert_value(entry.value, hint, facts)
+    is_typed_number = is_free_text and entry.text is not None and is_number(entry.value)
+    given = entry.text if is_typed_number else entry.value
+    value, rule = convert_value(given, hint, facts)
     if rule is None:
         _set_value(spec, key, value)
         return True
@@ -200,7 +218,7 @@ def _assign(
     return False
 
 
-def _is_needed(key: str, action: str) -> bool:
+def is_needed(key: str, action: str) -> bool:
     """Whether `???` stops the action; TAO's files leave the keys of other actions open."""
     section = key.partition(".")[0]
     needed = ("results_dir", "model", action, *(["dataset"] if action == "train" else []))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from mal.spec.experiment import ExperimentSpec
+from mal.spec.experiment import MIN_CROP_SIZE, ExperimentSpec
 
 PATCH_SIZE_SEPARATOR = "/"
 
@@ -34,8 +34,6 @@ def combination_problems(
     findings = [
         *_dataset_findings(spec),
         *_model_findings(spec),
-        *_crf_findings(spec),
-        *_order_findings(spec),
         *_prediction_findings(spec, action),
     ]
     return [message for keys, message in findings if not set(keys) & set(unusable_keys)]
@@ -46,27 +44,12 @@ def _dataset_findings(spec: ExperimentSpec) -> Iterator[Finding]:
     patch = patch_size_of(arch)
     if dataset.crop_size % patch:
         below = dataset.crop_size // patch * patch
+        nearest = [size for size in (below, below + patch) if size >= MIN_CROP_SIZE]
         yield (
             ("dataset.crop_size", "model.arch"),
             (
                 f"dataset.crop_size must be a multiple of the patch size {patch} of {arch}, "
-                f"got {dataset.crop_size}. Use {below} or {below + patch}."
-            ),
-        )
-    if dataset.min_obj_size >= dataset.max_obj_size:
-        yield (
-            ("dataset.min_obj_size", "dataset.max_obj_size"),
-            (
-                f"dataset.min_obj_size must be below dataset.max_obj_size, got "
-                f"{dataset.min_obj_size:g} and {dataset.max_obj_size:g}. Lower the first."
-            ),
-        )
-    if dataset.window_rate and dataset.window_rate[0] < 1:
-        yield (
-            ("dataset.window_rate",),
-            (
-                f"dataset.window_rate must start at 1 or more, got {dataset.window_rate}. "
-                "A window of 1 is the box itself."
+                f"got {dataset.crop_size}. Use {' or '.join(map(str, nearest))}."
             ),
         )
     if dataset.box_jitter and not dataset.window_rate:
@@ -106,40 +89,6 @@ def _model_findings(spec: ExperimentSpec) -> Iterator[Finding]:
                 f"{model.mask_head} with {model.arch}. Change one of the two."
             ),
         )
-    if max(train.optim_betas) >= 1:
-        yield (
-            ("train.optim_betas",),
-            f"train.optim_betas must be below 1, got {train.optim_betas}. Use [0.9, 0.9].",
-        )
-
-
-def _crf_findings(spec: ExperimentSpec) -> Iterator[Finding]:
-    train = spec.train
-    if train.crf_kernel_size % 2 == 0:
-        yield (
-            ("train.crf_kernel_size",),
-            f"train.crf_kernel_size must be odd, got {train.crf_kernel_size}. Use 3 or 5.",
-        )
-    if not 0 < train.crf_value_low_thres < train.crf_value_high_thres < 1:
-        yield (
-            ("train.crf_value_low_thres", "train.crf_value_high_thres"),
-            (
-                "train.crf_value_low_thres must lie between 0 and train.crf_value_high_thres < 1, "
-                f"got {train.crf_value_low_thres:g} and {train.crf_value_high_thres:g}. "
-                "Use 0.1 and 0.9."
-            ),
-        )
-
-
-def _order_findings(spec: ExperimentSpec) -> Iterator[Finding]:
-    for key, pair in (
-        ("model.frozen_stages", spec.model.frozen_stages),
-        ("train.margin_rate", spec.train.margin_rate),
-        ("dataset.window_rate", spec.dataset.window_rate),
-        ("train.loss_crf_window", spec.train.loss_crf_window),
-    ):
-        if len(pair) == 2 and pair[0] > pair[1]:
-            yield (key,), f"{key} must rise, got {pair}. Swap its values."
 
 
 def _prediction_findings(spec: ExperimentSpec, action: str) -> Iterator[Finding]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from mal.spec.experiment import REQUIRED, ExperimentSpec, Setting
+from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import ACTION_SECTIONS
+from mal.spec.setting import REQUIRED, Setting
 
 MAX_COLUMNS = 100
 INDENT = "  "
@@ -70,6 +71,10 @@ def _describe(facts: Setting) -> str:
         limits.append(f"Above {facts.exclusive_minimum:g}.")
     if facts.maximum is not None:
         limits.append(f"At most {facts.maximum:g}.")
+    if facts.exclusive_maximum is not None:
+        limits.append(f"Below {facts.exclusive_maximum:g}.")
+    if facts.is_odd:
+        limits.append("Odd.")
     if facts.lengths:
         limits.append(f"{' or '.join(map(str, facts.lengths))} values.")
     return " ".join([facts.description, *limits])

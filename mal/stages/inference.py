@@ -22,6 +22,7 @@ from mal.stages.measure import predict_rows
 from mal.stages.results import InferenceResult
 from mal.stages.session import recording
 from mal.status import Status
+from mal.storage import ResultsFolder
 
 
 def run_inference(spec: ExperimentSpec) -> InferenceResult:
@@ -40,7 +41,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         "inference.img_dir": section.img_dir,
     }
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
-        labels = _output_file(session.path, section.label_dump_path)
+        labels = _output_file(session.results, section.label_dump_path)
         reader = open_image_set(
             section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
         )
@@ -64,10 +65,14 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     return InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
 
 
-def _output_file(folder: Path, label_dump_path: str) -> Path:
-    """Return where the labels go; what would fail after hours of work fails here."""
-    path = folder / label_dump_path
-    if "://" in label_dump_path or path.is_dir():
+def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
+    """Return where the labels go; what would fail after hours of work fails here.
+
+    A path below the result folder may be given whole, as job inference does.
+    """
+    name = label_dump_path.removeprefix(f"{results.uri.rstrip('/')}/")
+    path = results.path / name
+    if "://" in name or path.is_dir():
         raise SpecError(
             f"inference.label_dump_path must be a local file, got '{label_dump_path}'. Give a file "
             "name; inference.results_dir may be s3://."

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
 from mal.errors import MalError, SpecError, StorageError
+from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict, write_experiment_yaml
+from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder
 
@@ -97,7 +99,8 @@ def recording(
         yield session
         write_manifest(session.path, action=action, inputs=inputs)
         session.status.write(Status.SUCCESS, f"{action} finished")
-    except BaseException as error:
+    except BaseException as raised:
+        error = _mendable(action, spec, raised)
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):
             session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
@@ -108,8 +111,20 @@ def recording(
                 f"results_dir must have room, got {results.uri} ({error.strerror}). Free some, or "
                 "choose another folder."
             ) from error
+        if error is not raised:
+            raise error from raised
         raise
     results.upload()
+
+
+def _mendable(action: str, spec: ExperimentSpec, error: BaseException) -> BaseException:
+    """Return what to say of an error: memory that ran out names what would fit."""
+    if not is_out_of_memory(error):
+        return error
+    device = choose_device(spec, getattr(getattr(spec, action), "gpu_ids", []))
+    if action == "train":  # before the training, which knows more of its own shortage
+        return training_shortage(spec, error, device, checkpoint="")
+    return prediction_shortage(action, spec, error, device)
 
 
 def results_uri(action: str, spec: ExperimentSpec) -> str:

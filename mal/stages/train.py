@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT
+from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.evaluation.metrics import rows_to_measure
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
-from mal.model.checkpoint import SPEC_KEY, read_checkpoint
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.measure import measure_model
+from mal.stages.memory import (
+    fallback_of,
+    free_memory,
+    is_out_of_memory,
+    name_changes,
+    name_training_shortage,
+    smaller_training,
+    training_shortage,
+)
 from mal.stages.results import TrainResult
+from mal.stages.resume import Start, choose_start
 from mal.stages.session import Session, recording
 from mal.status import Status
-from mal.storage import fetch_file
 from mal.training.trainer import Measure, TrainingRun, train_network
+from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
-_RESTORED = ("*.pth", "metrics.jsonl", "status.json")
+_RESTORED = ("*.pth", "metrics.jsonl", "status.json", RUN_ID_FILE)
 
 
 def run_train(spec: ExperimentSpec) -> TrainResult:
@@ -40,6 +47,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
         SpecError: A key is missing, or asks for what is not there.
         AnnotationError: A data set cannot be used.
         ArtifactError: Weights cannot be loaded.
+        MemoryShortageError: It does not fit into memory, and the message says what would.
     """
     dataset = spec.dataset
     inputs = {
@@ -60,18 +68,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
             with_masks=spec.train.supervision == "mask",
         )
         device = choose_device(spec, spec.train.gpu_ids)
-        resume_from = _resume_checkpoint(spec, session.path)
-        spec = _with_drawn_seed(spec, resume_from)
-        session.write_spec(spec)
-        run = TrainingRun(
-            folder=session.path,
-            device=device,
-            seed=spec.train.seed,
-            stop=stop,
-            measure=_validation(spec, stop, session),
-            on_checkpoint=session.upload,
-        )
-        metrics = train_network(reader, spec, run, resume_from)
+        metrics = _train_within_memory(reader, spec, device, stop, session)
         session.status.write(Status.RUNNING, "training finished", kpi=metrics)
     return TrainResult(
         results_dir=session.path,
@@ -81,16 +78,72 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     )
 
 
-def _with_drawn_seed(spec: ExperimentSpec, resume_from: Path | None) -> ExperimentSpec:
-    """Return the spec with a seed in place of -1: the resumed run's own, or a new one."""
-    if spec.train.seed >= 0:
-        return spec
-    seed = secrets.randbits(31)
-    if resume_from is not None:
-        saved = read_checkpoint(resume_from).get(SPEC_KEY)
-        if isinstance(saved, Mapping):
-            seed = int(saved["train"]["seed"])
-    return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=seed))
+def _train_within_memory(
+    reader: ImageReader,
+    spec: ExperimentSpec,
+    device: torch.device,
+    stop: StopRequest,
+    session: Session,
+) -> dict[str, float]:
+    """Train; with `train.oom_fallback` again and again at the next smaller setting until it fits.
+
+    Raises:
+        MemoryShortageError: It does not fit.
+    """
+    has_shrunk = False
+    while True:
+        try:
+            start = choose_start(spec, session.path, has_shrunk=has_shrunk)
+            spec = start.spec
+            session.write_spec(spec)
+            return _train_once(reader, start, device, stop, session)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            spec = _shrink(spec, error, device, session)
+        # Only now does nothing refer to the network any more: the error's frames did.
+        free_memory()
+        stop.raise_if_received()
+        has_shrunk = True
+
+
+def _train_once(
+    reader: ImageReader, start: Start, device: torch.device, stop: StopRequest, session: Session
+) -> dict[str, float]:
+    run = TrainingRun(
+        folder=session.path,
+        device=device,
+        seed=start.spec.train.seed,
+        stop=stop,
+        measure=_validation(start.spec, stop, session),
+        on_checkpoint=session.upload,
+        warm_from=start.warm_from,
+    )
+    return train_network(reader, start.spec, run, start.resume_from)
+
+
+def _shrink(
+    spec: ExperimentSpec, error: Exception, device: torch.device, session: Session
+) -> ExperimentSpec:
+    """Return the spec of the next try; the curve of the last one ends.
+
+    Raises:
+        MemoryShortageError: There is none, or nobody asked for one.
+    """
+    smaller = fallback_of(spec) if spec.train.oom_fallback else None
+    checkpoint = ""
+    if (session.path / LATEST_CHECKPOINT).exists():
+        checkpoint = f"{session.results.uri.rstrip('/')}/{LATEST_CHECKPOINT}"
+    if smaller is None or (checkpoint and smaller.model.arch != spec.model.arch):
+        raise training_shortage(spec, error, device, checkpoint) from error
+    message = (
+        f"{name_training_shortage(spec, error, device)}: training again with "
+        f"{name_changes(smaller_training(spec))} (train.oom_fallback)"
+    )
+    log.warning("%s", message)
+    session.status.write(Status.RUNNING, message, verbosity="WARNING")
+    (session.path / EPOCH_METRICS_FILE).unlink(missing_ok=True)
+    return smaller
 
 
 def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Measure | None:
@@ -162,18 +215,3 @@ def _say_unmeasured(session: Session, reason: str) -> None:
         Status.RUNNING, f"{reason}: {BEST_CHECKPOINT} is the latest", verbosity="WARNING"
     )
     log.info("%s: %s will be the latest checkpoint", reason, BEST_CHECKPOINT)
-
-
-def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
-    """Return the checkpoint to go on from: the latest of this folder, or the given one.
-
-    A restarted run finds its own checkpoints and goes on from them, not from where it once began;
-    a given checkpoint of this very folder is a wish to go back.
-    """
-    given = spec.train.resume_training_checkpoint_path
-    latest = folder / LATEST_CHECKPOINT
-    is_going_back = bool(given) and Path(given).resolve().parent == folder.resolve()
-    if latest.exists() and not is_going_back:
-        log.info("going on from %s", latest.resolve().name)
-        return latest
-    return fetch_file(given) if given else None

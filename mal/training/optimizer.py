@@ -70,7 +70,7 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
 
 def window_factor(step: int, num_steps: int, window: Sequence[float]) -> float:
     """Return the part of a loss weight between [begin, end] as parts of the run."""
-    begin, end = window
+    begin, end = sorted(window)
     progress = step / max(num_steps, 1)
     if end <= begin:
         return float(progress >= begin)

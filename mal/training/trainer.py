@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from mal.data.crop_dataset import (
@@ -24,8 +24,8 @@ from mal.data.crop_dataset import (
 from mal.data.datamodule import training_loader
 from mal.errors import SpecError
 from mal.model.checkpoint import (
-    load_backbone_weights,
     load_network_weights,
+    load_pretrained_weights,
     read_checkpoint,
 )
 from mal.model.network import MALNetwork
@@ -44,6 +44,7 @@ from mal.training.callbacks import (
 from mal.training.feature_cache import CachedCrops, cache_crop_features
 from mal.training.module import MALModule
 from mal.training.optimizer import use_deterministic_math
+from mal.training.wandb_logging import wandb_loggers
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class TrainingRun:
         stop: Remembers signals.
         measure: Figures of the networks on the validation set, or None without one.
         on_checkpoint: Called after each written checkpoint.
+        warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class TrainingRun:
     stop: StopRequest
     measure: Measure | None
     on_checkpoint: Callable[[], None]
+    warm_from: Path | None = None
 
 
 def train_network(
@@ -92,7 +95,7 @@ def train_network(
     torch.manual_seed(run.seed)
     use_deterministic_math(spec.train)
     checkpoint = read_checkpoint(resume_from) if resume_from else None
-    student = _build_student(spec, checkpoint)
+    student = _build_student(spec, checkpoint, run.warm_from)
     rows = select_training_boxes(reader, spec)
     crops = _training_crops(TrainingCrops(reader, rows, spec, run.seed), run, student)
     sampler = EpochSampler(len(crops), seed=run.seed)
@@ -113,14 +116,16 @@ def train_network(
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
-    trainer = _build_trainer(
-        spec,
-        run,
-        [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
-        max_epochs=-(-num_steps // steps_per_epoch),
-    )
-    with run.stop.deferring():
-        trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+    with wandb_loggers(spec, run.folder, is_resumed=resume_from is not None) as loggers:
+        trainer = _build_trainer(
+            spec,
+            run,
+            [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
+            loggers,
+            max_epochs=-(-num_steps // steps_per_epoch),
+        )
+        with run.stop.deferring():
+            trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     figures = dict(records.last)
     if run.measure and resume_from and VALIDATION_FIGURE not in figures:
         figures |= run.measure(module)
@@ -132,7 +137,9 @@ def train_network(
     }
 
 
-def _build_student(spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None) -> MALNetwork:
+def _build_student(
+    spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None, warm_from: Path | None
+) -> MALNetwork:
     """Build the student with the weights it goes on from, or starts from.
 
     They are loaded before fitting: the features of a frozen backbone are computed before.
@@ -140,8 +147,8 @@ def _build_student(spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None) -
     student = MALNetwork(spec.model, spec.dataset.crop_size)
     if checkpoint is not None:
         load_network_weights(student, checkpoint, "student")
-    elif spec.train.pretrained_model_path:
-        load_backbone_weights(student.backbone, spec.train.pretrained_model_path)
+    elif warm_from or spec.train.pretrained_model_path:
+        load_pretrained_weights(student, str(warm_from or spec.train.pretrained_model_path))
     elif spec.model.freeze_backbone:
         log.warning(
             "model.freeze_backbone without train.pretrained_model_path: the frozen backbone is "
@@ -180,7 +187,12 @@ def _place_sampler(
 
 
 def _build_trainer(
-    spec: ExperimentSpec, run: TrainingRun, callbacks: list[Any], *, max_epochs: int
+    spec: ExperimentSpec,
+    run: TrainingRun,
+    callbacks: list[Any],
+    loggers: Sequence[Logger],
+    *,
+    max_epochs: int,
 ) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     train = spec.train
@@ -196,7 +208,7 @@ def _build_trainer(
         accumulate_grad_batches=train.accum_grad_batches,
         gradient_clip_val=train.clip_grad_norm or None,
         callbacks=callbacks,
-        logger=TensorBoardLogger(run.folder, name="lightning_logs", version=""),
+        logger=[TensorBoardLogger(run.folder, name="lightning_logs", version=""), *loggers],
         plugins=[LightningEnvironment(), PlainCheckpointIO()],
         use_distributed_sampler=False,
         enable_checkpointing=False,

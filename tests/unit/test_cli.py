@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sets import TinySet, write_tiny_set
+from tiny_sets import TINY_VIT, TinySet, training_overrides, write_tiny_set
 
 import mal.runtime
 import mal.stages
@@ -134,6 +135,112 @@ def test_overrides_stand_before_and_after_the_spec(
     assert (spec.evaluate.checkpoint, spec.train.num_epochs) == ("a.pth", 4)
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[ExperimentSpec]:
+    """The specs that the actions got; none of them works."""
+    specs: list[ExperimentSpec] = []
+
+    def stage(spec: ExperimentSpec) -> None:
+        specs.append(spec)
+        raise SpecError("seen.")
+
+    for name in ("run_train", "run_evaluate", "run_inference", "run_export"):
+        monkeypatch.setitem(vars(mal.stages), name, stage)
+    monkeypatch.setattr(mal.runtime, "set_up_logging", lambda: None)
+    return specs
+
+
+def write_root(folder: Path, *, num_images: int = 2, seed: int = 0) -> Path:
+    """Write a tiny set as TAO wants a root: an archive beside its annotations."""
+    data = write_tiny_set(folder / "loose", num_images=num_images, boxes_per_image=1, seed=seed)
+    with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
+        archive.add(data.images, "images")
+    data.annotations.rename(folder / "annotations.json")
+    return folder
+
+
+def write_parent(folder: Path) -> Path:
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "mal_model_epoch_001_step_00002.pth").write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("action", "key"),
+    [
+        ("train", "train.pretrained_model_path"),
+        ("evaluate", "evaluate.checkpoint"),
+        ("inference", "inference.checkpoint"),
+        ("export", "export.checkpoint"),
+    ],
+)
+def test_roots_and_parent_fill_the_keys_of_every_action(
+    action: str, key: str, tmp_path: Path, seen: list[ExperimentSpec]
+) -> None:
+    roots = [write_root(tmp_path / name) for name in ("train", "val", "label")]
+    parent = write_parent(tmp_path / "parent")
+    words = ["--train-dataset", "--eval-dataset", "--inference-dataset", "--parent-job"]
+    pairs = zip(words, [*roots, parent], strict=True)
+    main([action, *(str(part) for pair in pairs for part in pair)])
+    (spec,) = seen
+    dataset = spec.dataset
+    assert [
+        (dataset.train_img_dir, dataset.train_ann_path),
+        (dataset.val_img_dir, dataset.val_ann_path),
+        (spec.inference.img_dir, spec.inference.ann_path),
+    ] == [(f"{root}/images.tar.gz", f"{root}/annotations.json") for root in roots]
+    section, name = key.split(".")
+    checkpoint = parent / "train" / "mal_model_epoch_001_step_00002.pth"
+    assert getattr(getattr(spec, section), name) == str(checkpoint)
+
+
+def test_overrides_win_over_roots_and_these_over_files(
+    tmp_path: Path, seen: list[ExperimentSpec]
+) -> None:
+    root = write_root(tmp_path / "set")
+    (root / "images.tar.gz").unlink()
+    file = tmp_path / "spec.yaml"
+    file.write_text("dataset: {val_img_dir: f, val_ann_path: f.json, crop_size: 64}")
+    arguments = ["dataset.val_img_dir=own", "--eval-dataset", str(root), "--parent-job", "/absent"]
+    main(["evaluate", *arguments, "evaluate.checkpoint=own.pth", "-e", str(file)])
+    (spec,) = seen
+    assert (spec.dataset.val_img_dir, spec.evaluate.checkpoint) == ("own", "own.pth")
+    assert spec.dataset.val_ann_path == str(root / "annotations.json")
+    assert spec.dataset.crop_size == 64
+
+
+def test_a_tiny_set_is_trained_from_its_root_and_measured_by_its_parent(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, results = write_root(tmp_path / "my set"), tmp_path / "results"
+    any_set = TinySet(root / "unused", root / "unused")
+    overrides = [o for o in training_overrides(any_set, "") if not o.startswith("dataset.train_")]
+    shared = [*TINY_VIT, *overrides, f"results_dir={results}", "train.num_epochs=1"]
+    dataset = ["--train-dataset", f"{root}/", "--eval-dataset", str(root)]
+    assert main(["train", *dataset, *shared]) == 0
+    assert (results / "train" / "mal_model_epoch_001_step_00001.pth").is_file()
+    arguments = ["--eval-dataset", str(root), "--parent-job", str(results), "device=cpu"]
+    capsys.readouterr()
+    assert main(["evaluate", *arguments, f"results_dir={results}"]) == 0
+    assert f"results: {results / 'evaluate'}" in capsys.readouterr().out
+    inputs = json.loads((results / "evaluate" / "manifest.json").read_text())["inputs"]
+    assert inputs["evaluate.checkpoint"]["uri"].endswith("mal_model_epoch_001_step_00001.pth")
+
+
+def test_help_and_specs_do_without_torch() -> None:
+    program = (
+        "import sys; from mal.cli import main; import mal.jobs\n"
+        "main(['spec', 'train']); main(['train', '--train-dataset', '/absent'])\n"
+        "print(sorted({'torch', 'lightning', 'boto3'} & set(sys.modules)), file=sys.stderr)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    *told, loaded = answer.stderr.splitlines()
+    assert loaded == "[]"
+    assert told == ["mal: train_datasets must be a folder, got nothing at /absent. Check the path."]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["fly"], ["train", "--fast"], ["spec"], ["spec", "fly"], ["dataset"], ["recipes", "a", "b"]],
@@ -152,6 +259,15 @@ def test_a_command_that_does_not_exist_is_a_usage_error(
     ("arguments", "told"),
     [
         (["train"], "mal: -e must name a spec, got none."),
+        (["train", "--train-dataset", ""], "mal: -e must name a spec, got none."),
+        (
+            ["train", "--train-dataset", "a", "--train-dataset", "b", "train.lr=x"],
+            "mal: train_datasets must be one root, got 2 (a, b). Merge them into one.",
+        ),
+        (
+            ["evaluate", "--parent-job", "absent"],
+            "mal: parent job must have checkpoints (mal_model_*.pth), got nothing at absent.",
+        ),
         (["train", "-e", "absent.yaml"], "mal: spec file must be readable, got absent.yaml"),
         (["train", "train.lr=x", "train.wd=y"], "mal: train.lr must be a number, got x."),
         (["recipes", "nope"], "mal: recipe must be packaged, got nope."),

@@ -1,6 +1,7 @@
 """Weights of every origin, and files that mean harm."""
 
 import argparse
+import logging
 import pickle
 import sys
 import types
@@ -15,12 +16,19 @@ from torch import Tensor
 
 from mal.errors import ArtifactError, StorageError
 from mal.model.backbone import ViTBackbone
-from mal.model.checkpoint import load_backbone_weights, load_network_weights, read_checkpoint
+from mal.model.checkpoint import (
+    load_backbone_weights,
+    load_network_weights,
+    load_pretrained_weights,
+    read_checkpoint,
+    read_training_spec,
+)
 from mal.model.network import MALNetwork
 from mal.spec.experiment import ModelSpec
 
 ARCH = "vit-mae-tiny/16"
 HYBRID = ModelSpec(arch="vit-hybrid-small/8", mask_head="pyramid")
+TINY = ModelSpec(arch=ARCH, mask_head_hidden_channel=8, mask_head_out_channel=8)
 
 
 class Harm:
@@ -130,23 +138,78 @@ def test_what_is_no_checkpoint_is_named(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("mmap: Cannot allocate memory (12)")]
+)
+def test_memory_that_runs_out_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    path = save(tmp_path, {"state_dict": {}})
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as caught:
+        read_checkpoint(path)
+    assert caught.value is error
+
+
 def test_a_checkpoint_without_a_dictionary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="dictionary, got list"):
         read_checkpoint(save(tmp_path, [1, 2]))
+
+
+def decoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What MAE's pretraining saves beside the encoder."""
+    block = {k: v for k, v in weights.items() if k.startswith("blocks.0.")}
+    return {
+        **{f"decoder_{key}": value for key, value in block.items()},
+        "mask_token": torch.ones(1, 1, 192),
+        "decoder_embed.weight": torch.ones(512, 192),
+        "decoder_pos_embed": torch.ones(1, 5, 512),
+        "decoder_norm.weight": torch.ones(512),
+        "decoder_pred.bias": torch.ones(768),
+    }
+
+
+def pooled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What MAE's fine-tuning makes of the last norm, with a classifier."""
+    renamed = {k.replace("norm.", "fc_norm.") if k.startswith("norm.") else k: v
+               for k, v in weights.items()}  # fmt: skip
+    return {**renamed, "head.weight": torch.ones(9, 192), "head.bias": torch.ones(9)}
+
+
+def distilled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT's second token, between class and grid, and both classifiers."""
+    position = weights["pos_embed"]
+    second = torch.full((1, 1, 192), 7.0)
+    return {
+        **weights,
+        "dist_token": second,
+        "pos_embed": torch.cat([position[:, :1], second, position[:, 1:]], dim=1),
+        "head.weight": torch.ones(9, 192),
+        "head_dist.weight": torch.ones(9, 192),
+    }
 
 
 @pytest.mark.parametrize(
     "wrap",
     [
         lambda w: w,
-        lambda w: {"model": {**w, "decoder_embed.weight": torch.ones(3), "mask_token": w["norm.bias"]}},  # noqa: E501
+        lambda w: {"model": {**w, **decoder_of(w)}},
+        lambda w: {"model": pooled(w), "optimizer": {"lr": 1}, "epoch": 99,
+                   "args": argparse.Namespace(blr=1e-3)},
         lambda w: {"model": {**w, "head.weight": torch.ones(9, 192), "head.bias": torch.ones(9)}},
-        lambda w: {"state_dict": prefixed("student.backbone.", w)},
+        lambda w: {"model": distilled(w)},
+        lambda w: {"state_dict": prefixed("student.backbone.", w)
+                   | prefixed("teacher.backbone.", dict.fromkeys(w, torch.zeros(1)))},
+        lambda w: {"state_dict": prefixed("model.student.backbone.", w)},
         lambda w: {"model": prefixed("module.", w), "optimizer": {"lr": 1}},
         lambda w: {"state_dict": {"model": prefixed("encoder.", w)}},
         lambda w: {"state_dict": prefixed("backbone.", w) | {"neck.x": torch.ones(1)}},
     ],
-    ids=["plain", "MAE", "DeiT", "MAL", "parallel", "nested", "detector"],
+    ids=["plain", "MAE", "MAE fine-tuned", "DeiT", "DeiT distilled", "MAL", "wrapped MAL",
+         "parallel", "nested", "detector"],
 )  # fmt: skip
 def test_backbones_of_every_origin_load(
     tmp_path: Path, weights: dict[str, Tensor], wrap: Any
@@ -155,6 +218,34 @@ def test_backbones_of_every_origin_load(
     load_backbone_weights(backbone, str(save(tmp_path, wrap(weights))))
     loaded = backbone.state_dict()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+
+
+def test_what_is_loaded_missing_and_ignored_is_a_line_each(
+    tmp_path: Path, weights: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mal")
+    incomplete = {k: v for k, v in weights.items() if k != "norm.bias"}
+    path = save(tmp_path, {**incomplete, "head.bias": torch.ones(9)})
+    with pytest.raises(ArtifactError, match=r"missing: norm\.bias"):
+        load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+    name = f"the backbone from {path}"
+    assert caplog.messages == [
+        f"{name}: {len(weights) - 1} weights loaded",
+        f"{name}: 1 weights missing: norm.bias",
+        f"{name}: 1 weights ignored: head.bias",
+    ]
+
+
+def test_weights_of_timm_are_ours_by_name(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=9)
+    backbone = ViTBackbone(ARCH, 224)
+    load_backbone_weights(backbone, str(save(tmp_path, model.state_dict())))
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        tokens = model.eval().forward_features(image)[:, 1:]
+        ours = backbone.eval()(image)[0]
+    assert torch.allclose(ours.flatten(2).transpose(1, 2), tokens, atol=1e-5)
 
 
 def test_safetensors_load(tmp_path: Path, weights: dict[str, Tensor]) -> None:
@@ -225,6 +316,176 @@ def test_a_checkpoint_without_the_role_says_what_it_holds(tmp_path: Path) -> Non
     content = read_checkpoint(save(tmp_path, {"state_dict": {"encoder.w": torch.ones(1)}}))
     with pytest.raises(ArtifactError, match=r"'teacher\.\*', got encoder\.w.*mal train"):
         load_network_weights(MALNetwork(HYBRID, 32), content, "teacher")
+
+
+def network_of(model: ModelSpec = TINY, crop_size: int = 32, seed: int = 3) -> MALNetwork:
+    torch.manual_seed(seed)
+    return MALNetwork(model, crop_size)
+
+
+def renamed_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same layers under another program's names."""
+    pairs = (("mask_head.convs.", "mask_head.layer"), ("roi_head.mlp.", "roi_head.fc_"))
+    renamed = {}
+    for key, value in state.items():
+        new = key
+        for ours, theirs in pairs:
+            new = new.replace(ours, theirs)
+        renamed[new] = value
+    return renamed
+
+
+def is_equal(network: MALNetwork, state: Mapping[str, Tensor]) -> bool:
+    mine = network.state_dict()
+    return all(torch.equal(mine[key], state[key]) for key in mine)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["student.", "model.student.", "module.student.", "student.module."]
+)
+def test_a_wrapped_program_gives_its_student(tmp_path: Path, prefix: str) -> None:
+    state = network_of().state_dict()
+    content = {"state_dict": prefixed(prefix, state) | {"mean_field.kernel": torch.ones(3)}}
+    fresh = network_of(seed=4)
+    load_network_weights(fresh, read_checkpoint(save(tmp_path, content)), "student")
+    assert is_equal(fresh, state)
+
+
+def test_a_network_of_half_precision_and_another_crop_loads(tmp_path: Path) -> None:
+    state = {k: v.half() for k, v in network_of(crop_size=224).state_dict().items()}
+    fresh = network_of(crop_size=64)
+    content = read_checkpoint(save(tmp_path, {"state_dict": prefixed("student.", state)}))
+    load_network_weights(fresh, content, "student")
+    mine = fresh.state_dict()
+    same = [key for key in mine if key != "backbone.pos_embed"]
+    assert all(torch.equal(mine[key], state[key].float()) for key in same)
+    assert mine["backbone.pos_embed"].shape == (1, 17, 192)
+    class_token = state["backbone.pos_embed"][:, 0].float()
+    assert torch.equal(mine["backbone.pos_embed"][:, 0], class_token)
+
+
+def test_heads_of_other_names_are_matched_by_order_and_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mal")
+    state = network_of().state_dict()
+    content = {"state_dict": prefixed("student.", renamed_heads(state))}
+    fresh = network_of(seed=4)
+    load_network_weights(fresh, read_checkpoint(save(tmp_path, content)), "student")
+    assert is_equal(fresh, state)
+    matched = [line for line in caplog.messages if "by order and shape" in line]
+    assert len(matched) == 2
+    assert "mask_head.layer0.weight is mask_head.convs.0.weight" in matched[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: dict(reversed(s.items())), "must be complete"),
+        (lambda s: s | {"mask_head.layer9.weight": torch.ones(8, 8, 3, 3)}, "must be complete"),
+        (lambda s: s | {"mask_head.convs.0.bias": torch.ones(8)}, "must be complete"),
+    ],
+    ids=["another order", "a layer more", "some names ours"],
+)
+def test_ambiguous_heads_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    state = change(renamed_heads(network_of().state_dict()))
+    content = read_checkpoint(save(tmp_path, {"state_dict": prefixed("student.", state)}))
+    with pytest.raises(ArtifactError, match=rf"{message}.*mask_head"):
+        load_network_weights(network_of(), content, "student")
+
+
+def test_a_deeper_head_is_not_cut_to_ours(tmp_path: Path) -> None:
+    deeper = ModelSpec(
+        arch=ARCH,
+        mask_head_num_convs=6,
+        mask_head_hidden_channel=8,
+        mask_head_out_channel=8,
+    )
+    state = prefixed("student.", network_of(deeper).state_dict())
+    content = read_checkpoint(save(tmp_path, {"state_dict": state}))
+    with pytest.raises(ArtifactError, match=r"mask_head\.convs\.4\.weight.*model\.\*"):
+        load_network_weights(network_of(), content, "student")
+
+
+@pytest.mark.parametrize("rename", [dict, renamed_heads], ids=["ours", "renamed"])
+@pytest.mark.parametrize("name", ["champion.pth", "champion.ckpt"])
+def test_a_new_student_starts_from_a_whole_one(tmp_path: Path, name: str, rename: Any) -> None:
+    networks = {"student": network_of(), "teacher": network_of(seed=9)}
+    state: dict[str, Tensor] = {}
+    for role, network in networks.items():
+        state |= prefixed(f"{role}.", rename(network.state_dict()))
+    fresh = network_of(seed=4)
+    load_pretrained_weights(fresh, str(save(tmp_path, {"state_dict": state}, name)))
+    assert is_equal(fresh, networks["student"].state_dict())
+
+
+def test_heads_that_do_not_fit_start_anew_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mal")
+    wider = ModelSpec(arch=ARCH, mask_head_hidden_channel=16, mask_head_out_channel=8)
+    champion = network_of(wider, crop_size=64).state_dict()
+    path = save(tmp_path, {"state_dict": prefixed("student.", champion)})
+    fresh, untouched = network_of(seed=4), network_of(seed=4).state_dict()
+    load_pretrained_weights(fresh, str(path))
+    mine = fresh.state_dict()
+    for key, value in mine.items():
+        if key != "backbone.pos_embed":
+            origin = champion if key.startswith("backbone.") else untouched
+            assert torch.equal(value, origin[key]), key
+    assert "start anew" in caplog.messages[-1]
+    assert "mask_head.convs.0.weight of (16, 192, 3, 3) instead of (8," in caplog.messages[-1]
+
+
+def test_a_new_student_takes_a_plain_backbone(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    fresh = network_of()
+    load_pretrained_weights(fresh, str(save(tmp_path, {"model": weights})))
+    assert torch.equal(fresh.backbone.state_dict()["norm.bias"], weights["norm.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.tlt", b"\x9f\x13 encrypted"),
+        ("model.hdf5", b"\x89HDF\r\n\x1a\n"),
+        ("model.pth", {"state_dict": b"\x9f\x13", "state_dict_encrypted": True, "epoch": 9}),
+    ],
+    ids=["tlt", "hdf5", "pth"],
+)
+def test_files_that_tao_encrypted_name_the_remedy(tmp_path: Path, name: str, content: Any) -> None:
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ArtifactError, match=rf"{name}.*empty encryption_key") as caught:
+        read_checkpoint(path)
+    assert "encrypted" in str(caught.value)
+
+
+def test_attributes_that_a_program_hung_on_its_tensors_are_dropped(tmp_path: Path) -> None:
+    class Mark:
+        pass
+
+    Mark.__module__, Mark.__qualname__ = "foreign_marks", "Mark"
+    module = types.ModuleType("foreign_marks")
+    module.Mark = Mark  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    plain, parameter = torch.arange(2.0), torch.nn.Parameter(torch.arange(3.0))
+    plain.mark, parameter.mark = Mark(), Mark()  # type: ignore[attr-defined]
+    try:
+        path = save(tmp_path, {"state_dict": {"a": plain, "b": parameter}})
+    finally:
+        del sys.modules[module.__name__]
+    state = read_checkpoint(path)["state_dict"]
+    assert torch.equal(state["a"], torch.arange(2.0))
+    assert torch.equal(state["b"].detach(), torch.arange(3.0))
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_the_spec_of_a_checkpoint_is_read_alone(tmp_path: Path, is_zip: bool) -> None:
+    path = tmp_path / "x.pth"
+    content = {"state_dict": {"w": torch.ones(2)}, "mal_spec": {"train": {"seed": 1}}}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    assert read_training_spec(path) == {"train": {"seed": 1}}
+    assert read_training_spec(save(tmp_path, {"state_dict": {}}, "foreign.pth")) is None
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from mal.spec import ExperimentSpec, load_spec
-from mal.spec.experiment import ACTIONS, REQUIRED
+from mal.spec.experiment import ACTIONS
 from mal.spec.load import ACTION_SECTIONS, iterate_settings
+from mal.spec.setting import REQUIRED
 from mal.spec.template import spec_template
 
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pycocotools import mask as coco_mask
 from tiny_sets import TinySet, Trained
 
+from mal.jobs import create_inference_result_file_mal
 from mal.spec import load_spec
 from mal.stages import run_inference
 
@@ -101,3 +103,19 @@ def test_an_empty_file_gives_an_empty_file(trained: Trained, tmp_path: Path) -> 
     document = {**trained.data.document(), "annotations": []}
     data = trained.data.rewritten(document, "empty.json")
     assert label(trained, data, tmp_path) == document
+
+
+@pytest.mark.parametrize("root", ["local", "s3://bucket/job"])
+def test_the_path_that_job_inference_gives_lies_in_the_result_folder(
+    trained: Trained, tmp_path: Path, s3: Any, root: str
+) -> None:
+    results_dir = str(tmp_path / root) if root == "local" else root
+    path = create_inference_result_file_mal(results_dir, "labels.json")
+    label(
+        trained, trained.data, Path("unused"),
+        f"results_dir={results_dir}", "inference.results_dir=", f"inference.label_dump_path={path}",
+    )  # fmt: skip
+    if root == "local":
+        assert Path(path).is_file()
+    else:
+        assert s3.head_object(Bucket="bucket", Key="job/inference/labels.json")

@@ -1,0 +1,41 @@
+"""How jobs hang together: data-set roots, parent jobs, and the spec keys that follow from them."""
+
+from mal.jobs.data_sources import (
+    ANNOTATIONS_FILE,
+    DATA_SOURCES,
+    IMAGES_FILE,
+    DataSource,
+    data_source_keys,
+    root_keys,
+    snapshot_uris,
+)
+from mal.jobs.inference import (
+    SPEC_PARAMS,
+    create_inference_result_file_mal,
+    output_dir,
+    parent_job_keys,
+    parent_model,
+    parent_model_folder,
+    ptm_if_no_resume_model,
+    resume_model,
+)
+from mal.jobs.job_spec import load_job_spec
+
+__all__ = [
+    "ANNOTATIONS_FILE",
+    "DATA_SOURCES",
+    "IMAGES_FILE",
+    "SPEC_PARAMS",
+    "DataSource",
+    "create_inference_result_file_mal",
+    "data_source_keys",
+    "load_job_spec",
+    "output_dir",
+    "parent_job_keys",
+    "parent_model",
+    "parent_model_folder",
+    "ptm_if_no_resume_model",
+    "resume_model",
+    "root_keys",
+    "snapshot_uris",
+]

@@ -1,0 +1,233 @@
+"""The JSON Schema (draft 2020-12) of an action's spec, generated from the spec's dataclasses.
+
+A schema accepts what `load_spec` accepts, and nothing else, with two things it cannot say: a key
+that must be set may still be `???`, since a template is valid too; and of a key that stands in a
+document under several of its names, the last one counts.
+
+Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
+`popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,
+`automl_enabled` and `automl_range` at a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mal.spec.experiment import BACKBONE_ARCHS, ExperimentSpec
+from mal.spec.load import (
+    ACTION_SECTIONS,
+    ALIASES,
+    SHORTHANDS,
+    is_needed,
+    iterate_settings,
+    spec_as_dict,
+)
+from mal.spec.rules import is_hybrid, patch_size_of
+from mal.spec.setting import REQUIRED, Setting
+
+JsonSchema = dict[str, Any]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+_BOUNDS = {
+    "minimum": "minimum",
+    "exclusive_minimum": "exclusiveMinimum",
+    "maximum": "maximum",
+    "exclusive_maximum": "exclusiveMaximum",
+}
+
+
+def action_schema(action: str) -> JsonSchema:
+    """Return the schema of the spec of `mal <action>`."""
+    searched = [
+        key for key, _, facts, _ in iterate_settings(ExperimentSpec) if facts.search is not None
+    ]
+    return {
+        "$schema": DIALECT,
+        "title": f"Spec of mal {action}",
+        "type": "object",
+        "properties": {**_properties(ExperimentSpec, "", action), **_short_names()},
+        "additionalProperties": False,
+        "allOf": list(_combination_rules(action)),
+        "default": _defaults(action, lambda _: True),
+        "popular": _defaults(action, lambda facts: facts.is_popular),
+        "automl_default_parameters": searched if action == "train" else [],
+        "automl_disabled_parameters": [
+            key for key, facts in _settings_of(action) if not facts.is_searchable
+        ],
+    }
+
+
+def _settings_of(action: str) -> Iterator[tuple[str, Setting]]:
+    """Yield the keys that an action reads."""
+    for key, _, facts, _ in iterate_settings(ExperimentSpec):
+        section, dot, _ = key.partition(".")
+        if not dot or section in ACTION_SECTIONS[action]:
+            yield key, facts
+
+
+def _defaults(action: str, is_wanted: Callable[[Setting], bool]) -> dict[str, Any]:
+    """Return the defaults of the wanted keys that an action reads, nested."""
+    chosen: dict[str, Any] = {}
+    for key, facts in _settings_of(action):
+        if not is_wanted(facts):
+            continue
+        source, target = spec_as_dict(ExperimentSpec()), chosen
+        *sections, name = key.split(".")
+        for section in sections:
+            source, target = source[section], target.setdefault(section, {})
+        target[name] = source[name]
+    return chosen
+
+
+def _properties(cls: type[Any], prefix: str, action: str) -> dict[str, JsonSchema]:
+    """Describe the keys of a section, and of the sections below it."""
+    hints = typing.get_type_hints(cls)
+    defaults = cls()
+    described: dict[str, JsonSchema] = {}
+    for field in dataclasses.fields(cls):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        facts: Setting = field.metadata["setting"]
+        if dataclasses.is_dataclass(hint):
+            described[field.name] = {
+                "type": ["object", "null"],
+                "description": facts.description,
+                "properties": _properties(typing.cast("type[Any]", hint), f"{key}.", action),
+                "additionalProperties": False,
+            }
+        else:
+            default = getattr(defaults, field.name)
+            # A template holds the default, and is valid.
+            must_be_set = is_needed(key, action) and default != REQUIRED
+            described[field.name] = {
+                **_value_schema(hint, facts, must_be_set=must_be_set),
+                "description": facts.description,
+                "default": default,
+                **_remarks(facts),
+            }
+    aliases = {
+        alias: key for alias, key in ALIASES.items() if f"{alias.partition('.')[0]}." == prefix
+    }
+    for alias, key in aliases.items():
+        described[alias.removeprefix(prefix)] = _reference(key, alias)
+    return described
+
+
+def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema:
+    if typing.get_origin(hint) is list:
+        item_hint = typing.get_args(hint)[0]
+        return {
+            "type": "array",
+            "items": {"type": _TYPES[item_hint], **_bounds(facts)},
+            **_lengths(facts.lengths),
+        }
+    if facts.choices:
+        return {"type": "string", "enum": list(facts.choices)}
+    if hint is str:
+        is_open = {"not": {"const": REQUIRED}} if must_be_set else {}
+        return {"type": ["string", "null"], **is_open}
+    return {"type": _TYPES[hint], **_bounds(facts)}
+
+
+def _bounds(facts: Setting) -> JsonSchema:
+    bounds: JsonSchema = {
+        word: getattr(facts, name)
+        for name, word in _BOUNDS.items()
+        if getattr(facts, name) is not None
+    }
+    return {**bounds, "not": {"multipleOf": 2}} if facts.is_odd else bounds
+
+
+def _lengths(lengths: tuple[int, ...]) -> JsonSchema:
+    if not lengths:
+        return {}
+    if len(lengths) == max(lengths) - min(lengths) + 1:
+        return {"minItems": min(lengths), "maxItems": max(lengths)}
+    return {"anyOf": [{"minItems": length, "maxItems": length} for length in lengths]}
+
+
+def _remarks(facts: Setting) -> JsonSchema:
+    remarks: JsonSchema = {}
+    if facts.is_popular:
+        remarks["popular"] = True
+    if facts.search:
+        remarks["automl_enabled"] = True
+        remarks["automl_range"] = dataclasses.asdict(facts.search)
+    return remarks
+
+
+def _short_names() -> dict[str, JsonSchema]:
+    """Describe the shorthands, which stand at the top of a document."""
+    described = {}
+    for name, keys in SHORTHANDS.items():
+        references = [_reference(key, name) for key in keys]
+        described[name] = {
+            **(references[0] if len(keys) == 1 else {"allOf": references}),
+            "description": f"Shorthand of {', '.join(keys)}.",
+        }
+    return described
+
+
+def _reference(key: str, name: str) -> JsonSchema:
+    path = "/properties/".join(key.split("."))
+    return {"$ref": f"#/properties/{path}", "description": f"{name} is another name of {key}."}
+
+
+def _combination_rules(action: str) -> Iterator[JsonSchema]:
+    """Yield what `mal.spec.rules` checks; defaults count where a key is not given."""
+    default = ExperimentSpec()
+    for patch in sorted({patch_size_of(arch) for arch in BACKBONE_ARCHS}):
+        yield _implies(
+            _arch_is(lambda arch, patch=patch: patch_size_of(arch) == patch),  # type: ignore[misc]
+            _holds(
+                "dataset.crop_size", {"multipleOf": patch}, default.dataset.crop_size % patch == 0
+            ),
+        )
+    yield _implies(
+        _holds("dataset.box_jitter", {"exclusiveMinimum": 0}, by_default=False),
+        _holds("dataset.window_rate", {"minItems": 1}, by_default=False),
+    )
+    is_cached = _holds("train.cached_crops", {"exclusiveMinimum": 0}, by_default=False)
+    yield _implies(is_cached, _holds("model.freeze_backbone", {"const": True}, by_default=False))
+    yield _implies(is_cached, {"not": _arch_is(is_hybrid)})
+    has_pyramid = _holds("model.mask_head", {"const": "pyramid"}, by_default=False)
+    yield _implies(_arch_is(is_hybrid), has_pyramid)
+    yield _implies(has_pyramid, _arch_is(is_hybrid))
+    names = {field.name for field in dataclasses.fields(getattr(default, action))}
+    if "use_teacher_test" in names:
+        is_true = {"const": True}
+        mixed = _holds(f"{action}.use_mixed_model_test", is_true, by_default=False)
+        teacher = _holds(f"{action}.use_teacher_test", is_true, by_default=False)
+        yield {"not": {"allOf": [mixed, teacher]}}
+    if "trt_engine" in names:
+        is_text = {"type": "string", "minLength": 1}
+        yield {"not": _holds(f"{action}.trt_engine", is_text, by_default=False)}
+
+
+def _arch_is(is_wanted: Callable[[str], bool]) -> JsonSchema:
+    archs = [arch for arch in BACKBONE_ARCHS if is_wanted(arch)]
+    return _holds("model.arch", {"enum": archs}, ExperimentSpec().model.arch in archs)
+
+
+def _holds(key: str, condition: JsonSchema, by_default: bool) -> JsonSchema:
+    """Say that the value of a key, given by any of its names or by default, meets a condition."""
+    names = [key, *(a for a, k in ALIASES.items() if k == key)]
+    names += [shorthand for shorthand, keys in SHORTHANDS.items() if key in keys]
+    given: list[JsonSchema] = [_at(name.split("."), condition) for name in names]
+    if by_default:
+        given.append({"not": {"anyOf": [_at(name.split("."), {}) for name in names]}})
+    return given[0] if len(given) == 1 else {"anyOf": given}
+
+
+def _at(path: list[str], condition: JsonSchema) -> JsonSchema:
+    """Say that the value at a path is there and meets a condition."""
+    name, *rest = path
+    below = _at(rest, condition) if rest else condition
+    return {"type": "object", "properties": {name: below}, "required": [name]}
+
+
+def _implies(condition: JsonSchema, conclusion: JsonSchema) -> JsonSchema:
+    return {"if": condition, "then": conclusion}

@@ -1,0 +1,105 @@
+"""Where a training begins: at the start, or where an earlier one was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mal.artifacts import LATEST_CHECKPOINT
+from mal.errors import ArtifactError
+from mal.model.checkpoint import read_training_spec
+from mal.spec.experiment import ExperimentSpec
+from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
+from mal.storage import fetch_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        spec: The spec in use.
+        resume_from: A checkpoint to go on from.
+        warm_from: A checkpoint of a larger setting whose student to start from.
+    """
+
+    spec: ExperimentSpec
+    resume_from: Path | None = None
+    warm_from: Path | None = None
+
+
+def choose_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Start:
+    """Return where a training in this folder begins, with a seed drawn in place of -1.
+
+    Args:
+        spec: The experiment.
+        folder: Result folder, local.
+        has_shrunk: Memory ran out at a larger setting, to which the checkpoint belongs.
+
+    Raises:
+        ArtifactError: The checkpoint is of another network.
+    """
+    path = _resume_checkpoint(spec, folder)
+    saved = read_training_spec(path) if path else None
+    spec = _with_drawn_seed(spec, saved)
+    if path is None or saved is None:
+        return Start(spec, resume_from=path)
+    trained_keys = _memory_keys_of_saved(saved)
+    if trained_keys == memory_keys(spec):
+        return Start(spec, resume_from=path)
+    if has_shrunk:
+        log.info("starting from the student of %s", path.resolve().name)
+        return Start(spec, warm_from=path)
+    for smaller in iterate_fallbacks(spec) if spec.train.oom_fallback else ():
+        if memory_keys(smaller) == trained_keys:
+            log.info("train.oom_fallback came down to dataset.crop_size %d, model.arch %s and "
+                     "train.batch_size %d: going on there", *trained_keys)  # fmt: skip
+            return Start(smaller, resume_from=path)
+    _require_same_network(memory_keys(spec), trained_keys, path)
+    return Start(spec, resume_from=path)
+
+
+def _memory_keys_of_saved(saved: Mapping[str, Any]) -> MemoryKeys:
+    """Read only what is asked for: a run also goes on with another version of the spec."""
+    crop_px, batch_size = saved["dataset"]["crop_size"], saved["train"]["batch_size"]
+    return int(crop_px), str(saved["model"]["arch"]), int(batch_size)
+
+
+def _require_same_network(mine: MemoryKeys, theirs: MemoryKeys, path: Path) -> None:
+    wanted, found = (f"{keys[1]} at dataset.crop_size {keys[0]}" for keys in (mine, theirs))
+    if wanted != found:
+        raise ArtifactError(
+            f"checkpoint to go on from must be of this network, {wanted}, got {found} in {path}. "
+            "Set both keys as there, or give it as train.pretrained_model_path with another "
+            "train.results_dir."
+        )
+
+
+def _with_drawn_seed(spec: ExperimentSpec, saved: Mapping[str, Any] | None) -> ExperimentSpec:
+    """Return the spec with a seed in place of -1: the resumed run's own, or a new one."""
+    if spec.train.seed >= 0:
+        return spec
+    seed = secrets.randbits(31) if saved is None else int(saved["train"]["seed"])
+    return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=seed))
+
+
+def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from: the latest of this folder, or the given one.
+
+    A restarted run finds its own checkpoints and goes on from them, not from where it once began;
+    a given checkpoint of this very folder is a wish to go back.
+    """
+    given = spec.train.resume_training_checkpoint_path
+    latest = folder / LATEST_CHECKPOINT
+    is_going_back = bool(given) and Path(given).resolve().parent == folder.resolve()
+    if latest.exists() and not is_going_back:
+        log.info("going on from %s", latest.resolve().name)
+        return latest
+    return fetch_file(given) if given else None

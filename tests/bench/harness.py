@@ -1,0 +1,124 @@
+"""Paired timings: the literal algorithm and ours in turn, in one process, on one thread.
+
+A bench is a file `bench_<case>.py` with a function `run()` that yields results. What counts is
+the ratio of the two medians; the times themselves are this machine's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "onnxruntime")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        part: What was compared.
+        baseline: Of the literal algorithm; None where there is only a limit.
+        ours: Of `mal`.
+        unit: Of both; less is better. s, MiB, or what the name says.
+        required: Least ratio baseline / ours; None where there is none.
+        limit: Most that `ours` may be; None where there is none.
+        facts: What else was seen, by name.
+    """
+
+    part: str
+    baseline: float | None
+    ours: float
+    unit: str = "s"
+    required: float | None = None
+    limit: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times ours is better."""
+        return None if self.baseline is None else self.baseline / self.ours
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the requirement, if any, holds."""
+        is_fast = self.required is None or (self.ratio or 0) >= self.required
+        return is_fast and (self.limit is None or self.ours <= self.limit)
+
+
+def compare(
+    part: str,
+    baseline: Callable[[], Any],
+    ours: Callable[[], Any],
+    *,
+    required: float | None = None,
+    repeats: int = 5,
+    warm_up: bool = True,
+    **facts: Any,
+) -> Result:
+    """Time two functions in turn; the medians of `repeats` runs count."""
+    if warm_up:
+        baseline()
+        ours()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for function, seconds in zip((baseline, ours), times, strict=True):
+            seconds.append(seconds_of(function))
+    slow, fast = map(statistics.median, times)
+    spread = max(max(seconds) / min(seconds) for seconds in times)
+    return Result(part, slow, fast, required=required, facts={"spread": round(spread, 2), **facts})
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Time one call."""
+    started_s = time.perf_counter()
+    function()
+    return time.perf_counter() - started_s
+
+
+def peak_memory_mib() -> float:
+    """Most that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def record_of(case: str, result: Result) -> dict[str, Any]:
+    """Return the JSON line of a result: figures, machine, versions and commit."""
+    return {
+        "case": case,
+        **dataclasses.asdict(result),
+        "ratio": result.ratio,
+        "is_met": result.is_met,
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def machine() -> str:
+    """Name processor, cores and system."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    return f"{cpu}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def _commit() -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return answer.stdout.strip()
