@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
+import json
 import logging
 import os
 import sys
@@ -98,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_spec_command(commands)
     _add_schema_command(commands)
     _add_dataset_commands(commands)
+    node = commands.add_parser("node", help="print the node topology of the environment as JSON")
+    node.set_defaults(run=_print_node)
     recipes = commands.add_parser("recipes", help="list the packaged recipes, or print one")
     recipes.add_argument("name", nargs="?")
     recipes.set_defaults(run=_print_recipes)
@@ -190,6 +194,14 @@ def _write_schemas(args: argparse.Namespace) -> int:
 
     for path in write_metadata(args.output):
         print(path)
+    return 0
+
+
+def _print_node(_: argparse.Namespace) -> int:
+    from mal.distributed import NodeTopology
+
+    topology = NodeTopology.from_env(os.environ)
+    print(json.dumps({**dataclasses.asdict(topology), "world_size": topology.world_size}))
     return 0
 
 
