@@ -45,6 +45,10 @@ class MemoryShortageError(MalError):
     """An action that needs more memory than its device has."""
 
 
+class WorkerError(MalError):
+    """A process of a run over several was lost, or cannot reach the others."""
+
+
 class MissingExtraError(MalError):
     """An optional dependency that the requested work needs is not installed."""
 

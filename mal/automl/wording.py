@@ -1,8 +1,10 @@
 """What the words of a request say about AutoML.
 
-The request is cut into clauses, and every name of the thing (AutoML, HPO, hyper-parameter tuning)
-becomes the one word `automl`, so that a short table of phrases is enough. A negation before a
-phrase turns it round ("don't disable AutoML"). The last phrase of the request wins.
+Every name of the thing (AutoML, HPO, hyper-parameter tuning) becomes the one word `automl` and
+every value of its switch (`automl_enabled: false`, "use AutoML? no") "automl on" or "automl off",
+so that a short table of phrases is enough. A negation before a phrase turns it round ("don't
+disable AutoML"). The last statement that says anything counts; a refusal anywhere in it wins,
+because a search that nobody wanted is costly.
 """
 
 from __future__ import annotations
@@ -12,23 +14,53 @@ import unicodedata
 from collections.abc import Iterator
 
 _NEGATION_REACH_WORDS = 6
+_NEGATIONS = frozenset({"not", "no", "never", "without"})
 
+# From a text to plain words, in this order.
+_PLACE = re.compile(
+    r"://|(?:^|[=:\"'(])[~.]{0,2}/|/.*/"
+    r"|\.(?:ya?ml|json|pth|ckpt|safetensors|onnx|py|sh|txt|csv|zip|gz)\W*$"
+)
+_STATEMENT_END = r"[.;!]+|\n\s*[\n*-]"
 _HYPER = r"hyper ?param(?:eter)?s?"
 _ACTIVITY = r"(?:search|tuning|optimi[sz]ation|sweep)(?:e?s)?"
-_SUBJECT = re.compile(
+_SUBJECT = (
     rf"\b(?:auto ?ml|hpos?|{_HYPER}(?: {_ACTIVITY})?|hyper ?tuning"
     rf"|(?:parameter|learning rate|lr|grid|random|bayesian) {_ACTIVITY}|tuning)\b"
 )
-_OTHER_TUNING = re.compile(r"\b(?:fine|prompt|instruction) ?tun\w+")
-_IDIOMS = re.compile(r"\bno (?:problems?|doubt|worries)\b|\bnot only\b")
-_FILLERS = re.compile(
-    r"\b(?:the|an?|any|all|of|this|my|our|its|more|further|some|please|kind|automatic|automated"
-    r"|expensive|full|extra)\b"
+_FILLERS = (
+    "the|an?|any|all|of|this|my|our|its|more|further|some|please|kind|automatic|automated"
+    "|expensive|full|extra|old|normal|simple"
 )
-_DESCRIBED = re.compile(r"\b(?:the|that|those|our|last|previous) (?:no|non) automl\b")
-
+_VERB = r"(?:\b(?:enabled?|run|use|do|need|want|try|start) )?"
+_SWITCH = r"\bautoml(?: (?:enabled?|on|policy|switch))?"
+_OFF_VALUE = r"(?:off|false|no|none|never|0|disabled?)\b"
+_ON_VALUE = r"(?:on|true|yes|1|enabled?)\b"
+_REWRITES = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"[\u2018\u2019`]", "'"),
+        (r"\b(do|does|did|is|was|were|should|would|could|must|need|wo|ca|ha[ds])n'?t\b", r"\1 not"),
+        (r"\bcannot\b", "can not"),
+        (_STATEMENT_END, " ; "),
+        (r"(?<=\w)[_-]+(?=\w)|[^\w;,:=?()]+", " "),
+        (r"\b(?:instead of|rather than)\b", "without"),
+        (r"\b(?:fine|prompt|instruction) ?tun\w+", " "),
+        (r"\bno (?:problems?|doubt|worries)\b|\bnot only\b", " "),
+        (_SUBJECT, "automl"),
+        (r"\b(?:the|that|those|our|last|previous) (?:no|non) automl\b", " "),
+        (rf"\b(?:{_FILLERS})\b", " "),
+        (r" +", " "),
+        (r"\bautoml(?: automl)+\b|\bsweeps?\b(?! automl)", "automl"),
+        (rf"{_SWITCH} ?\? ?{_OFF_VALUE}", ", automl off"),
+        (rf"{_SWITCH} ?\? ?{_ON_VALUE}", ", automl on"),
+        (rf"{_VERB}{_SWITCH} ?(?:[:=]+|to|is) ?{_OFF_VALUE}", "automl off"),
+        (rf"{_VERB}{_SWITCH} ?(?:[:=]+|to|is) ?{_ON_VALUE}", "automl on"),
+        (r"[:=]+", " "),
+    )
+)
 _CLAUSE_END = re.compile(
-    r"[.,;!?()]+|\n\s*[\n*-]|\b(?:but|because|since|then|and|so|however|though|although|while)\b"
+    r"[,?()]|\b(?:but|because|since|then|and|so|however|though|although|while)\b"
 )
 # Clauses that ask, suppose or tell of the past wish for nothing.
 _NO_WISH = re.compile(
@@ -37,17 +69,21 @@ _NO_WISH = re.compile(
 
 _SETTING = (
     r"(?:(?:turn|turning|switch|keep|leave|set|with|have|use|run|want) )?automl "
-    r"(?P<{0}>(?:(?:policy|to|is|be|should|must|set|turned|switched|stays?|back|not) )*)"
+    r"(?P<{0}>(?:(?:policy|to|is|be|should|must|does|set|turned|switched|stays?|back|not) )*)"
 )
 _TARGET = r"(?:learning rates?|lr|weight decay|batch size|settings|configuration|values|automl)"
 _OFF = (
     _SETTING.format("before_off") + r"(?:off|disabled|false|unnecessary)",
     r"(?:turn|turning|switch) off automl",
     r"(?:disabl|skip|avoid|omit|bypass|drop|stop|deactivat|exclud)\w* automl",
-    r"(?:no|not|non|never|without|instead|rather than) automl",
+    r"(?:no|not|non|never|without) automl",
     r"no (?:budget|money|need|reason|time)(?: left)? for automl",
     r"automl free",
+    r"automl (?:\w+ )?(?:not|never) (?:be )?(?:run|used?|start|started|happen)",
+    r"(?:no|without|skip|skipping|avoid) search(?:ing)?",
     r"(?:not|never) tune(?: anything)?$",
+)
+_PLAIN = (
     r"plain (?:train|training|run)",
     r"(?:just|only|simply) train(?:ing)?",
     r"train(?:ing)? plainly",
@@ -60,37 +96,48 @@ _ON = (
     rf"tune (?:{_TARGET}|parameters)",
     rf"(?:search|look|find|hunt)(?: for)? (?:best|better|optimal) (?:\w+ ){{0,2}}?{_TARGET}",
 )
-_PHRASE = re.compile(rf"\b(?:(?P<off>{'|'.join(_OFF)})|(?P<on>{'|'.join(_ON)}))(?!\w)")
-_NEGATIONS = frozenset({"not", "no", "never", "without", "instead", "rather"})
+_PHRASE = re.compile(
+    rf"\b(?:(?P<off>{'|'.join(_OFF)})|(?P<plain>{'|'.join(_PLAIN)})|(?P<on>{'|'.join(_ON)}))(?!\w)"
+)
 
 
 def wish_of(request: str) -> bool | None:
     """Return whether a request wants AutoML, or None where it does not say."""
-    wishes = [wish for clause in _clauses(request) for wish in _wishes(clause)]
-    return wishes[-1] if wishes else None
+    for statement in reversed(_plain_words(request).split(";")):
+        wishes = [wish for clause in _clauses(statement) for wish in _wishes(clause)]
+        if wishes:
+            return wishes[-1][0] and (False, True) not in wishes
+    return None
 
 
-def _clauses(request: str) -> Iterator[str]:
-    """Yield the clauses that may wish, as plain words with one name for AutoML."""
+def _plain_words(request: str) -> str:
+    """Return the words, statements apart by `;`, with one name for AutoML; a path says nothing."""
     text = unicodedata.normalize("NFKC", request).casefold()
-    text = re.sub(r"[\u2018\u2019`]", "'", text)
-    text = re.sub(r"\b(?:do|wo|ca|should|is|need|must|would)n't\b|\bdont\b", " not ", text)
-    text = text.replace("cannot", "can not")
-    for clause in _CLAUSE_END.split(text):
-        words = " ".join(re.findall(r"\w+", clause.replace("_", " ")))
-        if _NO_WISH.search(words):
-            continue
-        words = _SUBJECT.sub("automl", _IDIOMS.sub(" ", _OTHER_TUNING.sub(" ", words)))
-        words = _FILLERS.sub(" ", _DESCRIBED.sub(" ", words))
-        yield re.sub(r"\bautoml(?: automl)+\b", "automl", " ".join(words.split()))
+    text = re.sub(r"\S+", lambda word: _end_of_place(word[0]), text)
+    for pattern, words in _REWRITES:
+        text = pattern.sub(words, text)
+    return text
 
 
-def _wishes(clause: str) -> Iterator[bool]:
-    """Yield what each phrase of a clause wishes, negations counted."""
+def _end_of_place(word: str) -> str:
+    """Return of a path or uri only the punctuation after it, any other word as it is."""
+    return word[len(word.rstrip(".,;!?)")) :] if _PLACE.search(word) else word
+
+
+def _clauses(statement: str) -> Iterator[str]:
+    """Yield the clauses that may wish."""
+    for clause in _CLAUSE_END.split(statement):
+        words = " ".join(clause.split())
+        if not _NO_WISH.search(words):
+            yield words
+
+
+def _wishes(clause: str) -> Iterator[tuple[bool, bool]]:
+    """Yield what each phrase of a clause wishes, negations counted, and whether it names AutoML."""
     end = 0
     for found in _PHRASE.finditer(clause):
         before = clause[end : found.start()].split()[-_NEGATION_REACH_WORDS:]
         inside = (found["before_off"] or found["before_on"] or "").split()
         is_negated = sum(word in _NEGATIONS for word in [*before, *inside]) % 2 == 1
-        yield (found["on"] is not None) != is_negated
+        yield (found["on"] is not None) != is_negated, found["plain"] is None
         end = found.end()

@@ -1,6 +1,6 @@
 """COCO annotation files as flat arrays: one path in for training, evaluation and inference.
 
-Shape letters: N annotations of the file (crowds included), 4 = x, y, w, h in pixels.
+Shape letters: N annotations of the file (crowds included), I images, 4 = x, y, w, h in pixels.
 """
 
 from __future__ import annotations
@@ -118,6 +118,11 @@ class CocoBoxes:
         """Width times height, px^2."""
         area: NDArray[np.float64] = self.box_xywh_N4[:, 2] * self.box_xywh_N4[:, 3]
         return area
+
+    @property
+    def image_area_I(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
+        """Pixels of each image."""
+        return np.array([image.width * image.height for image in self.images], dtype=np.int64)
 
     def image_of(self, index: int) -> CocoImage:
         return self.images[int(self.image_index_N[index])]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch
@@ -25,16 +23,27 @@ from mal.data.crops import (
     xyxy_from_xywh,
 )
 from mal.data.images import read_image
+from mal.data.sampler import EpochSampler, ImagePools
 from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
 from mal.errors import AnnotationError
 from mal.spec.experiment import ExperimentSpec
 from mal.storage import find_image
 
+__all__ = [
+    "EpochSampler",
+    "ImageReader",
+    "PredictionCrops",
+    "TrainingCrops",
+    "augment",
+    "select_training_boxes",
+]
+
 log = logging.getLogger(__name__)
 
 DECODED_IMAGES_MAX_BYTES = 256 << 20
 MIN_TRAINED_SIDE_PX = 2
+NUM_CHANNELS = 3
 
 
 class ImageReader:
@@ -43,6 +52,7 @@ class ImageReader:
     Attributes:
         boxes: The annotations.
         missing: Indices of images without a file.
+        max_bytes: Most that stays decoded, except for a single larger image.
     """
 
     def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
@@ -53,6 +63,7 @@ class ImageReader:
             for index, image in enumerate(boxes.images)
             if find_image(folder, image.file_name) is None
         )
+        self.max_bytes = DECODED_IMAGES_MAX_BYTES
         self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._num_bytes = 0
 
@@ -75,7 +86,7 @@ class ImageReader:
         image = read_image(path, width=entry.width, height=entry.height)
         self._decoded[image_index] = image
         self._num_bytes += image.nbytes
-        while self._num_bytes > DECODED_IMAGES_MAX_BYTES and len(self._decoded) > 1:
+        while self._num_bytes > self.max_bytes and len(self._decoded) > 1:
             self._num_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return image
 
@@ -94,6 +105,17 @@ class TrainingCrops(Dataset[CropBatch]):
         self.indices = indices
         self.spec = spec
         self.seed = seed
+        if spec.dataset.shuffle_pool_mib:
+            reader.max_bytes = spec.dataset.shuffle_pool_mib << 20
+
+    def image_pools(self) -> ImagePools | None:
+        """Return which items are shuffled together, or None where all are."""
+        max_bytes = self.spec.dataset.shuffle_pool_mib << 20
+        image_index_N = self.reader.boxes.image_index_N[self.indices]
+        num_bytes_I = self.reader.boxes.image_area_I * NUM_CHANNELS
+        if not max_bytes or num_bytes_I[np.unique(image_index_N)].sum() <= max_bytes:
+            return None
+        return ImagePools(image_index_N, num_bytes_I, max_bytes)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -151,9 +173,8 @@ def augment(item: CropBatch, photometric_rate: float, rng: np.random.Generator) 
         item = item.mirrored()
     if photometric_rate == 0:
         return item
-    crop = item.image_BCSS[0].permute(1, 2, 0).numpy()
-    student = augment_colours(np.ascontiguousarray(crop), photometric_rate, rng)
-    return dataclasses.replace(item, student_image_BCSS=_image_tensor(student))
+    student_CSS = augment_colours(item.image_BCSS[0], photometric_rate, rng)
+    return dataclasses.replace(item, student_image_BCSS=student_CSS[None])
 
 
 class PredictionCrops(Dataset[CropBatch | None]):
@@ -198,36 +219,6 @@ class PredictionCrops(Dataset[CropBatch | None]):
             box_area_B=torch.tensor([boxes.box_area_N[index]], dtype=torch.float32),
             index_B=torch.tensor([index]),
         )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, position), shuffled anew each epoch by the seed alone.
-
-    Attributes:
-        num_skipped: Items of the current epoch that a resumed run has already seen.
-    """
-
-    def __init__(self, num_items: int, *, seed: int, rank: int = 0, num_ranks: int = 1) -> None:
-        self.num_items = num_items
-        self.seed = seed
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self.epoch = 0
-        self.num_skipped = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass (the trainer calls it)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.num_items / self.num_ranks)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
-        share = np.resize(order, len(self) * self.num_ranks)[self.rank :: self.num_ranks]
-        skipped, self.num_skipped = self.num_skipped, 0
-        for position in share[skipped:]:
-            yield self.epoch, int(position)
 
 
 def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[np.int64]:

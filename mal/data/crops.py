@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
 from mal.spec.experiment import DatasetSpec, TrainSpec
 
@@ -72,30 +74,43 @@ def _sample_jittered_window(
     return math.floor(near[0]), math.floor(near[1]), math.ceil(far[0]), math.ceil(far[1])
 
 
-def cut_window(
-    image: NDArray[np.uint8],
-    window: Window,
-    size_px: int,
-    resampling: Image.Resampling = Image.Resampling.BILINEAR,
-) -> NDArray[np.uint8]:
-    """Cut a window, zero outside the image, and resize it to a square.
+def cut_window(image: NDArray[np.uint8], window: Window, size_px: int) -> NDArray[np.uint8]:
+    """Cut a window, zero outside the image, and resize it to a square, bilinearly.
+
+    Shrinking averages all pixels (Pillow's antialiased filter). Enlarging is torch's, which gives
+    the same bytes in less than half of the time; in shrinking it would be off by one here and
+    there.
 
     Args:
         image: (H, W, 3) or (H, W), uint8.
         window: May reach beyond the image.
         size_px: Side of the result.
-        resampling: Shrinking averages all pixels (Pillow's antialiased filters).
     """
+    patch = _patch_of(image, window)
+    if max(patch.shape[:2]) > size_px:
+        shrunk = Image.fromarray(patch).resize((size_px, size_px), Image.Resampling.BILINEAR)
+        return np.array(shrunk, dtype=np.uint8)
+    planes = torch.from_numpy(np.atleast_3d(patch)).permute(2, 0, 1)[None]
+    enlarged = functional.interpolate(
+        planes, size=(size_px, size_px), mode="bilinear", antialias=True
+    )
+    cut: NDArray[np.uint8] = enlarged[0].permute(1, 2, 0).numpy()
+    return cut.reshape(size_px, size_px, *image.shape[2:])
+
+
+def _patch_of(image: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
+    """Copy the window's pixels; those outside the image are zero."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = window
+    if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
+        return image[y0:y1, x0:x1].copy()
     patch = np.zeros((y1 - y0, x1 - x0, *image.shape[2:]), dtype=np.uint8)
     inside_x = slice(max(x0, 0), max(min(x1, width), 0))
     inside_y = slice(max(y0, 0), max(min(y1, height), 0))
     part = image[inside_y, inside_x]
     top, left = inside_y.start - y0, inside_x.start - x0
     patch[top : top + part.shape[0], left : left + part.shape[1]] = part
-    resized = Image.fromarray(patch).resize((size_px, size_px), resampling)
-    return np.array(resized, dtype=np.uint8)
+    return patch
 
 
 def unit_box_in_window(

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.annotations import CocoBoxes, Problems, load_boxes
 from mal.data.batch import CropBatch, collate_crops
-from mal.data.crop_dataset import EpochSampler, ImageReader, PredictionCrops
+from mal.data.crop_dataset import ImageReader, PredictionCrops, TrainingCrops
+from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
 from mal.spec.experiment import ExperimentSpec
 from mal.storage import fetch_file, open_image_folder
@@ -57,7 +58,9 @@ def open_image_set(
 def training_loader(
     crops: Dataset[CropBatch], sampler: EpochSampler, spec: ExperimentSpec
 ) -> DataLoader[CropBatch]:
-    """Return the loader of a training run."""
+    """Return the loader of a training run; the sampler keeps boxes of an image close together."""
+    if isinstance(crops, TrainingCrops):  # cached crops need no image
+        sampler.pools = crops.image_pools()
     num_workers = spec.dataset.num_workers_per_gpu
     return DataLoader(
         crops,

@@ -149,8 +149,11 @@ def _is_scaled_twin(size: tuple[int, int], annotated_size: tuple[int, int]) -> b
 def _rgb_from(image: Image.Image) -> Image.Image:
     """Convert any pixel format; alpha is dropped, more than 8 bits are scaled to the image's range.
 
-    Pillow's own conversion would saturate 16-bit values at 255.
+    Pillow's own conversion would saturate 16-bit values at 255, and copy what is RGB already.
     """
+    if image.mode == "RGB":
+        image.load()
+        return image
     if image.mode.startswith("I") or image.mode == "F":
         grey = _bytes_from_range(np.asarray(image, dtype=np.float64))
         return Image.fromarray(grey).convert("RGB")

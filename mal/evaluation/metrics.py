@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2, CocoBoxes, Rle
 from mal.errors import AnnotationError, ArtifactError
 from mal.evaluation.average_precision import AP_FIGURES, average_precision
-from mal.labeling.coco_rle import area_of_rle, box_rle, ellipse_rle, iou_of_rles
+from mal.labeling.coco_rle import area_of_rle, box_rle, ellipse_rle, ious_with_rle
 from mal.labeling.masks import InstanceMask
 
 SIZES = ("small", "medium", "large")
@@ -254,9 +254,6 @@ def _true_rles(boxes: CocoBoxes, indices: NDArray[np.int64]) -> Mapping[int, Rle
 def _score_instance(boxes: CocoBoxes, mask: InstanceMask, true_rle: Rle) -> InstanceScore:
     image = boxes.image_of(mask.index)
     box_xywh = boxes.box_xywh_N4[mask.index].tolist()
-    return InstanceScore(
-        index=mask.index,
-        iou=iou_of_rles(mask.rle, true_rle),
-        box_iou=iou_of_rles(box_rle(box_xywh, image.height, image.width), true_rle),
-        ellipse_iou=iou_of_rles(ellipse_rle(box_xywh, image.height, image.width), true_rle),
-    )
+    drawn = [draw(box_xywh, image.height, image.width) for draw in (box_rle, ellipse_rle)]
+    iou, box_iou, ellipse_iou = ious_with_rle([mask.rle, *drawn], true_rle)
+    return InstanceScore(mask.index, iou, box_iou, ellipse_iou)

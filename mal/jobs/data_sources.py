@@ -7,12 +7,14 @@ takes, and which keys they fill, is TAO's; `DATA_SOURCES` is the only place that
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from mal.errors import SpecError, StorageError
+from mal.jobs.local_paths import Place, looking_at
 from mal.storage import redact_uri
 from mal.storage.objects import head_object
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -77,9 +79,9 @@ _SNAPSHOT_FILES = {IMAGES_FILE: "images", ANNOTATIONS_FILE: "annotations"}
 def data_source_keys(
     action: str,
     *,
-    train_datasets: str | Sequence[str] = (),
-    eval_dataset: str = "",
-    inference_dataset: str = "",
+    train_datasets: Place | Sequence[Place] = (),
+    eval_dataset: Place = "",
+    inference_dataset: Place = "",
 ) -> dict[str, str]:
     """Return what an action's data keys become, by the roots of its data sets.
 
@@ -113,9 +115,9 @@ def data_source_keys(
 
 def root_keys(
     *,
-    train_datasets: str | Sequence[str] = (),
-    eval_dataset: str = "",
-    inference_dataset: str = "",
+    train_datasets: Place | Sequence[Place] = (),
+    eval_dataset: Place = "",
+    inference_dataset: Place = "",
     except_for: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the keys that the given roots fill; a root that is not given fills none.
@@ -136,10 +138,10 @@ def root_keys(
 
 def snapshot_uris(
     *,
-    train_dataset: str = "",
-    eval_dataset: str = "",
-    inference_dataset: str = "",
-    **given: str,
+    train_dataset: Place = "",
+    eval_dataset: Place = "",
+    inference_dataset: Place = "",
+    **given: Place,
 ) -> dict[str, str]:
     """Return the arguments of `snapshot_dataset`, those of the roots among them.
 
@@ -167,7 +169,8 @@ def snapshot_uris(
             f"train_dataset must be given, got ''. Give a root that holds {IMAGES_FILE} and "
             f"{ANNOTATIONS_FILE}, or train_images and train_annotations."
         )
-    return {**given, **_resolve(roots, wanted.items(), problems)}
+    texts = {name: os.fspath(place) for name, place in given.items()}
+    return {**texts, **_resolve(roots, wanted.items(), problems)}
 
 
 class _Roots:
@@ -179,14 +182,18 @@ class _Roots:
     """
 
     def __init__(
-        self, train_datasets: str | Sequence[str], eval_dataset: str, inference_dataset: str
+        self,
+        train_datasets: Place | Sequence[Place],
+        eval_dataset: Place,
+        inference_dataset: Place,
     ) -> None:
-        several = [train_datasets] if isinstance(train_datasets, str) else list(train_datasets)
-        several = [root for root in several if root]
+        if isinstance(train_datasets, str | os.PathLike):
+            train_datasets = [train_datasets]
+        several = [root for root in (os.fspath(place) for place in train_datasets) if root]
         given = {
             "train_datasets": several[0] if several else "",
-            "eval_dataset": eval_dataset,
-            "inference_dataset": inference_dataset,
+            "eval_dataset": os.fspath(eval_dataset),
+            "inference_dataset": os.fspath(inference_dataset),
         }
         self.by_dataset = {dataset: root for dataset, root in given.items() if root}
         self.problems: list[str] = []
@@ -222,10 +229,14 @@ def _resolve(
         except StorageError as error:
             problems.append(f"{dataset}: {error}")
             continue
-        if remote is None:
-            found.update(_local_files(dataset, Path(root).expanduser(), names, problems))
-        else:
+        if remote is not None:
             found.update(_remote_files(remote, names, problems))
+            continue
+        try:
+            with looking_at(dataset, root):
+                found.update(_local_files(dataset, Path(root).expanduser(), names, problems))
+        except SpecError as error:
+            problems += error.problems
     if problems:
         raise SpecError(problems)
     return found

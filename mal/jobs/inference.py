@@ -8,6 +8,7 @@ from __future__ import annotations
 import filecmp
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from types import MappingProxyType
 
 from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
 from mal.errors import ArtifactError, SpecError
+from mal.jobs.local_paths import Place, looking_at, shown
 from mal.storage import fetch_file, redact_uri
 from mal.storage.objects import StoredObject, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -48,12 +50,12 @@ SPEC_PARAMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 _BEST, _LATEST = "best", "latest"
 _FIGURE = "val_mIoU"
 _TRAIN_FOLDER = "train"
-_CHECKPOINT_NAME = re.compile(r"mal_model_epoch_(\d+)_step_(\d+)\.pth")
-_WANTED = re.compile(r"(?:epoch[=_](\d+))?(?:(?:^|_)step[=_](\d+))?")
+_CHECKPOINT_NAME = re.compile(r"mal_model_epoch_([0-9]+)_step_([0-9]+)\.pth")
+_WANTED = re.compile(r"(?:epoch[=_]([0-9]+))?(?:(?:^|_)step[=_]([0-9]+))?")
 _MAX_NAMES_TOLD = 8
 
 
-def parent_model(results_uri: str, checkpoint: str = _BEST) -> str:
+def parent_model(results_uri: Place, checkpoint: str = _BEST) -> str:
     """Choose a checkpoint of the parent job.
 
     The best one has the highest recorded `val_mIoU` (the earliest of equals, as in training) of
@@ -84,7 +86,7 @@ def parent_model(results_uri: str, checkpoint: str = _BEST) -> str:
     return job.uri_of(name)
 
 
-def parent_model_folder(results_uri: str) -> str:
+def parent_model_folder(results_uri: Place) -> str:
     """Return the folder that holds the parent job's checkpoints.
 
     Raises:
@@ -95,30 +97,37 @@ def parent_model_folder(results_uri: str) -> str:
 
 
 def create_inference_result_file_mal(
-    results_dir: str, label_dump_path: str = "instances_val2017_mal.json"
+    results_dir: Place, label_dump_path: Place = "instances_val2017_mal.json"
 ) -> str:
-    """Return the file that inference writes its labels to.
+    """Return the file that inference writes its labels to; an absolute path stays as it is.
 
     Raises:
-        SpecError: There is no results folder.
+        SpecError: There is no results folder, or no file name.
     """
-    return f"{output_dir(results_dir).rstrip('/')}/inference/{label_dump_path}"
+    folder, name = output_dir(results_dir).rstrip("/"), os.fspath(label_dump_path)
+    if not name.strip():
+        raise SpecError(
+            f"inference.label_dump_path must be a file, got '{name}'. Give a file name."
+        )
+    return name if Path(name).is_absolute() else f"{folder}/inference/{name}"
 
 
-def output_dir(results_dir: str) -> str:
+def output_dir(results_dir: Place) -> str:
     """Return this job's results folder without `~` and trailing slash.
 
     Raises:
-        SpecError: It is empty.
+        SpecError: It is empty, or below the home of an unknown user.
         StorageError: It is no local path, `s3://` or `minio://`.
     """
-    if not results_dir.strip():
-        raise SpecError(f"results_dir must be set, got '{results_dir}'. Write results_dir=FOLDER.")
-    remote = parse_remote_uri(results_dir)
-    return str(Path(results_dir).expanduser()) if remote is None else _text_of(remote)
+    uri = os.fspath(results_dir)
+    if not uri.strip():
+        raise SpecError(f"results_dir must be set, got '{uri}'. Write results_dir=FOLDER.")
+    remote = parse_remote_uri(uri)
+    with looking_at("results_dir", uri):
+        return str(Path(uri).expanduser()) if remote is None else _text_of(remote)
 
 
-def resume_model(results_dir: str) -> str:
+def resume_model(results_dir: Place) -> str:
     """Return this job's own latest checkpoint, or '' where it has none yet.
 
     Args:
@@ -128,23 +137,25 @@ def resume_model(results_dir: str) -> str:
         SpecError: There is no results folder.
         StorageError: The bucket is out of reach.
     """
-    job = _find_job(output_dir(results_dir))
+    uri = output_dir(results_dir)
+    with looking_at("results_dir", uri):
+        job = _find_job(uri)
     name = _latest_of(job) if job else ""
     return job.uri_of(name) if job and name else ""
 
 
-def ptm_if_no_resume_model(results_dir: str, pretrained_model: str) -> str:
+def ptm_if_no_resume_model(results_dir: Place, pretrained_model: Place) -> str:
     """Return the pretrained model for a first start, '' for a job that goes on by itself.
 
     Raises:
         SpecError: There is no results folder.
         StorageError: The bucket is out of reach.
     """
-    return "" if resume_model(results_dir) else pretrained_model
+    return "" if resume_model(results_dir) else os.fspath(pretrained_model)
 
 
 def parent_job_keys(
-    action: str, results_uri: str, *, checkpoint: str = _BEST, except_for: Collection[str] = ()
+    action: str, results_uri: Place, *, checkpoint: str = _BEST, except_for: Collection[str] = ()
 ) -> dict[str, str]:
     """Return the key that a parent job fills.
 
@@ -162,7 +173,7 @@ def parent_job_keys(
         StorageError: The bucket is out of reach.
     """
     key = "train.pretrained_model_path" if action == "train" else f"{action}.checkpoint"
-    if not results_uri or key in except_for:
+    if not os.fspath(results_uri) or key in except_for:
         return {}
     return {key: parent_model(results_uri, checkpoint)}
 
@@ -205,15 +216,18 @@ class _JobFolder:
         return [*(checkpoint.name for checkpoint in self.checkpoints), *links]
 
 
-def _open_parent(results_uri: str) -> _JobFolder:
+def _open_parent(place: Place) -> _JobFolder:
+    results_uri = os.fspath(place)
     if not results_uri.strip():
         raise ArtifactError(
             f"parent job must be given, got '{results_uri}'. Give the results folder of mal train."
         )
-    job = _find_job(results_uri)
+    with looking_at("parent job", results_uri, ArtifactError):
+        job = _find_job(results_uri)
+        found = "" if job else _describe(results_uri)
     if job is None:
         raise ArtifactError(
-            f"parent job must have checkpoints (mal_model_*.pth), got {_describe(results_uri)} "
+            f"parent job must have checkpoints (mal_model_*.pth), got {found} "
             f"at {redact_uri(results_uri)}. Give the results folder of mal train, or set the "
             "checkpoint's own key."
         )
@@ -293,18 +307,20 @@ def _named_in(job: _JobFolder, checkpoint: str) -> str:
         return _original_of(job, checkpoint) or checkpoint
     wanted = _WANTED.fullmatch(checkpoint)
     if wanted and any(wanted.groups()):
-        epoch, step = (None if number is None else int(number) for number in wanted.groups())
+        # As text: a number may have more digits than Python reads.
+        epoch, step = (number and (number.lstrip("0") or "0") for number in wanted.groups())
         for found in job.checkpoints:  # of several in an epoch the first one ended the last epoch
-            if epoch in (None, found.epoch) and step in (None, found.step):
+            if epoch in (None, str(found.epoch)) and step in (None, str(found.step)):
                 return found.name
     elif not checkpoint.endswith(".pth"):
         raise ArtifactError(
-            f"checkpoint must be best, latest, epoch=N, step=N or a file name, got {checkpoint!r}. "
-            f"{redact_uri(job.uri)} has {_name_some(job.model_names)}."
+            f"checkpoint must be best, latest, epoch=N, step=N or a file name, got "
+            f"{shown(repr(checkpoint))}. {redact_uri(job.uri)} has {_name_some(job.model_names)}."
         )
     raise ArtifactError(
-        f"checkpoint must be one of the parent job, got {checkpoint!r}: {redact_uri(job.uri)} has "
-        f"{_name_some(job.model_names)}. Give one of these, best or latest."
+        f"checkpoint must be one of the parent job, got {shown(repr(checkpoint))}: "
+        f"{redact_uri(job.uri)} has {_name_some(job.model_names)}. Give one of these, "
+        "best or latest."
     )
 
 

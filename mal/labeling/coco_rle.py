@@ -87,11 +87,22 @@ def iou_of_rles(rle: Rle, other: Rle) -> float:
     Raises:
         ValueError: The masks are of images of different sizes.
     """
-    if list(rle["size"]) != list(other["size"]):
-        raise ValueError(
-            f"masks must be of one image's size, got {rle['size']} and {other['size']}."
-        )
-    return float(coco_mask.iou([_as_coco(rle)], [_as_coco(other)], [0])[0][0])
+    return ious_with_rle([rle], other)[0]
+
+
+def ious_with_rle(rles: Sequence[Rle], other: Rle) -> list[float]:
+    """Return the IoU of each mask with one other, in one call of pycocotools.
+
+    Raises:
+        ValueError: The masks are of images of different sizes.
+    """
+    for rle in rles:
+        if list(rle["size"]) != list(other["size"]):
+            raise ValueError(
+                f"masks must be of one image's size, got {rle['size']} and {other['size']}."
+            )
+    iou_N1 = coco_mask.iou([_as_coco(rle) for rle in rles], [_as_coco(other)], [0])
+    return [float(iou) for (iou,) in iou_N1]
 
 
 def mask_from_rle(rle: Rle) -> NDArray[np.bool_]:
@@ -116,8 +127,9 @@ def _run_borders(
     padded = np.zeros((width, height + 2), dtype=np.bool_)
     padded[:, 1:-1] = mask_HW.T
     # One flat search is several times faster than one by row and column.
-    column_K, row_K = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), height + 1)
-    borders_K: NDArray[np.int64] = (column_K + x0) * image_height + row_K + y0
+    place_K = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    skipped_K = place_K // (height + 1) * (image_height - height - 1)
+    borders_K: NDArray[np.int64] = place_K + skipped_K + (x0 * image_height + y0)
     # A run that reaches the image's lower edge goes on where the next column starts at the top.
     is_continued = borders_K[1:-1:2] == borders_K[2::2]
     if is_continued.any():
@@ -130,7 +142,9 @@ def _rle_from_borders(borders_K: NDArray[np.int64], image_height: int, image_wid
     num_pixels = image_height * image_width
     if len(borders_K) and borders_K[-1] == num_pixels:
         borders_K = borders_K[:-1]
-    counts = np.diff(borders_K, prepend=0, append=num_pixels)
+    counts = np.empty(len(borders_K) + 1, dtype=np.int64)
+    counts[0], counts[-1] = borders_K[:1].sum(), num_pixels - borders_K[-1:].sum()
+    counts[1:-1] = borders_K[1:] - borders_K[:-1]
     return _compress(counts.tolist(), image_height, image_width)
 
 

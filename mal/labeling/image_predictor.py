@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from pycocotools import mask as coco_mask
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.crop_dataset import ImageReader
 from mal.errors import MalError
-from mal.labeling.load import load_model_alone
-from mal.labeling.predictor import PredictionSettings, predict_masks
+from mal.labeling.load import load_model_alone, prediction_settings
+from mal.labeling.predictor import predict_masks
 
 
 class Predictor:
@@ -34,12 +35,8 @@ class Predictor:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model_alone(str(path), device)
         self._model = loaded.model
-        self._settings = PredictionSettings(
-            crop_size=loaded.crop_size,
-            margin_rate=loaded.spec.train.test_margin_rate[0],
-            thresholds=loaded.spec.train.mask_thres,
-            batch_size=loaded.spec.inference.batch_size,
-        )
+        settings = prediction_settings(loaded.spec, loaded.spec.inference, loaded.crop_size)
+        self._settings = dataclasses.replace(settings, num_workers=0)
 
     def predict(self, image: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.bool_]:
         """Return a mask for every box.

@@ -12,13 +12,25 @@ from typing import Any
 import torch
 
 from mal.artifacts import LATEST_CHECKPOINT, ONNX_SIDECAR_FILE
-from mal.errors import ArtifactError, StorageError
+from mal.errors import ArtifactError, SpecError, StorageError
 from mal.labeling.onnx_model import OnnxModel
-from mal.labeling.predictor import NetworkEnsemble, PredictionSettings, ProbabilityModel
+from mal.labeling.predictor import (
+    NetworkEnsemble,
+    PredictionSettings,
+    ProbabilityModel,
+    half_type,
+)
 from mal.model.checkpoint import SPEC_KEY, load_network_weights, read_checkpoint
 from mal.model.network import MALNetwork
 from mal.spec import load_spec
-from mal.spec.experiment import ExperimentSpec, ExportSpec, PredictionSpec, TrainSpec
+from mal.spec.experiment import (
+    EvaluateSpec,
+    ExperimentSpec,
+    ExportSpec,
+    PredictionSpec,
+    TrainSpec,
+)
+from mal.spec.rules import is_hybrid, patch_size_of
 from mal.storage import fetch_file
 from mal.storage.uris import parse_remote_uri
 
@@ -46,9 +58,7 @@ class LoadedModel:
     has_settings: bool = True
 
 
-def load_model(
-    section: PredictionSpec | ExportSpec, spec: ExperimentSpec, device: torch.device
-) -> LoadedModel:
+def load_model(section: PredictionSpec, spec: ExperimentSpec, device: torch.device) -> LoadedModel:
     """Load what `section.checkpoint` names.
 
     A checkpoint of ours knows its network: `model.*` and `dataset.crop_size` are taken from it.
@@ -58,11 +68,10 @@ def load_model(
     """
     path = resolve_checkpoint(section.checkpoint)
     if path.suffix == ONNX_SUFFIX:
+        _refuse_settings_of_networks(section)
         return _load_onnx(path, section.checkpoint, spec)
     networks, trained_spec = load_networks(path, section, spec)
-    ensemble = NetworkEnsemble(
-        networks, use_flip=getattr(section, "use_flip_test", False), device=device
-    )
+    ensemble = _ensemble_of(networks, section, trained_spec, device)
     return LoadedModel(ensemble, trained_spec.dataset.crop_size, path, trained_spec)
 
 
@@ -89,8 +98,33 @@ def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
         )
     spec = load_spec("train", content[SPEC_KEY])
     networks = _build_networks(content, spec.inference, spec)
-    ensemble = NetworkEnsemble(networks, use_flip=spec.inference.use_flip_test, device=device)
+    ensemble = _ensemble_of(networks, spec.inference, spec, device)
     return LoadedModel(ensemble, spec.dataset.crop_size, path, spec)
+
+
+def _ensemble_of(
+    networks: list[MALNetwork], section: PredictionSpec, spec: ExperimentSpec, device: torch.device
+) -> NetworkEnsemble:
+    return NetworkEnsemble(
+        networks,
+        use_flip=section.use_flip_test,
+        device=device,
+        autocast_type=half_type(section.precision, use_amp=spec.train.use_amp, device=device),
+    )
+
+
+def _refuse_settings_of_networks(section: PredictionSpec) -> None:
+    action = "evaluate" if isinstance(section, EvaluateSpec) else "inference"
+    if section.precision not in ("auto", "fp32"):
+        raise SpecError(
+            f"{action}.precision must be auto or fp32 for an exported model, got "
+            f"{section.precision}. Export it with export.precision=int8 to make it faster."
+        )
+    if section.crop_sizes:
+        raise SpecError(
+            f"{action}.crop_sizes must be [] for an exported model, got {section.crop_sizes}: its "
+            "crop is fixed. Give the checkpoint instead."
+        )
 
 
 def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
@@ -200,8 +234,15 @@ def _say_where_specs_differ(*facts: tuple[str, Any, Any]) -> None:
             log.info("%s is %s as in the checkpoint (the spec says %s)", key, theirs, mine)
 
 
-def prediction_settings(spec: ExperimentSpec, section: Any, crop_size: int) -> PredictionSettings:
-    """Return how an action cuts boxes and makes masks."""
+def prediction_settings(
+    spec: ExperimentSpec, section: PredictionSpec, crop_size: int
+) -> PredictionSettings:
+    """Return how an action cuts boxes and makes masks.
+
+    Raises:
+        SpecError: A crop size does not suit the network.
+    """
+    _check_crop_sizes(section.crop_sizes, spec.model.arch)
     return PredictionSettings(
         crop_size=crop_size,
         margin_rate=spec.train.test_margin_rate[0],
@@ -209,4 +250,18 @@ def prediction_settings(spec: ExperimentSpec, section: Any, crop_size: int) -> P
         keep_largest_part=getattr(section, "comp_clustering", False),
         batch_size=section.batch_size,
         num_workers=spec.dataset.num_workers_per_gpu,
+        crop_sizes=section.crop_sizes,
     )
+
+
+def _check_crop_sizes(crop_sizes: list[int], arch: str) -> None:
+    if crop_sizes and is_hybrid(arch):
+        raise SpecError(
+            f"crop_sizes must be [] for {arch}, got {crop_sizes}: its crop is fixed. Use a ViT."
+        )
+    patch = patch_size_of(arch)
+    if unsuited := [size for size in crop_sizes if size % patch]:
+        raise SpecError(
+            f"crop_sizes must be multiples of the patch size {patch} of {arch}, got {unsuited}. "
+            f"Use {sorted({max(size // patch, 1) * patch for size in unsuited})}."
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mal.artifacts import ONNX_SIDECAR_FILE
 from mal.errors import ArtifactError, MissingExtraError
+from mal.labeling.predictor import normalized_on
 
 
 class OnnxModel:
@@ -25,10 +26,11 @@ class OnnxModel:
     Args:
         path: The .onnx file.
         sidecar: Its `mal_model.json` where that does not lie beside it.
+        num_threads: Of the CPU; 0: one a core.
     """
 
-    def __init__(self, path: Path, sidecar: Path | None = None) -> None:
-        self._session = _open_session(path)
+    def __init__(self, path: Path, sidecar: Path | None = None, num_threads: int = 0) -> None:
+        self._session = _open_session(path, num_threads)
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
         sidecar = sidecar or path.with_name(ONNX_SIDECAR_FILE)
@@ -36,7 +38,8 @@ class OnnxModel:
 
     def __call__(self, image_BCSS: Tensor, _unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
         """Return probabilities, (B, M, M)."""
-        image, area = image_BCSS.cpu().numpy(), box_area_B.cpu().numpy()
+        image = normalized_on(torch.device("cpu"), image_BCSS).contiguous().numpy()
+        area = box_area_B.cpu().numpy()
         if not isinstance(self._fixed_batch, int):
             return torch.from_numpy(self._run(image, area))
         parts = []
@@ -80,16 +83,18 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _open_session(path: Path) -> Any:
+def _open_session(path: Path, num_threads: int = 0) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "export") from error
     available = onnxruntime.get_available_providers()
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
     try:
         return onnxruntime.InferenceSession(
-            str(path), providers=[provider for provider in wanted if provider in available]
+            str(path), options, providers=[provider for provider in wanted if provider in available]
         )
     except Exception as error:
         raise ArtifactError(

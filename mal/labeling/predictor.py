@@ -6,30 +6,41 @@ width, N boxes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mal.data.annotations import CocoBoxes, CocoImage
 from mal.data.batch import CropBatch, mirror_unit_box, normalize_image
 from mal.data.crop_dataset import ImageReader, PredictionCrops
 from mal.data.crops import Window, xyxy_from_xywh
-from mal.data.datamodule import prediction_loader
+from mal.data.datamodule import collate_readable
 from mal.labeling.coco_rle import empty_rle, rle_from_window_mask
 from mal.labeling.connected import keep_largest_part
+from mal.labeling.crop_plan import SizedCrops, crop_size_for, plan_batches
+from mal.labeling.map_resize import resize_map
 from mal.labeling.masks import InstanceMask
 from mal.model.network import MALNetwork, size_class_of
 
 log = logging.getLogger(__name__)
 
 ProbabilityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(normalised image [B, 3, S, S], unit box [B, 4], box area [B]) -> probabilities [B, M, M]."""
+"""(image [B, 3, S, S], unit box [B, 4], box area [B]) -> probabilities [B, M, M].
+
+The image is uint8 RGB on the host, a quarter of what its normalised values take: a model
+moves it to its device and normalises it there.
+"""
+
+_HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class PredictionSettings:
         keep_largest_part: Drop all but the largest connected part of a mask.
         batch_size: Boxes a forward pass.
         num_workers: Loader processes.
+        crop_sizes: Each box gets the one that suits its window; empty: `crop_size` for all.
     """
 
     crop_size: int
@@ -51,6 +63,7 @@ class PredictionSettings:
     keep_largest_part: bool = False
     batch_size: int = 1
     num_workers: int = 0
+    crop_sizes: Sequence[int] = ()
 
     def threshold_of(self, box_area_px2: float) -> float:
         """Return the threshold of a box by its size."""
@@ -59,17 +72,49 @@ class PredictionSettings:
         return self.thresholds[int(size_class_of(torch.tensor(box_area_px2)))]
 
 
+def half_type(precision: str, *, use_amp: bool, device: torch.device) -> torch.dtype | None:
+    """Return what autocast computes in, or None for float32.
+
+    Args:
+        precision: Of the spec; auto is fp16 on CUDA with `use_amp`, else fp32.
+        use_amp: `train.use_amp`.
+        device: Of the network.
+    """
+    if precision == "auto":
+        precision = "fp16" if use_amp and device.type == "cuda" else "fp32"
+    return _HALF_TYPES.get(precision)
+
+
+def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
+    """Move crops to a device and normalise them there, unless they are normalised already."""
+    image_BCSS = image_BCSS.to(device, non_blocking=True)
+    return normalize_image(image_BCSS) if image_BCSS.dtype == torch.uint8 else image_BCSS
+
+
 class NetworkEnsemble:
-    """One or two networks, optionally with the mirrored crop, as a probability model."""
+    """One or two networks, optionally with the mirrored crop, as a probability model.
+
+    Args:
+        networks: Student, teacher or both; a backbone that they share is run once.
+        use_flip: Average with the mirrored crop.
+        device: Where to compute.
+        autocast_type: bfloat16 or float16; None: float32.
+    """
 
     def __init__(
-        self, networks: Sequence[MALNetwork], *, use_flip: bool, device: torch.device
+        self,
+        networks: Sequence[MALNetwork],
+        *,
+        use_flip: bool,
+        device: torch.device,
+        autocast_type: torch.dtype | None = None,
     ) -> None:
         self.networks = [
             network.to(device).to(memory_format=torch.channels_last).eval() for network in networks
         ]
         self.use_flip = use_flip
         self.device = device
+        self.autocast_type = autocast_type
 
     @property
     def backbone(self) -> nn.Module:
@@ -80,13 +125,22 @@ class NetworkEnsemble:
     @torch.inference_mode()
     def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
         """Return the mean probability, (B, M, M)."""
-        inputs = [tensor.to(self.device) for tensor in (image_BCSS, unit_box_B4, box_area_B)]
-        prob_BMM = self._mean_probability(*inputs)
-        if self.use_flip:
-            image, unit_box, area = inputs
-            mirrored = self._mean_probability(image.flip(3), mirror_unit_box(unit_box), area)
-            prob_BMM = (prob_BMM + mirrored.flip(2)) / 2
+        image = normalized_on(self.device, image_BCSS)
+        unit_box = unit_box_B4.to(self.device, non_blocking=True)
+        with self._autocast():
+            # The areas stay on the host, where the network chooses by them.
+            prob_BMM = self._mean_probability(image, unit_box, box_area_B)
+            if self.use_flip:
+                mirrored = self._mean_probability(
+                    image.flip(3), mirror_unit_box(unit_box), box_area_B
+                )
+                prob_BMM = (prob_BMM + mirrored.flip(2)) / 2
         return prob_BMM
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast_type is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast_type)
 
     def _mean_probability(self, image: Tensor, unit_box: Tensor, area: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
@@ -105,55 +159,98 @@ def predict_masks(
     indices: NDArray[np.int64],
     settings: PredictionSettings,
 ) -> Iterator[InstanceMask]:
-    """Yield the mask of every row of `indices`, each exactly once.
+    """Yield the mask of every row of `indices`, each exactly once, in their order.
 
     A box whose image is missing or broken gets an empty mask of score 0.
     """
-    crops = PredictionCrops(
-        reader, indices, crop_size=settings.crop_size, margin_rate=settings.margin_rate
+    crops_of_size = {
+        size: PredictionCrops(reader, indices, crop_size=size, margin_rate=settings.margin_rate)
+        for size in settings.crop_sizes or [settings.crop_size]
+    }
+    plan = list(plan_batches(_choose_crop_sizes(crops_of_size, indices), settings.batch_size))
+    loader = DataLoader(
+        SizedCrops(crops_of_size),
+        batch_sampler=plan,
+        num_workers=min(settings.num_workers, len(indices) // settings.batch_size),
+        collate_fn=collate_readable,
+        pin_memory=torch.cuda.is_available(),
     )
-    loader = prediction_loader(
-        crops, batch_size=settings.batch_size, num_workers=settings.num_workers
-    )
-    position = 0
-    for batch in loader:
-        wanted = indices[position : position + settings.batch_size]
-        position += len(wanted)
-        found = {} if batch is None else _masks_of_batch(model, batch, crops, settings)
-        for index in wanted:
-            yield found.get(int(index)) or _empty_mask(reader.boxes, int(index))
+    found: dict[int, InstanceMask] = {}
+    next_position = 0
+    for items, batch in zip(plan, loader, strict=True):
+        rows = [int(indices[position]) for _, position in items]
+        found |= {row: _empty_mask(reader.boxes, row) for row in rows}
+        if batch is not None:
+            found |= _masks_of_batch(model, batch, crops_of_size[items[0][0]], settings)
+        while next_position < len(indices) and int(indices[next_position]) in found:
+            yield found.pop(int(indices[next_position]))
+            next_position += 1
+
+
+def _choose_crop_sizes(
+    crops_of_size: dict[int, PredictionCrops], indices: NDArray[np.int64]
+) -> list[int]:
+    """Return the crop size of each box."""
+    sizes = sorted(crops_of_size)
+    if len(sizes) == 1:
+        return sizes * len(indices)
+    chosen = []
+    for index in indices:
+        x0, y0, x1, y1 = crops_of_size[sizes[0]].window_of(int(index))
+        chosen.append(crop_size_for(max(x1 - x0, y1 - y0), sizes))
+    return chosen
 
 
 def _masks_of_batch(
     model: ProbabilityModel, batch: CropBatch, crops: PredictionCrops, settings: PredictionSettings
 ) -> dict[int, InstanceMask]:
-    prob_BMM = model(normalize_image(batch.image_BCSS), batch.unit_box_B4, batch.box_area_B)
+    prob_BMM = model(batch.image_BCSS, batch.unit_box_B4, batch.box_area_B).float().cpu().numpy()
+    return {
+        int(row): _mask_of_box(prob_MM, int(row), crops, settings)
+        for prob_MM, row in zip(prob_BMM, batch.index_B.tolist(), strict=True)
+    }
+
+
+def _mask_of_box(
+    prob_MM: NDArray[np.float32], index: int, crops: PredictionCrops, settings: PredictionSettings
+) -> InstanceMask:
     boxes = crops.reader.boxes
-    masks = {}
-    for prob_MM, row in zip(prob_BMM.float().cpu().numpy(), batch.index_B, strict=True):
-        index = int(row)
-        image, window = boxes.image_of(index), crops.window_of(index)
-        prob_HW = probability_in_window(prob_MM, window, settings.crop_size)
-        visible_xyxy = clip_to_image(boxes.box_xywh_N4[index], image)
-        threshold = settings.threshold_of(float(boxes.box_area_N[index]))
-        mask_HW = (prob_HW >= threshold) & box_in_window(visible_xyxy, window)
-        if settings.keep_largest_part:
-            mask_HW = keep_largest_part(mask_HW)
-        area = int(mask_HW.sum())
-        score = min(max(float(prob_HW[mask_HW].mean()), 0.0), 1.0) if area else 0.0
-        rle = rle_from_window_mask(mask_HW, window, image.height, image.width)
-        masks[index] = InstanceMask(index, rle, score, area)
-    return masks
+    image, window = boxes.image_of(index), crops.window_of(index)
+    visible_xyxy = clip_to_image(boxes.box_xywh_N4[index], image)
+    inside_xyxy = pixels_inside(visible_xyxy)
+    x0, y0, x1, y1 = inside_xyxy
+    if x0 >= x1 or y0 >= y1:
+        return _empty_mask(boxes, index)
+    prob_HW = probability_in_window(prob_MM, window, crops.crop_size, inside_xyxy)
+    mask_HW = prob_HW >= settings.threshold_of(float(boxes.box_area_N[index]))
+    if settings.keep_largest_part:
+        mask_HW = keep_largest_part(mask_HW)
+    area = int(np.count_nonzero(mask_HW))
+    score = min(max(float(prob_HW[mask_HW].mean()), 0.0), 1.0) if area else 0.0
+    rle = rle_from_window_mask(mask_HW, inside_xyxy, image.height, image.width)
+    return InstanceMask(index, rle, score, area)
 
 
 def probability_in_window(
-    prob_MM: NDArray[np.float32], window: Window, crop_size: int
+    prob_MM: NDArray[np.float32], window: Window, crop_size: int, part_xyxy: Window
 ) -> NDArray[np.float32]:
-    """Resize a map to the crop and that to its window of the image, (H, W)."""
-    x0, y0, x1, y1 = window
-    in_crop = Image.fromarray(prob_MM).resize((crop_size, crop_size), Image.Resampling.BILINEAR)
-    in_window = in_crop.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
-    return np.asarray(in_window, dtype=np.float32)
+    """Resize a map to the crop and that to its window; return a part of it, (H, W).
+
+    Args:
+        prob_MM: Probabilities.
+        window: Of the crop.
+        crop_size: S.
+        part_xyxy: Inside the window: pixels outside the box never count.
+    """
+    left, top, right, bottom = window
+    x0, y0, x1, y1 = part_xyxy
+    return resize_map(
+        prob_MM,
+        crop_size,
+        (bottom - top, right - left),
+        (y0 - top, y1 - top),
+        (x0 - left, x1 - left),
+    )
 
 
 def clip_to_image(box_xywh: NDArray[np.float64], image: CocoImage) -> NDArray[np.float64]:
@@ -162,14 +259,15 @@ def clip_to_image(box_xywh: NDArray[np.float64], image: CocoImage) -> NDArray[np
     return np.clip(xyxy_from_xywh(box_xywh), 0, far + far)
 
 
-def box_in_window(box_xyxy: NDArray[np.float64], window: Window) -> NDArray[np.bool_]:
-    """Return the window's pixels whose centre lies inside the box, (H, W)."""
-    x0, y0, x1, y1 = window
-    centre_x, centre_y = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
-    inside_x = (centre_x > box_xyxy[0]) & (centre_x < box_xyxy[2])
-    inside_y = (centre_y > box_xyxy[1]) & (centre_y < box_xyxy[3])
-    inside_HW: NDArray[np.bool_] = inside_y[:, None] & inside_x[None, :]
-    return inside_HW
+def pixels_inside(box_xyxy: NDArray[np.float64]) -> Window:
+    """Return the pixels whose centres lie inside a box, right and bottom exclusive."""
+    x0, y0, x1, y1 = box_xyxy.tolist()
+    return (
+        math.floor(x0 - 0.5) + 1,
+        math.floor(y0 - 0.5) + 1,
+        math.ceil(x1 - 0.5),
+        math.ceil(y1 - 0.5),
+    )
 
 
 def _empty_mask(boxes: CocoBoxes, index: int) -> InstanceMask:

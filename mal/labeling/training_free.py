@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mal.data.batch import box_mask_from_unit_box
+from mal.labeling.predictor import normalized_on
 from mal.model.affinity import prior_logits
 from mal.model.backbone import ViTBackbone
 from mal.model.color import lab_from_normalized
@@ -29,7 +30,7 @@ class TrainingFreeModel:
     @torch.inference_mode()
     def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, _box_area_B: Tensor) -> Tensor:
         """Return the mask, (B, M, M)."""
-        image, unit_box = image_BCSS.to(self.device), unit_box_B4.to(self.device)
+        image, unit_box = normalized_on(self.device, image_BCSS), unit_box_B4.to(self.device)
         prior = prior_logits(self.backbone(image)[-1], unit_box, TEMPERATURE)
         size = MAP_CELLS_PER_TOKEN * prior.shape[-1]
         return mean_field(

@@ -5,9 +5,12 @@ Shape letters: B items, S crop side (px), D width, h w token grid (S / patch).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -40,7 +43,8 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
 
     Args:
         arch: `vit-<family>-<size>/<patch>`.
-        crop_size: Side of the input, px; the position embeddings are of this size.
+        crop_size: Side of the input, px; the position embeddings are of this size. Inputs of other
+            sides, multiples of the patch, get resized ones.
         num_levels: How many blocks' tokens `forward` returns: the last, or evenly spaced ones.
         drop_path_rate: Stochastic depth.
     """
@@ -69,6 +73,8 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
             size.depth * level // num_levels - 1 for level in range(1, num_levels + 1)
         ]
         self.level_channels = [size.width] * num_levels
+        self.patch_embed.strict_img_size = False
+        self._resized_positions: dict[int, tuple[tuple[object, ...], Tensor]] = {}
 
     def forward(self, image_BCSS: Tensor) -> list[Tensor]:
         """Return the patch tokens of each level after the final norm, deepest last.
@@ -80,6 +86,28 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
             image_BCSS, indices=self.level_blocks, norm=True, intermediates_only=True
         )
         return levels
+
+    def _pos_embed(self, tokens_BND: Tensor) -> Tensor:
+        """Put the class token before the others and add the position embeddings (timm's hook)."""
+        if tokens_BND.shape[1] == self.patch_embed.num_patches:
+            with_positions: Tensor = super()._pos_embed(tokens_BND)
+            return with_positions
+        positions = self._positions_for(math.isqrt(tokens_BND.shape[1]))
+        class_token_B1D = self.cls_token.expand(len(tokens_BND), -1, -1)
+        return torch.cat([class_token_B1D, tokens_BND], dim=1) + positions
+
+    def _positions_for(self, num_tokens_a_side: int) -> Tensor:
+        """Return position embeddings of another grid: resized once, until they change or move."""
+        native = self.pos_embed
+        state = (native._version, native.data_ptr(), native.device, native.dtype)
+        kept_state, kept = self._resized_positions.get(num_tokens_a_side, (None, native))
+        if kept_state == state and not torch.is_grad_enabled():
+            return kept
+        side = [num_tokens_a_side, num_tokens_a_side]
+        resized: Tensor = resample_abs_pos_embed(native, side, num_prefix_tokens=1)
+        if not torch.is_grad_enabled():
+            self._resized_positions[num_tokens_a_side] = state, resized
+        return resized
 
     def freeze_stages(self, frozen_stages: Sequence[int]) -> None:
         """Stop training stages: 0 is the patch embedding, n the n-th block; `[-1]` none.

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mal.errors import ArtifactError, StorageError
-from mal.model.pickles import read_pickled_checkpoint
+from mal.model.pickles import read_pickled_checkpoint, reason_of
 from mal.model.weight_names import (
     State,
     adapt_backbone,
@@ -80,7 +81,8 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
         role: student or teacher.
 
     Raises:
-        ArtifactError: The checkpoint has no such network, not all of its weights, or other heads.
+        ArtifactError: The checkpoint has no such network, not all of its weights, other heads, or
+            weights that are no plain finite numbers.
     """
     state = tensors_of(content)
     mine = network_state(state, role)
@@ -90,6 +92,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
             "Give a checkpoint of mal train, or set train.pretrained_model_path for a backbone."
         )
     wanted = network.state_dict()
+    _require_plain(mine, f"the {role}")
     mine = adapt_network(mine, wanted)
     _load_checked(network, mine, f"the {role}")
     surplus = _Fit(wanted, weights_of(mine, head_names(wanted))).ignored
@@ -115,7 +118,9 @@ def load_pretrained_weights(network: nn.Module, source: str) -> None:
         StorageError: There is no such source.
     """
     state, wanted = _read_source(source), network.state_dict()
-    student = adapt_network(network_state(state, "student"), wanted)
+    student = network_state(state, "student")
+    _require_plain(student, f"the student from {source}")
+    student = adapt_network(student, wanted)
     heads = _Fit(*(weights_of(weights, head_names(wanted)) for weights in (wanted, student)))
     if heads.given and not heads.problem():
         _load_checked(network, student, f"the student from {source}")
@@ -140,8 +145,44 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
 
 
 def _load_backbone(backbone: nn.Module, state: State, source: str) -> None:
-    state = adapt_backbone(network_state(state, "student") or state, backbone.state_dict())
-    _load_checked(backbone, state, f"the backbone from {source}")
+    name = f"the backbone from {source}"
+    state = network_state(state, "student") or state
+    _require_plain(state, name)
+    _load_checked(backbone, adapt_backbone(state, backbone.state_dict()), name)
+
+
+def _require_plain(state: State, name: str) -> None:
+    for key, value in state.items():
+        if kind := _special_kind_of(value):
+            raise ArtifactError(
+                f"weights of {name} must be plain dense tensors, got {kind} in {key}. Save them as "
+                "such (to_dense, dequantize)."
+            )
+
+
+def _special_kind_of(value: Tensor) -> str:
+    """Say in which way a tensor is not just numbers in a row; '' if it is."""
+    if value.is_meta:
+        return "a meta tensor, without values,"
+    if value.is_quantized:
+        return f"a quantised tensor ({value.dtype})"
+    if value.is_nested:
+        return "a nested tensor"
+    return "" if value.layout == torch.strided else f"a sparse tensor ({value.layout})"
+
+
+def _require_finite(module: nn.Module, state: State, name: str) -> None:
+    """Refuse NaN and infinities, also those that the module's own precision makes."""
+    for key, wanted in module.state_dict().items():
+        if not wanted.is_floating_point() or not wanted.numel():
+            continue
+        extremes = torch.stack(torch.aminmax(state[key].detach().to(wanted.dtype)))  # NaN if any is
+        if not extremes.isfinite().all():
+            kind = "nan" if extremes.isnan().any() else "inf"
+            raise ArtifactError(
+                f"weights of {name} must be finite, got {kind} in {key}. Give a checkpoint from "
+                "before its training broke."
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +240,7 @@ def _load_checked(module: nn.Module, state: State, name: str) -> None:
             f"weights of {name} must be complete, got {len(fitting)} of {len(fit.wanted)}; "
             f"missing: {_name_some(fit.missing)}. Set model.arch to the network in the file."
         )
+    _require_finite(module, fitting, name)
     module.load_state_dict(fitting, strict=False)
 
 
@@ -214,10 +256,10 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
-        reason = str(error).partition("\n")[0][:160]
         raise StorageError(
             f"train.pretrained_model_path must name a reachable timm model, got {HUB_PREFIX}{name} "
-            f"({reason}). Check the name and the network, or download the file and give its path."
+            f"({reason_of(error)}). Check the name and the network, or download the file and give "
+            "its path."
         ) from error
     state: dict[str, Tensor] = model.state_dict()
     return state
@@ -231,7 +273,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
-            f"weights must be a readable safetensors file, got {path} ({error}). Copy it again."
+            f"weights must be a readable safetensors file, got {path} ({reason_of(error)}). "
+            "Copy it again."
         ) from error
     return {
         key: value.float() if value.is_floating_point() else value for key, value in tensors.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,18 @@ def lab_from_normalized(image_BCHW: Tensor) -> Tensor:
     Equal distances look about equally different, which RGB's do not: the CRF then joins shades
     and shadows of one thing.
     """
-    device = image_BCHW.device
-    mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
+    mean, std, xyz_from_rgb = _constants_on(image_BCHW.device)
     rgb = (image_BCHW.float() * std + mean).clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = torch.einsum("ij,bjhw->bihw", _XYZ_FROM_RGB.to(device), linear)
+    xyz = torch.einsum("ij,bjhw->bihw", xyz_from_rgb, linear)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     lightness = 1.16 * f[:, 1] - 0.16
     return torch.stack([lightness, 5 * (f[:, 0] - f[:, 1]), 2 * (f[:, 1] - f[:, 2])], 1)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _constants_on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, deviation and matrix, sent once: each sending makes the host wait."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.to(device), std.to(device), _XYZ_FROM_RGB.to(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mal.model.affinity import prior_logits
+from mal.model.affinity import TokenAffinity
 from mal.model.heads import initialize_convolutions, match_scaled, resize_to
 
 TOKEN_CHANNELS, MAP_CHANNELS, STEM_CHANNELS = 96, 48, 24
@@ -53,9 +53,16 @@ class FusedMaskHead(nn.Module):
         """Return M."""
         return round(self.scale * num_tokens_a_side)
 
-    def forward(self, levels: list[Tensor], image_BCSS: Tensor, unit_box_B4: Tensor) -> Tensor:
+    def forward(
+        self,
+        levels: list[Tensor],
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        affinity: TokenAffinity | None,
+    ) -> Tensor:
         """Return the map of vectors and, as its last channel, the prior; (B, G + 1, M, M)."""
-        prior_B1hw = prior_logits(levels[-1].detach(), unit_box_B4, PRIOR_TEMPERATURE)[:, None]
+        affinity = affinity or TokenAffinity(levels[-1], unit_box_B4)
+        prior_B1hw = affinity.prior_logits(PRIOR_TEMPERATURE)[:, None]
         joined = torch.cat([self._join(levels), prior_B1hw], dim=1)
         tokens_BChw = F.relu(self.token_conv(F.relu(self.join_prior(joined))))
         size = self.map_size_for(tokens_BChw.shape[-1])

@@ -101,7 +101,7 @@ class ConvolutionalMaskHead(nn.Module):
         """Return M."""
         return self.MAP_CELLS_PER_TOKEN * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], _image_BCSS: Tensor, _unit_box_B4: Tensor) -> Tensor:
+    def forward(self, levels: list[Tensor], *_: object) -> Tensor:
         """Return the map of vectors, (B, C, scale * h, scale * w), of the deepest level."""
         maps = resize_by(levels[-1], self.scale_pre)
         for position, conv in enumerate(self.convs):

@@ -85,7 +85,7 @@ class PyramidMaskHead(nn.Module):
         # The token grid of a hybrid is its stride-8 map; the mask map has stride 2.
         return 4 * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], _image_BCSS: Tensor, _unit_box_B4: Tensor) -> Tensor:
+    def forward(self, levels: list[Tensor], *_: object) -> Tensor:
         """Return the map of vectors, (B, C, S/2, S/2)."""
         maps2, maps4, maps8 = levels
         joined = resize_by(self.merge8(maps8), 2) + self.lateral4(maps4)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2
+from mal.model.affinity import TokenAffinity
 from mal.model.backbone import ViTBackbone
 from mal.model.fused_head import FusedMaskHead
 from mal.model.heads import ConvolutionalMaskHead, ObjectHead, resize_by, resize_to
@@ -67,42 +68,53 @@ class MALNetwork(nn.Module):
         image_BCSS: Tensor,
         unit_box_B4: Tensor,
         box_area_B: Tensor,
+        affinity: TokenAffinity | None = None,
     ) -> Tensor:
-        """Return logits of the mask, (B, M, M), from the backbone's levels."""
+        """Return logits of the mask, (B, M, M), from the backbone's levels.
+
+        Args:
+            levels: Of `encode`.
+            image_BCSS: Normalised RGB.
+            unit_box_B4: Box, xyxy as 0..1 of the crop.
+            box_area_B: w * h in original pixels. Best on the host: they choose the items that are
+                computed together, and reading them back would make the host wait for the device.
+            affinity: Of the deepest level's tokens, where somebody else needs it too.
+        """
         vector_BC = self.roi_head(levels[-1], unit_box_B4)
         if not self.is_scaled_by_size:
-            return self._match(vector_BC, self.mask_head(levels, image_BCSS, unit_box_B4))
+            return self._match(vector_BC, self.mask_head(levels, image_BCSS, unit_box_B4, affinity))
         if torch.compiler.is_exporting():
-            return self._decode_every_size(vector_BC, levels, image_BCSS, unit_box_B4, box_area_B)
-        size_class_B = size_class_of(box_area_B)
+            return self._decode_every_size(vector_BC, levels[-1], box_area_B)
+        size_class_B = size_class_of(box_area_B.cpu())
+        classes = sorted(set(size_class_B.tolist()))
+        if len(classes) == 1:
+            return self._match_scaled_by(SIZE_SCALES[classes[0]], vector_BC, levels[-1])
         shape = (len(vector_BC), self.map_size, self.map_size)
         logits_BMM: Tensor = vector_BC.new_zeros(shape, dtype=torch.float32)
-        for size_class, scale in enumerate(SIZE_SCALES):
+        for size_class in classes:
             rows = (size_class_B == size_class).nonzero().squeeze(1)
-            if len(rows):
-                scaled = [resize_by(levels[-1][rows], scale)]
-                maps = self.mask_head(scaled, image_BCSS[rows], unit_box_B4[rows])
-                logits_BMM = logits_BMM.index_copy(0, rows, self._match(vector_BC[rows], maps))
+            rows = _without_waiting(rows, vector_BC.device)
+            logits = self._match_scaled_by(
+                SIZE_SCALES[size_class], vector_BC[rows], levels[-1][rows]
+            )
+            logits_BMM = logits_BMM.index_copy(0, rows, logits)
         return logits_BMM
 
     def _decode_every_size(
-        self,
-        vector_BC: Tensor,
-        levels: list[Tensor],
-        image_BCSS: Tensor,
-        unit_box_B4: Tensor,
-        box_area_B: Tensor,
+        self, vector_BC: Tensor, features_BDhw: Tensor, box_area_B: Tensor
     ) -> Tensor:
         """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
         logits_KBMM = torch.stack(
-            [
-                self._match(vector_BC, self.mask_head([scaled], image_BCSS, unit_box_B4))
-                for scaled in (resize_by(levels[-1], scale) for scale in SIZE_SCALES)
-            ]
+            [self._match_scaled_by(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
         )
         size_class_B = size_class_of(box_area_B)
         chosen_KB = torch.stack([size_class_B == k for k in range(len(SIZE_SCALES))])
         return (logits_KBMM * chosen_KB[:, :, None, None]).sum(0)
+
+    def _match_scaled_by(self, scale: float, vector_BC: Tensor, features_BDhw: Tensor) -> Tensor:
+        """Return the paper's head's logits of features resized by the scale of a size class."""
+        maps = self.mask_head([resize_by(features_BDhw, scale)])
+        return self._match(vector_BC, maps)
 
     def _match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
         """Return how well every place of the map matches the object, at the map size, float32.
@@ -111,6 +123,13 @@ class MALNetwork(nn.Module):
         """
         logits = self.mask_head.match(vector_BC, maps_BCHW).float()
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
+
+
+def _without_waiting(rows: Tensor, device: torch.device) -> Tensor:
+    """Move indices to a device while that works on."""
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
 
 
 def _build_backbone(model: ModelSpec, crop_size: int) -> ViTBackbone | HybridBackbone:

@@ -7,9 +7,15 @@ inert placeholder.
 
 from __future__ import annotations
 
+import io
 import logging
+import mmap
 import pickle
+import pickletools
+import re
+import textwrap
 import types
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,8 +28,11 @@ from mal.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
+MAX_REASON_LENGTH = 120
 _MEMORY_SIGN = "allocate memory"
+_AMOUNT = re.compile(r"allocate (\d+) bytes")
 _TAO_SUFFIXES = (".tlt", ".etlt", ".hdf5", ".h5")
+_NUM_LEGACY_HEADERS = 3  # PyTorch's magic number, protocol and system precede the content
 
 
 def _rebuild_parameter_with_state(data: Any, requires_grad: bool, hooks: Any, _state: Any) -> Any:
@@ -104,29 +113,72 @@ def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False)
     """
     is_mapped = leaves_tensors_on_disk and zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+        return _load_quietly(path, weights_only=True, mmap=is_mapped)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"checkpoint must exist, got {path}. Give the path of a .pth file."
         ) from error
     except (pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError):
         log.debug("%s holds more than tensors and plain values", path)
-    except (OSError, RuntimeError, EOFError) as error:
-        if _MEMORY_SIGN in str(error):  # says nothing about the file
+    except (OSError, RuntimeError, EOFError, MemoryError) as error:
+        if _is_shortage(error, path):  # says nothing about the file
             raise
         raise _unreadable(path, error) from error
     try:
-        return torch.load(
-            path,
-            map_location="cpu",
-            weights_only=False,
-            pickle_module=_INERT_PICKLE,
-            mmap=is_mapped,
-        )
+        return _load_quietly(path, weights_only=False, pickle_module=_INERT_PICKLE, mmap=is_mapped)
     except Exception as error:
-        if isinstance(error, MemoryError) or _MEMORY_SIGN in str(error):
+        if _is_shortage(error, path):
             raise
         raise _unreadable(path, error) from error
+
+
+def _load_quietly(path: Path, **how: Any) -> Any:
+    """Load without PyTorch's advice to programmers, which would precede our own line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.load(path, map_location="cpu", **how)
+
+
+def _is_shortage(error: Exception, path: Path) -> bool:
+    """Whether memory ran out for a file that asks for no more than it holds."""
+    if isinstance(error, MemoryError):
+        return not _overstates_a_pickle(path)
+    if _MEMORY_SIGN not in str(error):
+        return False
+    amount = _AMOUNT.search(str(error))
+    return amount is None or int(amount[1]) <= path.stat().st_size
+
+
+def _overstates_a_pickle(path: Path) -> bool:
+    """Whether a pickle of the file is cut short, or claims more than the whole file has."""
+    size = path.stat().st_size
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+                return any(_overstates(m, size) for _ in range(_NUM_LEGACY_HEADERS + 1))
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            return any(info.file_size > size for info in infos) or any(
+                _overstates(io.BytesIO(archive.read(info)), size)
+                for info in infos
+                if info.filename.endswith("data.pkl")
+            )
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ):  # one that ends too early, or none
+        return True
+
+
+def _overstates(content: Any, size: int) -> bool:
+    """Whether a pickle numbers its objects beyond the size; one that is cut is a ValueError."""
+    operations = pickletools.genops(content)
+    return any(
+        code.name == "LONG_BINPUT" and isinstance(number, int) and number > size
+        for code, number, _ in operations
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
@@ -136,7 +188,14 @@ def _unreadable(path: Path, error: Exception) -> ArtifactError:
             "encrypted or wrote for another framework. Train or convert it there with an empty "
             "encryption_key, and give its .pth."
         )
-    reason = str(error).partition("\n")[0][:120]
+    is_overstated = isinstance(error, MemoryError | EOFError) or _MEMORY_SIGN in str(error)
+    reason = "it claims more bytes than it has" if is_overstated else reason_of(error)
     return ArtifactError(
         f"checkpoint must be readable by PyTorch, got {path} ({reason}). Copy it again."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of what a library says, cut between words; its kind if it is mute."""
+    line = str(error).partition("\n")[0]
+    return textwrap.shorten(line, MAX_REASON_LENGTH, placeholder=" ...") or type(error).__name__

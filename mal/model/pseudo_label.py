@@ -1,6 +1,6 @@
 """The label that the student learns from: student and teacher agreed, sharpened by the image.
 
-Shape letters: B items, M side of the mask map, S crop side (px), D width, h w token grid.
+Shape letters: B items, M side of the mask map, S crop side (px).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mal.model.affinity import prior_logits, spread_over_tokens
+from mal.model.affinity import TokenAffinity
 from mal.model.color import lab_from_normalized
 from mal.model.heads import resize_to
 from mal.model.mean_field import mean_field
@@ -20,10 +20,9 @@ _MIN_PROBABILITY = 0.01
 @torch.no_grad()
 def make_pseudo_label(
     prob_BMM: Tensor,
-    unit_box_B4: Tensor,
     box_mask_BMM: Tensor,
     image_BCSS: Tensor,
-    tokens_BDhw: Tensor,
+    affinity: TokenAffinity,
     *,
     train: TrainSpec,
 ) -> Tensor:
@@ -31,14 +30,13 @@ def make_pseudo_label(
 
     Args:
         prob_BMM: Mean probability of student and teacher.
-        unit_box_B4: Box, xyxy as 0..1 of the crop.
         box_mask_BMM: 0 or 1.
         image_BCSS: Normalised RGB that the colours are taken from.
-        tokens_BDhw: Deep features, for prior and affinity.
+        affinity: Of the deep tokens.
         train: The spec's CRF settings.
     """
     size = (prob_BMM.shape[-1] * train.crf_size_ratio,) * 2
-    start_BMM = _start_of(prob_BMM.float(), unit_box_B4, box_mask_BMM, tokens_BDhw, train)
+    start_BMM = _start_of(prob_BMM.float(), box_mask_BMM, affinity, train)
     colours = resize_to(image_BCSS.float(), size)
     if train.crf_color_space == "lab":
         colours = lab_from_normalized(colours)
@@ -58,24 +56,21 @@ def make_pseudo_label(
 
 
 def _start_of(
-    prob_BMM: Tensor,
-    unit_box_B4: Tensor,
-    box_mask_BMM: Tensor,
-    tokens_BDhw: Tensor,
-    train: TrainSpec,
+    prob_BMM: Tensor, box_mask_BMM: Tensor, affinity: TokenAffinity, train: TrainSpec
 ) -> Tensor:
     """Mix the prediction with what the tokens say, and move its threshold to one half."""
     start_BMM = prob_BMM
     if train.prior_weight:
-        prior = prior_logits(tokens_BDhw, unit_box_B4, train.affinity_temperature)
+        prior = affinity.prior_logits(train.affinity_temperature)
         prior_BMM = resize_to(prior[:, None], prob_BMM.shape[-2:])[:, 0].sigmoid()
         start_BMM = torch.lerp(start_BMM, prior_BMM, train.prior_weight)
     start_BMM = start_BMM * box_mask_BMM
     if train.affinity_weight:
-        spread_BMM = spread_over_tokens(start_BMM, tokens_BDhw, train.affinity_temperature)
+        spread_BMM = affinity.spread(start_BMM, train.affinity_temperature)
         start_BMM = torch.lerp(start_BMM, spread_BMM, train.affinity_weight)
     if train.crf_start_thres == 0.5:
         return start_BMM
     bounded_BMM = start_BMM.clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-    threshold = torch.tensor(train.crf_start_thres, device=prob_BMM.device)
+    # Filled on the device: a value sent there would make the host wait.
+    threshold = torch.full((), train.crf_start_thres, device=prob_BMM.device)
     return (torch.logit(bounded_BMM) - torch.logit(threshold)).sigmoid()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,20 +26,34 @@ def make_teacher(student: Network) -> Network:
     return copy.deepcopy(student, memo=dict(shared)).requires_grad_(False)
 
 
-@torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Move the teacher towards the student: t <- momentum * t + (1 - momentum) * s.
+class TeacherUpdate:
+    """Moves the teacher towards the student: t <- momentum * t + (1 - momentum) * s.
 
-    Buffers (running statistics, averages already) are copied.
+    Buffers (running statistics, averages already) are copied. What both share stays as it is.
+    Which tensors belong together is found once: walking through two networks takes longer than
+    moving their heads.
     """
-    pairs = [
-        (mine, theirs)
-        for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
-        if mine is not theirs
-    ]
-    if pairs:
-        averaged, current = zip(*pairs, strict=True)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - momentum)
-    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-        if mine is not theirs:
-            mine.copy_(theirs)
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.averaged, self.current = _own_pairs(teacher.parameters(), student.parameters())
+        self.copied, self.sources = _own_pairs(teacher.buffers(), student.buffers())
+
+    @torch.no_grad()
+    def __call__(self, momentum: float) -> None:
+        """Move once."""
+        if self.averaged:
+            torch._foreach_lerp_(self.averaged, self.current, 1 - momentum)
+        if self.copied:
+            torch._foreach_copy_(self.copied, self.sources)
+
+
+def _own_pairs(
+    mine: Iterable[Tensor], theirs: Iterable[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    pairs = [(m, t) for m, t in zip(mine, theirs, strict=True) if m is not t]
+    return [m for m, _ in pairs], [t for _, t in pairs]
+
+
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher towards the student once."""
+    TeacherUpdate(teacher, student)(momentum)

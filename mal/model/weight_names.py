@@ -15,12 +15,16 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from mal.errors import ArtifactError
+
 log = logging.getLogger(__name__)
 
 BACKBONE = "backbone."
 _WRAPPERS = ("state_dict", "model", "model_state", "module")
 _PREFIXES = ("backbone.", "module.", "model.", "encoder.", "_orig_mod.")
 _POSITIONS = "pos_embed"
+_NUM_PREFIX_TOKENS = (0, 1, 2, 5)  # none, class, class and distillation, class and four registers
+_MAX_GRID_SIDE = 256  # crops of 4096 px: a larger grid is a damaged file's
 _POOLED_NORM, _NORM = "fc_norm.", "norm."
 
 State = Mapping[str, Tensor]
@@ -121,8 +125,12 @@ def _kind_and_shape(key: str, value: Tensor) -> tuple[str, torch.Size]:
 
 
 def _resize_positions(have: Tensor, wanted: Tensor) -> Tensor:
-    """Interpolate position embeddings (1, 1 + h * w, D) to another token grid."""
-    is_of_this_width = have.ndim == wanted.ndim and have.shape[-1] == wanted.shape[-1]
+    """Interpolate position embeddings (1, prefix + side * side, D) to another token grid.
+
+    Raises:
+        ArtifactError: They are no square grid.
+    """
+    is_of_this_width = have.shape[::2] == wanted.shape[::2] and have.ndim == wanted.ndim
     if have.shape == wanted.shape or not is_of_this_width:
         return have
     num_prefix, num_given = _num_prefix_tokens(wanted), _num_prefix_tokens(have)
@@ -137,6 +145,18 @@ def _resize_positions(have: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _num_prefix_tokens(position_embedding: Tensor) -> int:
-    """Return how many tokens (class, distillation, registers) come before the square grid."""
+    """Return how many tokens (class, distillation, registers) come before the square grid.
+
+    Raises:
+        ArtifactError: No such split is plausible.
+    """
     num_tokens = position_embedding.shape[1]
-    return num_tokens - math.isqrt(num_tokens) ** 2
+    side = math.isqrt(num_tokens)
+    num_prefix = num_tokens - side**2
+    if num_prefix not in _NUM_PREFIX_TOKENS or not 0 < side <= _MAX_GRID_SIDE:
+        raise ArtifactError(
+            f"{_POSITIONS} must be a square grid of at most {_MAX_GRID_SIDE} tokens a side after "
+            f"0, 1, 2 or 5 others, got shape {tuple(position_embedding.shape)}. Give weights of a "
+            "ViT for square images."
+        )
+    return num_prefix

@@ -8,7 +8,7 @@ import reprlib
 import typing
 from typing import Any
 
-from mal.spec.setting import REQUIRED, Setting
+from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _ITEM_NAMES = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
@@ -118,6 +118,8 @@ def _broken_bound(number: float, facts: Setting) -> str | None:
     )
     if not math.isfinite(_float_from(number)):
         return "be a finite number"
+    if isinstance(number, int) and number > MAX_WHOLE_NUMBER:
+        return f"be at most {MAX_WHOLE_NUMBER}"
     for holds, bound, words in bounds:
         if bound is not None and not holds(number, bound):
             return f"be {words} {bound:g}"

@@ -77,6 +77,13 @@ class DatasetSpec:
         minimum=0,
         maximum=1,
     )
+    shuffle_pool_mib: int = setting(
+        256,
+        "Ours. Training boxes are shuffled among the images that fit into this memory of a loader "
+        "process, MiB decoded, so that each is decoded once an epoch. 0: among the whole set.",
+        minimum=0,
+        is_searchable=False,
+    )
 
 
 @dataclass
@@ -188,6 +195,17 @@ class TrainSpec:
         "Ours. With model.freeze_backbone: crops drawn once, shared evenly among the boxes, whose "
         "features are computed once and cached. 0: features are computed in every step.",
         minimum=0,
+    )
+    feature_cache_gib: float = setting(
+        20.0,
+        "Ours. Most that the cached features of all runs may take, GiB; the longest unused go.",
+        exclusive_minimum=0,
+    )
+    compile: bool = setting(
+        False, "Ours. Compile the student's backbone (torch.compile); a CPU needs a C++ compiler."
+    )
+    profile: bool = setting(
+        False, "Ours. Tell at the end where the time went: a table, and profile.json."
     )
     oom_fallback: bool = setting(
         False,
@@ -341,6 +359,19 @@ class PredictionSpec:
     use_flip_test: bool = setting(False, "Average with the mirrored crop's prediction.")
     use_mixed_model_test: bool = setting(False, "Average student and teacher.")
     use_teacher_test: bool = setting(False, "Predict with the teacher.")
+    precision: str = setting(
+        "auto",
+        "Ours. Of the network: auto is fp16 on CUDA with train.use_amp, else fp32. On a CPU "
+        "without bf16 units bf16 is slower than fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    crop_sizes: list[int] = setting(
+        [],
+        "Ours. Crops of several sizes, px, multiples of a ViT's patch: each box gets the smallest "
+        "that holds its window, or the largest. Empty: the model's one crop for all.",
+        minimum=MIN_CROP_SIZE,
+        is_searchable=False,
+    )
 
 
 @dataclass
@@ -378,6 +409,11 @@ class ExportSpec:
     checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.", is_popular=True)
     onnx_file: str = setting("mal_model.onnx", "Output; relative paths lie in the result folder.")
     opset_version: int = setting(18, "ONNX opset.", minimum=18)
+    precision: str = setting(
+        "fp32",
+        "int8: matrix products in 8 bits, for ONNX Runtime on a CPU.",
+        choices=("fp32", "int8"),
+    )
     batch_size: int = setting(-1, "Fixed batch; -1: dynamic.", minimum=-1)
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/export.")
     use_mixed_model_test: bool = setting(False, "Export the mean of student and teacher.")
@@ -411,7 +447,9 @@ class ExperimentSpec:
     )
     model_name: str = setting("", "Accepted for TAO's sake; has no effect.")
     encryption_key: str = setting(
-        "", "Accepted for TAO's sake; nothing is encrypted, and the key is recorded nowhere."
+        "",
+        "Accepted for TAO's sake; nothing is encrypted, and the key is kept nowhere.",
+        is_ignored=True,
     )
     device: str = setting(
         "auto", "Ours. auto: CUDA where there is one.", choices=("auto", "cpu", "cuda")

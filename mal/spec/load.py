@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
+import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ ACTION_SECTIONS = {
     "export": ("dataset", "model", "train", "export"),
 }
 
+# User and password in a uri would end in every record of a run.
+CREDENTIALS_PATTERN = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
+
 ALIASES = {"model.crop_size": "dataset.crop_size", "model.load_mask": "dataset.load_mask"}
 SHORTHANDS = {
     "num_epochs": ("train.num_epochs",),
@@ -52,7 +57,11 @@ SHORTHANDS = {
     "arch": ("model.arch",),
     "crop_size": ("dataset.crop_size",),
     "resume_checkpoint": ("train.resume_training_checkpoint_path",),
+    "profile": ("train.profile",),
 }
+
+MAX_REFERENCES = 20
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 
 SpecSource = str | Path | Mapping[str, Any]
 
@@ -100,17 +109,16 @@ def load_spec(
     given: dict[str, _Given] = {}
     for content, file, text in _read_all(sources, overrides, problems):
         given.update(_known_settings(content, file, text, problems))
+    _drop_ignored(given)
     spec = ExperimentSpec()
     unusable = [
         key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
     ]
+    problems += _resolve_references(spec, set(given) - set(unusable))
     problems += _missing_required(spec, action)
     problems += combination_problems(spec, action, unusable)
     if problems:
         raise SpecError(problems)
-    if spec.encryption_key:
-        log.warning("encryption_key has no effect: nothing is encrypted here. It is left out.")
-        spec.encryption_key = ""
     return spec
 
 
@@ -184,6 +192,13 @@ def _known_settings(
     return known
 
 
+def _drop_ignored(given: dict[str, _Given]) -> None:
+    """Leave out what has no effect, whatever it is, without ever repeating it."""
+    for key in [key for key in given if _SETTINGS[key][1].is_ignored]:
+        if given.pop(key).value not in ("", None):
+            log.warning("%s has no effect: nothing is encrypted here. It is left out.", key)
+
+
 def _suggest(key: str) -> str:
     candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else _SECTIONS)]
     nearest = difflib.get_close_matches(key[:100], candidates, n=1, cutoff=0.6)
@@ -209,6 +224,13 @@ def _assign(
     is_typed_number = is_free_text and entry.text is not None and is_number(entry.value)
     given = entry.text if is_typed_number else entry.value
     value, rule = convert_value(given, hint, facts)
+    if rule is None and is_free_text and re.match(CREDENTIALS_PATTERN, value):
+        shown = re.sub("//[^/\\s]*@", "//", value)
+        problems.append(
+            f"{entry.written_key} must not carry credentials, got some in {shown}{entry.place}. "
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+        return False
     if rule is None:
         _set_value(spec, key, value)
         return True
@@ -231,6 +253,29 @@ def _set_value(spec: ExperimentSpec, key: str, value: Any) -> None:
     for section in sections:
         target = getattr(target, section)
     setattr(target, name, value)
+
+
+def _resolve_references(spec: ExperimentSpec, keys: Collection[str]) -> list[str]:
+    """Put the values of other keys in the place of `${key}`, as in TAO's files."""
+    problems = []
+    for key in sorted(keys):
+        text = _value_of(spec, key)
+        hops = 0
+        while isinstance(text, str) and (reference := _REFERENCE.search(text)):
+            hops += 1
+            if reference[1] not in _SETTINGS or hops > MAX_REFERENCES:
+                problems.append(
+                    f"{key} must refer to other keys of the spec, got {yaml_text(text)}. Write the "
+                    "value itself."
+                )
+                break
+            text = text.replace(reference[0], str(_value_of(spec, reference[1])))
+        _set_value(spec, key, text)
+    return problems
+
+
+def _value_of(spec: ExperimentSpec, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), spec)
 
 
 def _missing_required(spec: ExperimentSpec, action: str) -> list[str]:

@@ -1,8 +1,9 @@
 """The JSON Schema (draft 2020-12) of an action's spec, generated from the spec's dataclasses.
 
-A schema accepts what `load_spec` accepts, and nothing else, with two things it cannot say: a key
-that must be set may still be `???`, since a template is valid too; and of a key that stands in a
-document under several of its names, the last one counts.
+A schema accepts what `load_spec` accepts, and nothing else, for documents that JSON can hold. What
+it cannot say: a key that must be set may still be absent or `???`, since a template is valid too;
+of a key that stands in a document under several of its names, the last one counts; a reference
+`${key}` must name a key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
 
 Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
 `popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,
@@ -20,13 +21,14 @@ from mal.spec.experiment import BACKBONE_ARCHS, ExperimentSpec
 from mal.spec.load import (
     ACTION_SECTIONS,
     ALIASES,
+    CREDENTIALS_PATTERN,
     SHORTHANDS,
     is_needed,
     iterate_settings,
     spec_as_dict,
 )
 from mal.spec.rules import is_hybrid, patch_size_of
-from mal.spec.setting import REQUIRED, Setting
+from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 
 JsonSchema = dict[str, Any]
 
@@ -121,19 +123,25 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         item_hint = typing.get_args(hint)[0]
         return {
             "type": "array",
-            "items": {"type": _TYPES[item_hint], **_bounds(facts)},
+            "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
             **_lengths(facts.lengths),
         }
+    if facts.is_ignored:
+        return {}
     if facts.choices:
         return {"type": "string", "enum": list(facts.choices)}
     if hint is str:
-        is_open = {"not": {"const": REQUIRED}} if must_be_set else {}
-        return {"type": ["string", "null"], **is_open}
-    return {"type": _TYPES[hint], **_bounds(facts)}
+        refused: list[JsonSchema] = [{"pattern": CREDENTIALS_PATTERN}]
+        if must_be_set:
+            refused.append({"const": REQUIRED})
+        # To a schema a pattern holds for all that is no text.
+        return {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
+    return {"type": _TYPES[hint], **_bounds(facts, hint)}
 
 
-def _bounds(facts: Setting) -> JsonSchema:
-    bounds: JsonSchema = {
+def _bounds(facts: Setting, hint: Any) -> JsonSchema:
+    bounds: JsonSchema = {"maximum": MAX_WHOLE_NUMBER} if hint is int else {}
+    bounds |= {
         word: getattr(facts, name)
         for name, word in _BOUNDS.items()
         if getattr(facts, name) is not None

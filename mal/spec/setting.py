@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REQUIRED = "???"
+MAX_WHOLE_NUMBER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Setting:
         search: AutoML's range by default; None: not varied unless the user asks.
         is_searchable: Whether a user may ask AutoML to vary it.
         is_popular: Whether people often set it.
+        is_ignored: Whether any value is taken, and none is kept.
     """
 
     description: str
@@ -47,6 +49,7 @@ class Setting:
     search: SearchRange | None = None
     is_searchable: bool = True
     is_popular: bool = False
+    is_ignored: bool = False
 
 
 def setting(default: Any, description: str, **facts: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mal.errors import MemoryShortageError
+from mal.errors import MalError, MemoryShortageError
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.rules import patch_size_of
 
@@ -30,6 +30,7 @@ CROP_KEY, ARCH_KEY, BATCH_KEY = "dataset.crop_size", "model.arch", "train.batch_
 # What libraries say that have no exception of their own for it.
 _SIGNS = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 _AMOUNT = re.compile(r"allocate ([\d.]+ ?[A-Za-z]+)")
+_MAX_CHAIN = 16  # a chain may be a ring
 _LARGER_DEVICE = "Use a device with more memory."
 
 Changes = Mapping[str, Any]
@@ -38,7 +39,28 @@ MemoryKeys = tuple[int, str, int]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA, PyTorch's CPU allocator or Python found no memory left."""
+    """Whether CUDA, PyTorch's CPU allocator or Python found no memory left.
+
+    A library may wrap that error in one of its own (the ONNX exporter does).
+    """
+    return _shortage_in(error) is not None
+
+
+def _shortage_in(error: BaseException | None) -> BaseException | None:
+    """Return the error that tells of memory, of one and those that it came from.
+
+    Errors of ours and of the system, and an interruption, mean what they say themselves.
+    """
+    for _ in range(_MAX_CHAIN):
+        if error is None or _tells_of_memory(error):
+            return error
+        if isinstance(error, MalError | OSError) or not isinstance(error, Exception):
+            return None
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _tells_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):  # a loader process could not be started
@@ -159,7 +181,7 @@ def prediction_shortage(
 
 def name_shortage(error: BaseException) -> str:
     """Return a few words of what a library says in many."""
-    text = str(error)
+    text = str(_shortage_in(error) or error)
     name = "CUDA out of memory" if "CUDA" in text else "out of memory"
     amount = _AMOUNT.search(text)
     return f"{name} (tried to allocate {amount[1]})" if amount else name
@@ -167,6 +189,7 @@ def name_shortage(error: BaseException) -> str:
 
 def _device_of(error: BaseException, device: torch.device) -> torch.device:
     """Return whose memory ran out: beside a GPU the loaders may lack that of the host."""
+    error = _shortage_in(error) or error
     is_host = isinstance(error, MemoryError | OSError) or "allocate memory" in str(error)
     return torch.device("cpu") if is_host else device
 

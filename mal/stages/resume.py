@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mal.artifacts import LATEST_CHECKPOINT
 from mal.errors import ArtifactError
@@ -18,6 +18,8 @@ from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
 from mal.storage import fetch_file
 
 log = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value", int, str)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,40 @@ class Start:
     warm_from: Path | None = None
 
 
+@dataclass(frozen=True)
+class _SavedSpec:
+    """The spec that a checkpoint carries, perhaps of another version: read only where asked.
+
+    Attributes:
+        content: By section and key.
+        path: The checkpoint.
+    """
+
+    content: Mapping[str, Any]
+    path: Path
+
+    @property
+    def memory_keys(self) -> MemoryKeys:
+        """What the memory fallback changes."""
+        crop_px = self._value("dataset", "crop_size", int)
+        return crop_px, self._value("model", "arch", str), self._value("train", "batch_size", int)
+
+    @property
+    def seed(self) -> int:
+        """The run's own, never -1."""
+        return self._value("train", "seed", int)
+
+    def _value(self, section: str, key: str, make: Callable[[Any], _Value]) -> _Value:
+        try:
+            return make(self.content[section][key])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise ArtifactError(
+                f"checkpoint to go on from must carry its spec, got none that says {section}.{key} "
+                f"in {self.path}. Give one of mal train, or give it as "
+                "train.pretrained_model_path."
+            ) from error
+
+
 def choose_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Start:
     """Return where a training in this folder begins, with a seed drawn in place of -1.
 
@@ -44,14 +80,15 @@ def choose_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Sta
         has_shrunk: Memory ran out at a larger setting, to which the checkpoint belongs.
 
     Raises:
-        ArtifactError: The checkpoint is of another network.
+        ArtifactError: The checkpoint is of another network, or does not say of which.
     """
     path = _resume_checkpoint(spec, folder)
-    saved = read_training_spec(path) if path else None
+    content = read_training_spec(path) if path else None
+    saved = _SavedSpec(content, path) if path and content is not None else None
     spec = _with_drawn_seed(spec, saved)
     if path is None or saved is None:
         return Start(spec, resume_from=path)
-    trained_keys = _memory_keys_of_saved(saved)
+    trained_keys = saved.memory_keys
     if trained_keys == memory_keys(spec):
         return Start(spec, resume_from=path)
     if has_shrunk:
@@ -66,12 +103,6 @@ def choose_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Sta
     return Start(spec, resume_from=path)
 
 
-def _memory_keys_of_saved(saved: Mapping[str, Any]) -> MemoryKeys:
-    """Read only what is asked for: a run also goes on with another version of the spec."""
-    crop_px, batch_size = saved["dataset"]["crop_size"], saved["train"]["batch_size"]
-    return int(crop_px), str(saved["model"]["arch"]), int(batch_size)
-
-
 def _require_same_network(mine: MemoryKeys, theirs: MemoryKeys, path: Path) -> None:
     wanted, found = (f"{keys[1]} at dataset.crop_size {keys[0]}" for keys in (mine, theirs))
     if wanted != found:
@@ -82,11 +113,11 @@ def _require_same_network(mine: MemoryKeys, theirs: MemoryKeys, path: Path) -> N
         )
 
 
-def _with_drawn_seed(spec: ExperimentSpec, saved: Mapping[str, Any] | None) -> ExperimentSpec:
+def _with_drawn_seed(spec: ExperimentSpec, saved: _SavedSpec | None) -> ExperimentSpec:
     """Return the spec with a seed in place of -1: the resumed run's own, or a new one."""
     if spec.train.seed >= 0:
         return spec
-    seed = secrets.randbits(31) if saved is None else int(saved["train"]["seed"])
+    seed = secrets.randbits(31) if saved is None else saved.seed
     return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=seed))
 
 

@@ -7,9 +7,11 @@ mirroring and colours.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +21,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment
+from mal.errors import SpecError
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
-from mal.storage.cache import build_folder_once, key_of
+from mal.spec.experiment import ExperimentSpec
+from mal.spec.rules import patch_size_of
+from mal.storage.cache import key_of
+from mal.storage.limited import limited_folder
 
 log = logging.getLogger(__name__)
 
 FEATURE_BATCH_SIZE = 8
 FORMAT_VERSION = 1
+GIB = 2**30
+ROW_BYTES = 64  # more than box, area and row, and their share of the files' headers
 # What the drawing of clean crops depends on, of the spec's `dataset` section.
 DRAWING_KEYS = ("crop_size", "window_rate", "box_jitter")
 
@@ -79,23 +87,44 @@ class _DrawnCrops(Dataset[CropBatch]):
         return self.crops.cut_readable(box, rng)
 
 
-def cache_crop_features(
+@contextlib.contextmanager
+def cached_crop_features(
     network: MALNetwork, crops: TrainingCrops, num_crops: int, device: torch.device
-) -> CachedCrops:
-    """Return `num_crops` crops with features; computed unless an equal run has left them.
+) -> Iterator[CachedCrops]:
+    """Yield `num_crops` crops with features; computed unless an equal run has left them.
+
+    They stay on the disk while the block runs, and until `train.feature_cache_gib` is full.
 
     Raises:
-        StorageError: The cache folder cannot be written.
+        SpecError: They take more than that.
+        StorageError: The cache folder cannot be written, or is full of what other runs use.
     """
-    key = _content_key(network, crops, num_crops)
+    num_bytes = num_crops * bytes_per_crop(network, crops.spec)
+    limit_bytes = int(crops.spec.train.feature_cache_gib * GIB)
+    if num_bytes > limit_bytes:
+        raise SpecError(
+            f"train.feature_cache_gib must be at least {num_bytes / GIB:.2f} for {num_crops} "
+            f"cached crops of {crops.spec.dataset.crop_size} px, got {limit_bytes / GIB:.2f}. "
+            "Raise it, or lower train.cached_crops or dataset.crop_size."
+        )
 
     def fill(folder: Path) -> None:
         # Weights moved inside inference mode could never be trained again.
         network.to(device).eval()
         _compute(network, _DrawnCrops(crops, num_crops), folder, device)
 
-    folder = build_folder_once(key, "features", fill)
-    return CachedCrops(folder, crops.spec.dataset.photometric_rate, crops.seed)
+    key = _content_key(network, crops, num_crops)
+    with limited_folder(key, fill, num_bytes=num_bytes, limit_bytes=limit_bytes) as folder:
+        yield CachedCrops(folder, crops.spec.dataset.photometric_rate, crops.seed)
+
+
+def bytes_per_crop(network: MALNetwork, spec: ExperimentSpec) -> int:
+    """Return what a crop takes on the disk: features, image, true mask, box."""
+    size = spec.dataset.crop_size
+    num_tokens = (size // patch_size_of(spec.model.arch)) ** 2
+    features = sum(network.backbone.level_channels) * num_tokens * torch.half.itemsize
+    num_planes = 3 + (spec.train.supervision == "mask")
+    return features + num_planes * size**2 + ROW_BYTES
 
 
 @torch.inference_mode()

@@ -5,20 +5,25 @@ Shape letters: B items, S crop side (px), M side of the mask map.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 from torch.nn import functional as F
 
 from mal.data.batch import CropBatch, box_mask_from_unit_box, normalize_image
+from mal.model.affinity import TokenAffinity
 from mal.model.heads import resize_to
 from mal.model.losses import dice_loss, mil_loss
 from mal.model.network import MALNetwork
+from mal.model.precision import without_autocast
 from mal.model.pseudo_label import make_pseudo_label
-from mal.model.teacher import make_teacher, update_teacher
+from mal.model.teacher import TeacherUpdate, make_teacher
 from mal.spec.experiment import ExperimentSpec
 from mal.training.optimizer import (
     build_optimizer,
@@ -27,6 +32,9 @@ from mal.training.optimizer import (
     warmup_factor,
     window_factor,
 )
+from mal.training.step_profile import CRF, STUDENT, TEACHER
+
+_Encoded = tuple[list[Tensor], TokenAffinity]
 
 
 class MALModule(LightningModule):
@@ -39,6 +47,7 @@ class MALModule(LightningModule):
             alike.
         steps_per_epoch: Optimiser steps of an epoch.
         num_steps: Optimiser steps of the run.
+        profiler: Is told what a step does.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class MALModule(LightningModule):
         seed: int,
         steps_per_epoch: int,
         num_steps: int,
+        profiler: Profiler | None = None,
     ) -> None:
         super().__init__()
         self.student = student.to(memory_format=torch.channels_last)
@@ -57,6 +67,11 @@ class MALModule(LightningModule):
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.num_steps = num_steps
+        self.profiler = profiler or PassThroughProfiler()
+        # The function and not the module: a compiled module's weights have other names.
+        self._encode = (
+            torch.compile(student.encode, dynamic=False) if spec.train.compile else student.encode
+        )
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its warm-up and cosine."""
@@ -103,18 +118,26 @@ class MALModule(LightningModule):
         student_image = normalize_image(
             batch.image_BCSS if batch.student_image_BCSS is None else batch.student_image_BCSS
         )
-        levels = self._cached_levels(batch)
-        logits_BMM = self.student.decode(
-            self.student.encode(student_image) if levels is None else levels,
-            student_image,
-            batch.unit_box_B4,
-            batch.box_area_B,
-        )
+        with self.profiler.profile(STUDENT):
+            levels = self._cached_levels(batch)
+            is_cached = levels is not None
+            if levels is None:
+                levels = self._encode(student_image)
+            affinity = TokenAffinity(levels[-1], batch.unit_box_B4)
+            logits_BMM = self.student.decode(
+                levels, student_image, batch.unit_box_B4, batch.box_area_B, affinity
+            )
         prob_BMM = logits_BMM.float().sigmoid()
         if self.spec.train.supervision == "mask":
             loss = _mask_loss(logits_BMM.float(), prob_BMM, batch)
         else:
-            loss = self._box_loss(prob_BMM, student_image, levels, batch)
+            # A frozen backbone gives the teacher the same features of the same image.
+            is_shared = is_cached or (
+                batch.student_image_BCSS is None and self.teacher.backbone is self.student.backbone
+            )
+            loss = self._box_loss(
+                prob_BMM, student_image, (levels, affinity) if is_shared else None, batch
+            )
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
@@ -122,7 +145,7 @@ class MALModule(LightningModule):
         self,
         prob_BMM: Tensor,
         student_image_BCSS: Tensor,
-        levels: list[Tensor] | None,
+        shared: _Encoded | None,
         batch: CropBatch,
     ) -> Tensor:
         train = self.spec.train
@@ -132,16 +155,16 @@ class MALModule(LightningModule):
         loss: Tensor = train.loss_mil_weight * self._mil_factor() * mil
         crf_weight = train.loss_crf_weight * self._crf_factor()
         if crf_weight > 0:
-            teacher_image_BCSS = normalize_image(batch.image_BCSS)
-            teacher_prob_BMM, tokens = self._teacher_view(levels, teacher_image_BCSS, batch)
+            with self.profiler.profile(TEACHER):
+                teacher_image_BCSS = normalize_image(batch.image_BCSS)
+                teacher_prob_BMM, affinity = self._teacher_view(shared, teacher_image_BCSS, batch)
             # In half precision neither colours nor token affinities are exact enough.
-            with torch.autocast(prob_BMM.device.type, enabled=False):
+            with self.profiler.profile(CRF), without_autocast(prob_BMM.device):
                 label_BMM = make_pseudo_label(
                     (prob_BMM.detach() + teacher_prob_BMM) / 2,
-                    batch.unit_box_B4,
                     box_mask_BMM,
                     student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
-                    tokens,
+                    affinity,
                     train=train,
                 )
             crf = dice_loss(prob_BMM, label_BMM).mean()
@@ -149,14 +172,20 @@ class MALModule(LightningModule):
             loss = loss + crf_weight * crf
         return loss
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _teacher_view(
-        self, levels: list[Tensor] | None, image: Tensor, batch: CropBatch
-    ) -> tuple[Tensor, Tensor]:
-        """Return the teacher's probabilities of the clean crops, and its deepest features."""
-        levels = self.teacher.encode(image) if levels is None else levels
-        logits_BMM = self.teacher.decode(levels, image, batch.unit_box_B4, batch.box_area_B)
-        return logits_BMM.float().sigmoid(), levels[-1]
+        self, shared: _Encoded | None, image: Tensor, batch: CropBatch
+    ) -> tuple[Tensor, TokenAffinity]:
+        """Return the teacher's probabilities of the clean crops, and its tokens' affinity."""
+        if shared is None:
+            levels = self.teacher.encode(image)
+            affinity = TokenAffinity(levels[-1], batch.unit_box_B4)
+        else:
+            levels, affinity = shared
+        logits_BMM = self.teacher.decode(
+            levels, image, batch.unit_box_B4, batch.box_area_B, affinity
+        )
+        return logits_BMM.float().sigmoid(), affinity
 
     def _cached_levels(self, batch: CropBatch) -> list[Tensor] | None:
         if batch.features_BLDhw is None:
@@ -179,13 +208,18 @@ class MALModule(LightningModule):
         written by one would hold the teacher of the step before.
         """
         super().optimizer_step(*args, **kwargs)
-        update_teacher(self.teacher, self.student, self.spec.model.teacher_momentum)
+        self._teacher_update(self.spec.model.teacher_momentum)
+
+    @functools.cached_property
+    def _teacher_update(self) -> TeacherUpdate:
+        """Pair the tensors at the first step: moving to a device makes buffers anew."""
+        return TeacherUpdate(self.teacher, self.student)
 
     def transfer_batch_to_device(
         self, batch: CropBatch, device: torch.device, _dataloader_idx: int
     ) -> CropBatch:
-        """Move a batch to the device."""
-        return batch.to(device)
+        """Move a batch to the device, but for the areas: the host chooses by them."""
+        return dataclasses.replace(batch.to(device), box_area_B=batch.box_area_B)
 
 
 def _mask_loss(logits_BMM: Tensor, prob_BMM: Tensor, batch: CropBatch) -> Tensor:

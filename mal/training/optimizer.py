@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from mal.spec.experiment import TrainSpec
+
+log = logging.getLogger(__name__)
 
 
 def build_optimizer(
@@ -78,6 +81,11 @@ def window_factor(step: int, num_steps: int, window: Sequence[float]) -> float:
 
 
 def use_deterministic_math(train: TrainSpec) -> None:
-    """Apply the cuDNN switches."""
-    torch.backends.cudnn.benchmark = train.cudnn.benchmark
+    """Apply the cuDNN switches; timing algorithms and choosing among equals exclude each other."""
+    if train.cudnn.benchmark and train.cudnn.deterministic:
+        log.warning(
+            "train.cudnn.benchmark has no effect with train.cudnn.deterministic. Set "
+            "train.cudnn.deterministic=false for speed."
+        )
+    torch.backends.cudnn.benchmark = train.cudnn.benchmark and not train.cudnn.deterministic
     torch.backends.cudnn.deterministic = train.cudnn.deterministic

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
 from mal.data.crop_dataset import (
@@ -41,9 +43,11 @@ from mal.training.callbacks import (
     TrainingProgress,
     Validation,
 )
-from mal.training.feature_cache import CachedCrops, cache_crop_features
+from mal.training.compilation import require_compiler
+from mal.training.feature_cache import CachedCrops, cached_crop_features
 from mal.training.module import MALModule
 from mal.training.optimizer import use_deterministic_math
+from mal.training.step_profile import FEATURES, StepProfile
 from mal.training.wandb_logging import wandb_loggers
 
 log = logging.getLogger(__name__)
@@ -90,28 +94,52 @@ def train_network(
     Raises:
         AnnotationError: No box can be trained on.
         ArtifactError: Weights cannot be loaded.
+        SpecError: Nothing can be compiled here, or features take more room than allowed.
     """
     started_s = time.monotonic()
     torch.manual_seed(run.seed)
     use_deterministic_math(spec.train)
+    if spec.train.compile:
+        require_compiler(run.device)
     checkpoint = read_checkpoint(resume_from) if resume_from else None
     student = _build_student(spec, checkpoint, run.warm_from)
     rows = select_training_boxes(reader, spec)
-    crops = _training_crops(TrainingCrops(reader, rows, spec, run.seed), run, student)
+    profiler = StepProfile(run.folder, run.device) if spec.train.profile else PassThroughProfiler()
+    drawn = TrainingCrops(reader, rows, spec, run.seed)
+    with _training_crops(drawn, run, student, profiler) as crops:
+        log.info("training on %d crops of %d boxes", len(crops), len(rows))
+        figures = _fit(
+            student, crops, spec, run,
+            resume_from=resume_from, checkpoint=checkpoint, profiler=profiler,
+        )  # fmt: skip
+    return {**figures, "train_time_s": round(time.monotonic() - started_s, 3)}
+
+
+def _fit(
+    student: MALNetwork,
+    crops: TrainingCrops | CachedCrops,
+    spec: ExperimentSpec,
+    run: TrainingRun,
+    *,
+    resume_from: Path | None,
+    checkpoint: Mapping[str, Any] | None,
+    profiler: Profiler,
+) -> dict[str, float]:
+    """Fit the student to the crops; returns the figures of the last epoch, steps and epochs."""
     sampler = EpochSampler(len(crops), seed=run.seed)
     loader = training_loader(crops, sampler, spec)
     steps_per_epoch = -(-len(loader) // spec.train.accum_grad_batches)
     num_steps = spec.train.max_steps or spec.train.num_epochs * steps_per_epoch
     log.info(
-        "training on %d crops of %d boxes: %d steps of %d, %.1f M of %.1f M weights, on %s",
-        len(crops), len(rows), num_steps,
-        spec.train.batch_size * spec.train.accum_grad_batches,
+        "%d steps of %d, %.1f M of %.1f M weights, on %s",
+        num_steps, spec.train.batch_size * spec.train.accum_grad_batches,
         _millions(p for p in student.parameters() if p.requires_grad),
         _millions(student.parameters()), run.device,
     )  # fmt: skip
     module = MALModule(
-        student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps
-    )
+        student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps,
+        profiler=profiler,
+    )  # fmt: skip
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps)
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
@@ -122,6 +150,7 @@ def train_network(
             run,
             [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
             loggers,
+            profiler,
             max_epochs=-(-num_steps // steps_per_epoch),
         )
         with run.stop.deferring():
@@ -133,7 +162,6 @@ def train_network(
         **figures,
         "num_steps": float(trainer.global_step),
         "num_epochs": float(trainer.current_epoch),
-        "train_time_s": round(time.monotonic() - started_s, 3),
     }
 
 
@@ -161,11 +189,21 @@ def _validation(spec: ExperimentSpec, run: TrainingRun) -> list[Validation]:
     return [Validation(run.measure, spec.train.validation_interval)] if run.measure else []
 
 
+@contextlib.contextmanager
 def _training_crops(
-    crops: TrainingCrops, run: TrainingRun, student: MALNetwork
-) -> TrainingCrops | CachedCrops:
+    crops: TrainingCrops, run: TrainingRun, student: MALNetwork, profiler: Profiler
+) -> Iterator[TrainingCrops | CachedCrops]:
+    """Yield the crops, with their features where the spec wants these cached."""
     num_cached = crops.spec.train.cached_crops
-    return cache_crop_features(student, crops, num_cached, run.device) if num_cached else crops
+    if not num_cached:
+        yield crops
+        return
+    with contextlib.ExitStack() as in_use:
+        with profiler.profile(FEATURES):
+            cached = in_use.enter_context(
+                cached_crop_features(student, crops, num_cached, run.device)
+            )
+        yield cached
 
 
 def _place_sampler(
@@ -191,6 +229,7 @@ def _build_trainer(
     run: TrainingRun,
     callbacks: list[Any],
     loggers: Sequence[Logger],
+    profiler: Profiler,
     *,
     max_epochs: int,
 ) -> Trainer:
@@ -208,6 +247,7 @@ def _build_trainer(
         accumulate_grad_batches=train.accum_grad_batches,
         gradient_clip_val=train.clip_grad_norm or None,
         callbacks=callbacks,
+        profiler=profiler,
         logger=[TensorBoardLogger(run.folder, name="lightning_logs", version=""), *loggers],
         plugins=[LightningEnvironment(), PlainCheckpointIO()],
         use_distributed_sampler=False,

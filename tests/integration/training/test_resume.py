@@ -57,8 +57,17 @@ def differing(mine: Path, theirs: Path) -> list[str]:
         (HYBRID, ("train.max_steps=6", "train.warmup_rate=0.3")),
         (TINY_VIT, ("model.vit_dpr=0.3", "model.teacher_momentum=0.5", "train.max_steps=3")),
         (CACHED, ("model.vit_dpr=0.3", "train.max_steps=5", "train.checkpoint_interval=2")),
+        pytest.param(TINY_VIT, ("train.compile=true", "train.max_steps=3"), marks=pytest.mark.slow),
     ],
-    ids=["hybrid", "accumulated", "accumulated steps", "by steps", "dropped paths", "cached"],
+    ids=[
+        "hybrid",
+        "accumulated",
+        "accumulated steps",
+        "by steps",
+        "dropped paths",
+        "cached",
+        "compiled",
+    ],
 )
 def test_a_run_resumed_from_any_of_its_checkpoints_ends_with_the_same_weights(
     tiny_set: TinySet, tmp_path: Path, network: Sequence[str], overrides: Sequence[str]

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from tiny_sets import TinySet, write_tiny_set
 
@@ -137,39 +135,41 @@ def test_a_set_of_broken_images_ends_with_the_last_error(tmp_path: Path) -> None
         crops_of(reader)[0, 0]
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 9), st.integers(0, 9))
-def test_every_item_comes_once_an_epoch(
-    num_items: int, num_ranks: int, seed: int, epoch: int
+def decoded_names(
+    monkeypatch: pytest.MonkeyPatch, crops: TrainingCrops, sampler: EpochSampler
+) -> Counter[str]:
+    """Return how often each image is decoded in an epoch."""
+    names: Counter[str] = Counter()
+
+    def counting(path: Path, **size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        names[path.name] += 1
+        return read_image(path, **size)
+
+    monkeypatch.setattr(crop_dataset, "read_image", counting)
+    for _ in training_loader(crops, sampler, crops.spec):
+        pass
+    return names
+
+
+def test_images_beyond_the_pool_are_decoded_once_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = []
-    for rank in range(num_ranks):
-        sampler = EpochSampler(num_items, seed=seed, rank=rank, num_ranks=num_ranks)
-        sampler.set_epoch(epoch)
-        shares.append(list(sampler))
-        assert len(shares[-1]) == len(sampler)
-    counts = Counter(position for share in shares for _, position in share)
-    assert {key[0] for share in shares for key in share} == {epoch}
-    assert set(counts) == set(range(num_items))
-    assert sum(counts.values()) - num_items < num_ranks  # padding only, so that ranks are even
+    data = write_tiny_set(tmp_path, num_images=4, boxes_per_image=3, size_px=400)
+    reader = reader_of(data)  # 0.46 MiB an image: two of four fit
+    crops = crops_of(reader, spec_of(shuffle_pool_mib=1))
+    sampler = EpochSampler(12, seed=0)
+    assert set(decoded_names(monkeypatch, crops, sampler).values()) == {1}
+    assert sampler.pools is not None
+    assert len(crops.reader._decoded) == 2
 
 
-@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 9))
-def test_a_resumed_epoch_yields_the_rest_and_the_next_epoch_all(
-    num_items: int, num_seen: int, seed: int
-) -> None:
-    whole = list(EpochSampler(num_items, seed=seed))
-    resumed = EpochSampler(num_items, seed=seed)
-    resumed.num_skipped = num_seen
-    assert list(resumed) == whole[num_seen:]
-    resumed.set_epoch(1)
-    assert len(list(resumed)) == num_items
-
-
-def test_epochs_are_shuffled_differently() -> None:
-    sampler = EpochSampler(30, seed=0)
-    first = [position for _, position in sampler]
-    sampler.set_epoch(1)
-    assert first != [position for _, position in sampler] != list(range(30))
+@pytest.mark.parametrize("pool_mib", [0, 1])
+def test_a_set_that_fits_into_the_pool_is_shuffled_as_a_whole(pool_mib: int, tiny: TinySet) -> None:
+    spec = spec_of(shuffle_pool_mib=pool_mib)
+    sampler = EpochSampler(NUM_BOXES, seed=5)
+    loader = training_loader(crops_of(reader_of(tiny), spec), sampler, spec)
+    positions = [int(batch.index_B) for batch in loader]
+    assert positions == np.random.default_rng([5, 0]).permutation(NUM_BOXES).tolist()
 
 
 def edited(data: TinySet, edit: Callable[[dict[str, Any]], None], name: str) -> TinySet:

@@ -136,6 +136,30 @@ def test_a_cut_equals_the_padded_patch_resized(
     np.testing.assert_array_equal(cut_window(image, window, 8), expected)
 
 
+@given(
+    st.sampled_from([1, 7, 24, 63, 64, 65, 90]),
+    st.sampled_from([1, 8, 31, 64, 70, 130]),
+    st.booleans(),
+    seeds,
+)
+def test_enlarged_and_shrunk_cuts_are_pillows_to_the_byte(
+    width: int, height: int, has_colour: bool, seed: int
+) -> None:
+    shape = (140, 100, 3) if has_colour else (140, 100)
+    image = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    patch = Image.fromarray(image[5 : 5 + height, 3 : 3 + width])
+    expected = np.array(patch.resize((64, 64), Image.Resampling.BILINEAR))
+    found = cut_window(image, (3, 5, 3 + width, 5 + height), 64)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_cut_is_a_copy() -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    cut_window(image, (0, 0, 8, 8), 8)[:] = 1
+    assert not image.any()
+
+
 @given(st.integers(-9, 9), st.integers(-9, 9), seeds)
 def test_a_cut_of_the_same_size_is_the_padded_patch(x: int, y: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(1, 256, (6, 5, 3), dtype=np.uint8)

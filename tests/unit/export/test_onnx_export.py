@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,19 @@ import pytest
 import torch
 from tiny_sets import TINY_VIT, Trained, training_spec
 
-from mal.errors import ArtifactError
+from mal.errors import ArtifactError, SpecError
+from mal.export.int8 import attention_as_one_operator, decode_by_size
 from mal.export.onnx import centred_unit_box, parity_inputs
+from mal.labeling.load import load_model
 from mal.labeling.onnx_model import OnnxModel
 from mal.model.network import MALNetwork
-from mal.spec import load_spec
-from mal.stages import run_export
+from mal.spec import ExperimentSpec, load_spec
+from mal.stages import ExportResult, run_export
 
 pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+INT8_BOUND = 0.1
 
 
 def test_the_description_has_every_key_of_the_contract(trained: Trained, exported: Path) -> None:
@@ -68,3 +74,70 @@ def test_what_is_no_onnx_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"x\.onnx"):
         OnnxModel(tmp_path / "x.onnx")
+
+
+def run_int8(tmp_path: Path, spec: ExperimentSpec, overrides: Sequence[str]) -> ExportResult:
+    network = MALNetwork(spec.model, 32).eval()
+    state = {f"student.{key}": value for key, value in network.state_dict().items()}
+    state |= {f"teacher.{key}": value * 1.1 for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "tiny.pth")
+    paths = [
+        f"export.checkpoint={tmp_path / 'tiny.pth'}",
+        f"export.results_dir={tmp_path / 'export'}",
+        "export.precision=int8",
+    ]
+    return run_export(load_spec("export", {}, [*TINY_VIT, *paths, *overrides]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["export.use_mixed_model_test=true"]])
+def test_eight_bits_differ_a_little_and_say_so(
+    tmp_path: Path, trained: Trained, extra: list[str]
+) -> None:
+    result = run_int8(tmp_path, training_spec(trained.data, tmp_path, network=TINY_VIT), extra)
+    facts = json.loads(result.sidecar.read_text())
+    assert facts["precision"] == "int8"
+    assert 0 < facts["max_abs_diff"] == result.max_abs_diff < INT8_BOUND
+    model = OnnxModel(result.onnx)
+    image, area = parity_inputs(7, 32)
+    together = model(image, torch.zeros(7, 4), area)
+    alone = torch.cat([model(image[i : i + 1], image, area[i : i + 1]) for i in range(7)])
+    # Activations are quantised with the range that they have in the batch.
+    torch.testing.assert_close(together, alone, atol=INT8_BOUND, rtol=0)
+    plain = onnx.load(result.onnx)
+    operators = {node.op_type for node in plain.graph.node}
+    assert {"MatMulInteger", "NonZero"} <= operators
+    assert result.onnx.stat().st_size < (tmp_path / "tiny.pth").stat().st_size / 3
+    assert not list(result.onnx.parent.glob(".*"))
+
+
+def test_grouping_by_size_gives_the_logits_of_the_network(tmp_path: Path, trained: Trained) -> None:
+    spec = training_spec(trained.data, tmp_path, network=TINY_VIT)
+    network = MALNetwork(spec.model, 32).eval()
+    image, area = parity_inputs(5, 32)
+    unit_box = centred_unit_box(0.6).expand(5, 4)
+    with torch.inference_mode():
+        levels = network.encode(image)
+        for areas in (area, area[[0, 0, 0, 0, 0]]):
+            expected = network.decode(levels, image, unit_box, areas)
+            found = decode_by_size(network, levels, image, unit_box, areas)
+            torch.testing.assert_close(found, expected)
+
+
+def test_attention_is_itself_again_after_the_export() -> None:
+    original = torch.nn.functional.scaled_dot_product_attention
+    with pytest.raises(ZeroDivisionError), attention_as_one_operator():
+        raise ZeroDivisionError
+    assert torch.nn.functional.scaled_dot_product_attention is original
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("precision=bf16", "evaluate.precision"), ("crop_sizes=[32]", "evaluate.crop_sizes")],
+)
+def test_settings_of_a_network_are_refused_for_an_exported_model(
+    exported: Path, override: str, key: str
+) -> None:
+    spec = load_spec("evaluate", {}, [f"evaluate.checkpoint={exported}", f"evaluate.{override}"])
+    with pytest.raises(SpecError, match=key):
+        load_model(spec.evaluate, spec, torch.device("cpu"))

@@ -121,6 +121,18 @@ def test_a_local_root_may_be_written_in_many_ways(
     ]
 
 
+def test_a_root_may_be_a_path_object(tmp_path: Path) -> None:
+    text = make_root(tmp_path / "set")
+    root = Path(text)
+    assert data_source_keys("evaluate", eval_dataset=root, train_datasets=root) == (
+        data_source_keys("evaluate", eval_dataset=text, train_datasets=text)
+    )
+    assert root_keys(train_datasets=[root]) == root_keys(train_datasets=text)
+    snapshot = snapshot_uris(train_dataset=root, val_images=root / "v", val_annotations="")
+    assert snapshot == {**snapshot_uris(train_dataset=text, val_annotations=""),
+                        "val_images": f"{text}/v"}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("prefix", "roots"),
     [
@@ -190,8 +202,19 @@ def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
         ("gs://b/set", "eval_dataset: uri must be a local path, s3:// or minio://, got gs://b/set"),
         ("s3://u:secret@b/set", "eval_dataset: uri must not carry credentials, got some in s3://b"),
         ("ftp://u:secret@b/set?k=secret", "eval_dataset: uri must be a local path"),
+        ("~no-such-user-of-mal/x", "eval_dataset must be a place that can be looked at, got ~no-s"),
+        (f"/{'x' * 5000}", "eval_dataset must be a place that can be looked at, got /xxx"),
+        (f"/{'x/' * 2040}", "eval_dataset must be a folder, got nothing at /x"),
     ],
-    ids=["absent", "scheme", "credentials", "credentials of a foreign scheme"],
+    ids=[
+        "absent",
+        "scheme",
+        "credentials",
+        "credentials of a foreign scheme",
+        "unknown user",
+        "too long",
+        "nearly too long",
+    ],
 )
 def test_a_root_that_is_none_is_told_without_secrets(root: str, told: str) -> None:
     (problem,) = problems_of("evaluate", eval_dataset=root)

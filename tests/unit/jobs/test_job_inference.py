@@ -285,6 +285,66 @@ def test_a_job_has_a_results_folder(function: Callable[[str], str]) -> None:
         function(" ")
 
 
+NO_USER = "~no-such-user-of-mal/run"
+TOO_LONG = f"/{'x' * 5000}"
+
+
+@pytest.mark.parametrize("place", [NO_USER, TOO_LONG], ids=["unknown user", "too long"])
+@pytest.mark.parametrize(
+    ("function", "kind", "name"),
+    [
+        (parent_model, ArtifactError, "parent job"),
+        (parent_model_folder, ArtifactError, "parent job"),
+        (resume_model, SpecError, "results_dir"),
+    ],
+    ids=["parent", "folder", "resume"],
+)
+def test_a_place_that_cannot_be_looked_at_is_named(
+    function: Callable[[str], str], kind: type[MalError], name: str, place: str
+) -> None:
+    told = rf"^{name} must be a place that can be looked at, got {place[:20]}.*\. Check the path\.$"
+    with pytest.raises(kind, match=told) as caught:
+        function(place)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_results_folder_of_an_unknown_user_is_named() -> None:
+    for function in (output_dir, create_inference_result_file_mal):
+        with pytest.raises(SpecError, match=f"^results_dir must .*{NO_USER}"):
+            function(NO_USER)
+
+
+def test_places_may_be_path_objects(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "job", line(1, 0.9), latest=SECOND)
+    assert parent_model(job) == parent_model(str(job))
+    assert parent_model_folder(job) == str(job / "train")
+    assert resume_model(job) == f"{job}/train/{SECOND}"
+    assert output_dir(job) == str(job)
+    assert ptm_if_no_resume_model(tmp_path / "new", Path("mae.pth")) == "mae.pth"
+    assert create_inference_result_file_mal(job, Path("x.json")) == f"{job}/inference/x.json"
+    assert parent_job_keys("export", job) == parent_job_keys("export", str(job))
+
+
+@pytest.mark.parametrize("wanted", ["epoch", "step"])
+def test_a_number_of_thousands_of_digits_is_no_checkpoint(wanted: str, tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    with pytest.raises(ArtifactError, match=f"must be one of the parent job, got '{wanted}=9") as e:
+        parent_model(str(job), f"{wanted}={'9' * 5000}")
+    assert len(str(e.value)) < 500
+    assert parent_model(str(job), f"epoch={'0' * 5000}2").endswith(SECOND)
+
+
+def test_an_absolute_label_file_is_where_inference_writes_it(tmp_path: Path) -> None:
+    labels = str(tmp_path / "labels.json")
+    assert create_inference_result_file_mal("s3://bucket/job", labels) == labels
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_labels_have_a_file_name(name: str) -> None:
+    with pytest.raises(SpecError, match=r"^inference\.label_dump_path must be a file, got"):
+        create_inference_result_file_mal("/results", name)
+
+
 @pytest.mark.parametrize("suffix", ["", "/", "/train"])
 def test_a_job_goes_on_from_its_latest_checkpoint(suffix: str, tmp_path: Path) -> None:
     uri = str(write_job(tmp_path / "job", line(1, 0.9), latest=SECOND, best=NAMES[0]))

@@ -2,9 +2,14 @@
 
 import argparse
 import logging
+import math
 import pickle
+import re
+import struct
 import sys
 import types
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,6 +159,98 @@ def test_memory_that_runs_out_is_not_blamed_on_the_file(
     assert caught.value is error
 
 
+def claiming(opcode: bytes, size_format: str, size: int = 1 << 40) -> bytes:
+    """A pickle whose one value claims to be far longer than the file."""
+    return b"\x80\x04" + opcode + struct.pack(size_format, size) + b"abc."
+
+
+def with_a_huge_storage(path: Path, *, is_zip: bool) -> bytes:
+    """A file of PyTorch whose one storage claims 4 TiB."""
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=is_zip)
+    few, many = b"K\x04", b"\x8a\x06" + (1 << 40).to_bytes(6, "little")
+    if not is_zip:
+        return path.read_bytes().replace(few + b"N", many + b"N")
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data.replace(few + b"tq", many + b"tq"))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda _: claiming(b"\x8e", "<Q"),
+        lambda _: claiming(b"\x8d", "<Q"),
+        lambda _: claiming(b"\x96", "<Q"),
+        lambda _: claiming(b"\x95", "<Q"),
+        lambda _: b"\x80\x02Nr" + struct.pack("<I", (1 << 32) - 1) + b".",
+        lambda path: with_a_huge_storage(path, is_zip=False),
+    ],
+    ids=["bytes", "text", "byte array", "frame", "memo", "legacy storage"],
+)
+@pytest.mark.parametrize("read", [read_checkpoint, read_training_spec])
+def test_a_claim_beyond_the_file_is_damage_and_no_shortage(
+    tmp_path: Path, write: Any, read: Any
+) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(write(path))
+    with pytest.raises(ArtifactError, match=r"checkpoint must be readable .*x\.pth \(\w.* \w"):
+        read(path)
+
+
+def test_a_storage_that_claims_more_than_its_record_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(with_a_huge_storage(path, is_zip=True))
+    with pytest.raises(ArtifactError, match=r"readable.*does not match"):
+        read_checkpoint(path)
+    assert read_training_spec(path) is None  # which leaves the storage alone
+
+
+def test_damage_is_found_where_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    content = save(tmp_path, {"w": torch.ones(2)}).read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match="claims more bytes than it has"):
+        read_checkpoint(tmp_path / "cut.pth")
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(MemoryError):
+        read_checkpoint(tmp_path / "old.pth")
+
+
+def test_pytorch_warns_of_nothing_before_our_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(pickle.dumps({"a": {1, 2}}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ArtifactError, match="readable"):
+            read_checkpoint(path)
+
+
+def test_a_long_reason_is_cut_between_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("checkpoints " * 40 + "\nsecond line")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ArtifactError, match=r"checkpoints \.\.\.\)") as caught:
+        read_checkpoint(save_bytes(tmp_path))
+    assert "second" not in str(caught.value)
+
+
+def save_bytes(folder: Path) -> Path:
+    path = folder / "any.pth"
+    path.write_bytes(b"any")
+    return path
+
+
 def test_a_checkpoint_without_a_dictionary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="dictionary, got list"):
         read_checkpoint(save(tmp_path, [1, 2]))
@@ -280,6 +377,81 @@ def test_position_embeddings_are_resized_to_the_crop(
     assert position[0, 0].unique().tolist() == [5.0 if num_prefix else 0.0]
     rows = position[0, 1:].unflatten(0, (4, 4)).mean((1, 2))
     assert (rows.diff() > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    "num_tokens",
+    [0, 7, 14 * 20, 1 + 14 * 20, 1 + (1 << 40)],
+    ids=["none", "few", "oblong", "oblong with class", "huge"],
+)
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda network, path: load_network_weights(network, read_checkpoint(path), "student"),
+        lambda network, path: load_pretrained_weights(network, str(path)),
+        lambda network, path: load_backbone_weights(network.backbone, str(path)),
+    ],
+    ids=["whole", "student", "backbone"],
+)
+def test_position_embeddings_of_no_square_grid_are_named_with_their_shape(
+    tmp_path: Path, num_tokens: int, load: Any
+) -> None:
+    embedding = torch.zeros(1, min(num_tokens, 1), 192).expand(1, num_tokens, 192)
+    network = network_of()
+    state = prefixed("student.", network.state_dict() | {"backbone.pos_embed": embedding})
+    path = save(tmp_path, {"state_dict": state})
+    told = re.escape(f"got shape (1, {num_tokens}, 192)")
+    with pytest.raises(ArtifactError, match=rf"pos_embed must be a square grid.*{told}"):
+        load(network, path)
+
+
+def test_position_embeddings_of_a_huge_batch_are_not_resized(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    embedding = torch.zeros(1, 197, 192).expand(1 << 30, 197, 192)
+    path = save(tmp_path, {**weights, "pos_embed": embedding})
+    with pytest.raises(ArtifactError, match=r"pos_embed of \(1073741824, 197, 192\) instead of"):
+        load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("key", ["norm.bias", "pos_embed"])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (Tensor.to_sparse, "sparse"),
+        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "quantised"),
+        (lambda v: v.to("meta"), "meta"),
+    ],
+    ids=["sparse", "quantised", "meta"],
+)
+def test_a_weight_that_is_no_plain_tensor_is_named(
+    tmp_path: Path, weights: dict[str, Tensor], key: str, make: Any, kind: str
+) -> None:
+    path = save(tmp_path, {**weights, key: make(weights[key])})
+    told = rf"must be plain dense tensors, got a {kind} tensor.* in {key}\."
+    with pytest.raises(ArtifactError, match=told):
+        load_backbone_weights(ViTBackbone(ARCH, 64), str(path))
+    state = network_of().state_dict()
+    content = prefixed("student.", state | {"roi_head.x": make(torch.ones(2))})
+    with pytest.raises(ArtifactError, match=rf"a {kind} tensor.* in roi_head\.x"):
+        load_network_weights(network_of(), read_checkpoint(save(tmp_path, content)), "student")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "inf"), (1e300, "inf")]
+)
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, told: str) -> None:
+    state = network_of().state_dict()
+    state["mask_head.convs.0.weight"] = state["mask_head.convs.0.weight"].double()
+    state["mask_head.convs.0.weight"][0, 0, 1, 1] = value
+    path = save(tmp_path, {"state_dict": prefixed("student.", state)})
+    message = rf"weights of the student must be finite, got {told} in mask_head\.convs\.0\.weight\."
+    fresh = network_of(seed=4)
+    untouched = {key: value.clone() for key, value in fresh.state_dict().items()}
+    with pytest.raises(ArtifactError, match=message):
+        load_network_weights(fresh, read_checkpoint(path), "student")
+    assert is_equal(fresh, untouched)
 
 
 def test_a_foreign_prefix_is_named_with_the_remedy(

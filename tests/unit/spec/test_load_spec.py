@@ -282,7 +282,8 @@ def test_an_alias_sets_its_key(alias: str, key: str) -> None:
 
 @pytest.mark.parametrize(("shorthand", "keys"), SHORTHANDS.items())
 def test_a_shorthand_sets_all_its_keys(shorthand: str, keys: tuple[str, ...]) -> None:
-    value: Any = {"arch": "vit-mae-large/16", "resume_checkpoint": "a.pth"}.get(shorthand, 64)
+    typed = {"arch": "vit-mae-large/16", "resume_checkpoint": "a.pth", "profile": True}
+    value: Any = typed.get(shorthand, 64)
     spec = load_spec("train", {shorthand: value})
     assert [value_of(spec, key) for key in keys] == [value] * len(keys)
 
@@ -353,9 +354,39 @@ def test_a_number_is_text_on_the_command_line_only() -> None:
     assert problems_of({"model_name": 2024}) == ["model_name must be text, got 2024. Quote it."]
 
 
+@pytest.mark.parametrize("value", ["tlt_encode", 48151623, ["tlt_encode"], {"a": "tlt_encode"}])
 def test_an_encryption_key_is_told_to_have_no_effect_and_kept_nowhere(
-    caplog: pytest.LogCaptureFixture,
+    value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = load_spec("train", {"encryption_key": "tlt_encode"})
+    spec = load_spec("train", {"encryption_key": value})
     assert "encryption_key has no effect" in caplog.text
     assert "tlt_encode" not in write_experiment_yaml(spec) + caplog.text
+    assert "48151623" not in write_experiment_yaml(spec) + caplog.text
+
+
+def test_a_reference_takes_the_value_of_another_key() -> None:
+    spec = load_spec(
+        "train",
+        {"results_dir": "/r", "train": {"results_dir": "${results_dir}/t${train.seed}"}},
+        ["wandb.name=${train.results_dir}", "train.seed=3"],
+    )
+    assert (spec.train.results_dir, spec.wandb.name) == ("/r/t3", "/r/t3")
+
+
+@pytest.mark.parametrize("text", ["${nothing}/t", "${results_dir}", "${oc.env:HOME}", "a${}"])
+def test_a_reference_to_no_other_key_is_named(text: str) -> None:
+    (told,) = problems_of({"results_dir": text})
+    assert told.startswith(f"results_dir must refer to other keys of the spec, got {text}")
+
+
+@pytest.mark.parametrize("key", ["results_dir", "inference.ann_path", "dataset.train_img_dir"])
+def test_a_password_in_a_uri_is_refused_before_it_is_recorded_anywhere(key: str) -> None:
+    (told,) = problems_of({}, [f"{key}=https://user:hunter2@host/a@b"])
+    assert told.startswith(f"{key} must not carry credentials, got some in https://host/a@b.")
+    assert load_spec("train", {}, [f"{key}=s3://bucket/user@host/x"])
+
+
+@pytest.mark.parametrize("key", ["train.seed", "train.batch_size", "evaluate.batch_size"])
+def test_a_number_that_no_machine_can_count_to_is_refused(key: str) -> None:
+    (told,) = problems_of({}, [f"{key}={10**26}"])
+    assert told.startswith(f"{key} must be at most 2147483647, got 1")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mal.cli import main
 from mal.data.datamodule import open_image_set
+from mal.errors import ArtifactError
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, predict_masks
 from mal.model.network import MALNetwork
@@ -240,3 +241,32 @@ def test_it_cannot_be_resumed_at_another_crop(
     spec = training_spec(data, tmp_path / "run", "train.num_epochs=3", network=TINY_VIT)
     changed = dataclasses.replace(spec, train=dataclasses.replace(spec.train, batch_size=1))
     assert run_train(changed).checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "key"),
+    [
+        ({"dataset": 3}, "dataset.crop_size"),
+        ({}, "dataset.crop_size"),
+        ({"dataset": {"crop_size": "wide"}}, "dataset.crop_size"),
+        ({"dataset": {"crop_size": 32}, "model": "vit"}, "model.arch"),
+        (
+            {"dataset": {"crop_size": 32}, "model": {"arch": "x"}, "train": {"batch_size": None}},
+            "train.batch_size",
+        ),
+    ],
+    ids=["number", "empty", "text", "no section", "none"],
+)
+def test_it_cannot_be_resumed_with_a_spec_that_is_none(
+    data: TinySet, tmp_path: Path, saved: Any, key: str
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"state_dict": {}, "mal_spec": saved}, path)
+    for seed in (1, -1):
+        spec = training_spec(
+            data, tmp_path / "run", f"train.resume_training_checkpoint_path={path}",
+            f"train.seed={seed}", network=TINY_VIT,
+        )  # fmt: skip
+        told = f"must carry its spec, got none that says {key if seed > 0 else 'train.seed'} in"
+        with pytest.raises(ArtifactError, match=rf"{told} {path}\."):
+            run_train(spec)

@@ -1,11 +1,13 @@
 """What to try next when memory runs out, as tables."""
 
 import errno
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from mal.errors import ArtifactError
 from mal.spec import load_spec
 from mal.spec.experiment import BACKBONE_ARCHS
 from mal.spec.rules import patch_size_of
@@ -53,6 +55,53 @@ def spec_of(*overrides: str) -> Any:
 )
 def test_memory_that_ran_out_is_recognised(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def chain(*errors: BaseException, is_explicit: bool = True) -> BaseException:
+    """The first of the errors, which came from the second, and so on."""
+    for error, origin in itertools.pairwise(errors):
+        if is_explicit:
+            error.__cause__ = origin
+        else:
+            error.__context__ = origin
+    return errors[0]
+
+
+@pytest.mark.parametrize("is_explicit", [True, False], ids=["cause", "context"])
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([RuntimeError("export failed"), ValueError(), MemoryError()], True),
+        ([RuntimeError("export failed"), ValueError("shapes")], False),
+        ([ArtifactError("checkpoint must be readable"), MemoryError()], False),
+        ([RuntimeError("x"), ArtifactError("y"), MemoryError()], False),
+        ([OSError(errno.ENOSPC, "No space left on device"), MemoryError()], False),
+        ([KeyboardInterrupt(), MemoryError()], False),
+    ],
+    ids=["wrapped", "another", "damage", "wrapped damage", "disk", "interrupted"],
+)
+def test_what_an_error_came_from_counts(
+    errors: list[BaseException], expected: bool, is_explicit: bool
+) -> None:
+    assert is_out_of_memory(chain(*errors, is_explicit=is_explicit)) is expected
+
+
+def test_a_context_that_was_suppressed_or_a_ring_is_no_shortage() -> None:
+    error = chain(RuntimeError("x"), MemoryError(), is_explicit=False)
+    error.__suppress_context__ = True
+    assert not is_out_of_memory(error)
+    left, right = RuntimeError("left"), RuntimeError("right")
+    left.__cause__, right.__cause__ = right, left
+    assert not is_out_of_memory(left)
+
+
+def test_a_wrapped_shortage_is_told_as_the_one_inside() -> None:
+    error = chain(RuntimeError("Failed to export on CUDA"), CPU_ERROR)
+    shortage = prediction_shortage("export", spec_of(), error, CUDA)
+    assert str(shortage) == (
+        "export must fit into memory, got out of memory (tried to allocate 400000000000 bytes) on "
+        "cpu. Use a device with more memory."
+    )
 
 
 def test_the_cpu_allocator_speaks_as_we_expect() -> None:

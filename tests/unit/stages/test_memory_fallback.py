@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -328,3 +329,39 @@ def test_a_prediction_that_does_not_fit_names_the_smaller_batch(
     assert "OutOfMemoryError" not in error
     assert statuses(tmp_path / action)[-1]["status"] == Status.FAILURE
     assert main([*command, f"{action}.batch_size=1"]) == 0
+
+
+def test_a_damaged_checkpoint_makes_nothing_smaller(
+    data: TinySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"abc.")
+    for key in ("pretrained_model_path", "resume_training_checkpoint_path"):
+        folder = tmp_path / key
+        assert main(arguments(data, folder, LARGE, FALLBACK, f"train.{key}={damaged}")) == 2
+        assert (
+            capsys.readouterr()
+            .err.splitlines()[-1]
+            .startswith(f"mal: checkpoint must be readable by PyTorch, got {damaged}")
+        )
+        assert [w for w in warnings_in(folder) if "oom_fallback" in w] == []
+
+
+def test_an_export_whose_library_wraps_the_shortage_says_what_ran_out(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise RuntimeError("can't allocate memory: you tried to allocate 800 bytes.")
+        except RuntimeError as error:
+            raise torch.onnx.OnnxExporterError("Failed to export the model") from error
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    checkpoint = f"export.checkpoint={trained.result.checkpoint}"
+    assert main(["export", checkpoint, f"results_dir={tmp_path}", "device=cpu"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "mal: export must fit into memory, got out of memory (tried to allocate 800 bytes) on cpu. "
+        "Use a device with more memory."
+    )

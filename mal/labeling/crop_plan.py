@@ -1,0 +1,52 @@
+"""Which boxes go through the network together, and at which crop size.
+
+An object of 40 px gains nothing from a crop of 512: its window is enlarged, not seen better. Boxes
+are therefore sorted by the longer side of their window, and each crop size has batches of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Dataset
+
+from mal.data.batch import CropBatch
+from mal.data.crop_dataset import PredictionCrops
+
+MAX_WAITING_BOXES = 256
+Item = tuple[int, int]
+"""(crop size, position among the boxes asked for)."""
+
+
+class SizedCrops(Dataset[CropBatch | None]):
+    """Prediction crops of several sizes: one `PredictionCrops` each, over the same boxes."""
+
+    def __init__(self, crops_of_size: dict[int, PredictionCrops]) -> None:
+        self.crops_of_size = crops_of_size
+
+    def __getitem__(self, item: Item) -> CropBatch | None:
+        crop_size, position = item
+        return self.crops_of_size[crop_size][position]
+
+
+def crop_size_for(window_side_px: int, crop_sizes: Sequence[int]) -> int:
+    """Return the smallest crop that does not shrink the window, or else the largest."""
+    enough = [size for size in crop_sizes if size >= window_side_px]
+    return min(enough) if enough else max(crop_sizes)
+
+
+def plan_batches(
+    crop_size_of_box: Sequence[int], batch_size: int, max_waiting: int = MAX_WAITING_BOXES
+) -> Iterator[list[Item]]:
+    """Yield batches of one crop size, each box once.
+
+    A box waits for at most `max_waiting` later ones, so that images stay decoded and masks can be
+    handed on in the order of the boxes out of a bounded memory.
+    """
+    waiting: dict[int, list[Item]] = {}
+    for position, crop_size in enumerate(crop_size_of_box):
+        waiting.setdefault(crop_size, []).append((crop_size, position))
+        for size, items in list(waiting.items()):
+            if len(items) == batch_size or position - items[0][1] >= max_waiting:
+                yield waiting.pop(size)
+    yield from waiting.values()

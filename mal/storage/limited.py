@@ -1,0 +1,149 @@
+"""Cached folders that together stay below a size: those unused for longest make room.
+
+Layout below the cache folder, beside that of `mal.storage.cache`:
+    features/<key>/             the content
+    features/<key>.json         its size, written before it: what another process must leave free;
+                                touched at every use
+    features/<key>.complete     lies beside a whole one
+    locks/<key>.use             held shared by every process that uses it: it is not removed then
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from mal.artifacts import write_json
+from mal.errors import StorageError
+from mal.storage.cache import cache_dir, check_room, locked, naming_cache_trouble
+
+_log = logging.getLogger(__name__)
+
+_ROOM_LOCK = "features.room"
+
+
+@contextlib.contextmanager
+def limited_folder(
+    key: str, fill: Callable[[Path], None], *, num_bytes: int, limit_bytes: int
+) -> Iterator[Path]:
+    """Yield the cached folder `key`; the first process fills it, none removes it inside the block.
+
+    Args:
+        key: Names the content.
+        fill: Writes the content into an empty folder, which is renamed when it returns.
+        num_bytes: Of the content, at most.
+        limit_bytes: Of all such folders together; those unused for longest are removed for it.
+
+    Raises:
+        StorageError: What runs use leaves no room, or the cache cannot be written.
+    """
+    entry = _Entry(key)
+    with naming_cache_trouble("features"), contextlib.ExitStack() as stack:
+        entry.folder.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(entry.in_use())
+        held = stack.pop_all()
+    with held:
+        with locked(key):
+            if entry.is_complete():
+                os.utime(entry.record)
+            else:
+                _reserve_room(entry, num_bytes, limit_bytes)
+                _fill(entry, fill)
+        yield entry.folder
+
+
+class _Entry:
+    """The files of a key."""
+
+    def __init__(self, key: str) -> None:
+        place = cache_dir() / "features"
+        self.key = key
+        self.folder, self.partial = place / key, place / f"{key}.part"
+        self.record, self.marker = place / f"{key}.json", place / f"{key}.complete"
+
+    def is_complete(self) -> bool:
+        return self.folder.is_dir() and self.marker.is_file() and self.record.is_file()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep others from removing it; ends with the process, however that ends."""
+        with _lock_file(self.key) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def remove_unless_used(self) -> bool:
+        """Remove it; returns False if a running process, this one too, uses it."""
+        with _lock_file(self.key) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.clear()
+            self.record.unlink(missing_ok=True)
+            return True
+
+    def clear(self) -> None:
+        """Remove the content, whole or not; the marker first."""
+        self.marker.unlink(missing_ok=True)
+        for folder in (self.partial, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock_file(key: str) -> IO[bytes]:
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / f"{key}.use").open("ab")
+
+
+def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
+    with naming_cache_trouble("features"):
+        entry.clear()
+        try:
+            entry.partial.mkdir()
+            fill(entry.partial)
+            entry.partial.rename(entry.folder)
+            entry.marker.touch()
+        finally:
+            shutil.rmtree(entry.partial, ignore_errors=True)
+            if not entry.marker.exists():
+                entry.record.unlink(missing_ok=True)
+
+
+def _reserve_room(entry: _Entry, num_bytes: int, limit_bytes: int) -> None:
+    """Remove what is unused for longest until the entry fits, and note that its room is taken."""
+    with locked(_ROOM_LOCK), naming_cache_trouble("features"):
+        others = sorted(_sizes_by_age(entry.key).items(), key=lambda item: item[1])
+        total = num_bytes + sum(size for _, (_, size) in others)
+        for key, (_, size) in others:
+            if total <= limit_bytes:
+                break
+            if _Entry(key).remove_unless_used():
+                _log.info("removed cached features %s (%.1f MB) to make room", key, size / 1e6)
+                total -= size
+        if total > limit_bytes:
+            raise StorageError(
+                f"cached features in use must leave {num_bytes / 2**30:.2f} GiB of "
+                f"{limit_bytes / 2**30:.2f} in {entry.folder.parent}, got "
+                f"{max(limit_bytes - total + num_bytes, 0) / 2**30:.2f}. Wait for the other runs, "
+                "or raise the limit."
+            )
+        check_room(entry.folder.parent, num_bytes, "features")
+        write_json(entry.record, {"num_bytes": num_bytes})
+
+
+def _sizes_by_age(own_key: str) -> dict[str, tuple[int, int]]:
+    """Return time of last use (ns) and reserved bytes of all other entries."""
+    found = {}
+    for record in (cache_dir() / "features").glob("*.json"):
+        if record.stem != own_key:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                size = int(json.loads(record.read_text(encoding="utf-8"))["num_bytes"])
+                found[record.stem] = (record.stat().st_mtime_ns, size)
+    return found

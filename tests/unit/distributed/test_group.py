@@ -1,0 +1,96 @@
+"""Two real processes agree, and notice when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from mal.distributed import NodeTopology
+from mal.distributed.group import any_rank, gather_objects
+from mal.distributed.workers import run_workers
+from mal.errors import WorkerError
+
+JOINS = """
+import json, os, pathlib, sys
+import torch
+from mal.distributed.group import any_rank, gather_objects, joining
+from mal.distributed.workers import Worker
+from mal.errors import MalError
+worker = Worker.current()
+try:
+    with joining(worker, torch.device("cpu")):
+        {work}
+except MalError as error:
+    pathlib.Path(sys.argv[1], f"error {{worker.rank}}").write_text(str(error))
+    sys.exit(2)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(work: str, folder: Path) -> None:
+    code = JOINS.format(work=work.replace("\n", "\n        "))
+    topology = NodeTopology(devices_per_node=2, master_port=free_port())
+    run_workers(topology, [sys.executable, "-c", code, str(folder)])
+
+
+def test_alone_nobody_is_asked() -> None:
+    assert gather_objects("a") == ["a"]
+    assert any_rank(True)
+    assert not any_rank(False)
+
+
+def test_values_and_flags_of_all_ranks_meet(tmp_path: Path) -> None:
+    run(
+        """
+values = gather_objects({"rank": worker.rank})
+flags = [any_rank(worker.rank == 1), any_rank(False)]
+pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps([values, flags]))
+""",
+        tmp_path,
+    )
+    for rank in "01":
+        values, flags = json.loads((tmp_path / rank).read_text())
+        assert values == [{"rank": 0}, {"rank": 1}]
+        assert flags == [True, False]
+
+
+def test_a_rank_that_is_gone_is_noticed_and_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError):
+        run(
+            """
+gather_objects(0)
+if worker.rank == 1:
+    os._exit(9)
+for _ in range(1000):
+    gather_objects(0)
+""",
+            tmp_path,
+        )
+    told = (tmp_path / "error 0").read_text()
+    assert told.startswith("rank 0 of 2 must stay connected to the others, got ")
+    assert "go on from the last checkpoint" in told
+
+
+def test_nobody_at_the_meeting_point_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAL_RENDEZVOUS_TIMEOUT_S", "1")
+    port = free_port()
+    topology = NodeTopology(num_nodes=2, node_rank=1, master_port=port)
+    code = JOINS.format(work="pass")
+    with pytest.raises(WorkerError, match="exit code 2"):
+        run_workers(topology, [sys.executable, "-c", code, str(tmp_path)])
+    told = (tmp_path / "error 1").read_text()
+    assert told.startswith(f"rank 1 must reach the other 1 at 127.0.0.1:{port}, got ")
+    assert "MASTER_ADDR" in told
+    assert os.environ["MAL_RENDEZVOUS_TIMEOUT_S"] == "1"
