@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -18,10 +17,14 @@ import yaml
 
 from mal.automl.wording import wish_of
 from mal.errors import SpecError
+from mal.spec.packaged import (
+    SKILL_INFO_FILE,
+    packaged_metadata_folder,
+    schema_file,
+    template_file,
+)
 
-SCHEMA_FILE = "schemas/train.schema.json"
-TEMPLATE_FILE = "references/spec_template_train.yaml"
-SKILL_FILE = "references/skill_info.yaml"
+SCHEMA_FILE, TEMPLATE_FILE = schema_file("train"), template_file("train")
 SEARCHED_KEY = "automl_default_parameters"
 
 
@@ -96,7 +99,7 @@ def decide_route(
         return RouteDecision(Route.PLAIN, resolved, f"training plainly: {source}")
     if support.is_runnable:
         return RouteDecision(Route.SEARCH, resolved, f"searching with AutoML: {source}")
-    obstacles = support.problems or (f"automl_enabled is false in {SKILL_FILE}",)
+    obstacles = support.problems or (f"automl_enabled is false in {SKILL_INFO_FILE}",)
     reason = f"training plainly: {source}, but {'; '.join(obstacles)}"
     return RouteDecision(Route.PLAIN, resolved, reason)
 
@@ -123,9 +126,9 @@ def packaged_automl_support(root: Traversable | None = None) -> AutoMLSupport:
     Args:
         root: The metadata folder; None is the one packaged with `mal`.
     """
-    folder = resources.files("mal").joinpath("metadata") if root is None else root
+    folder = packaged_metadata_folder() if root is None else root
     problems: list[str] = []
-    skill = _read_mapping(folder, SKILL_FILE, "YAML mapping", yaml.safe_load, problems)
+    skill = _read_mapping(folder, SKILL_INFO_FILE, "YAML mapping", yaml.safe_load, problems)
     schema = _read_mapping(folder, SCHEMA_FILE, "JSON object", json.loads, problems)
     _read_mapping(folder, TEMPLATE_FILE, "YAML mapping", yaml.safe_load, problems)
     if schema is not None and SEARCHED_KEY not in schema:

@@ -23,21 +23,12 @@ from mal.data.crops import (
     xyxy_from_xywh,
 )
 from mal.data.images import read_image
-from mal.data.sampler import EpochSampler, ImagePools
+from mal.data.sampler import ImagePools
 from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
 from mal.errors import AnnotationError
 from mal.spec.experiment import ExperimentSpec
 from mal.storage import find_image
-
-__all__ = [
-    "EpochSampler",
-    "ImageReader",
-    "PredictionCrops",
-    "TrainingCrops",
-    "augment",
-    "select_training_boxes",
-]
 
 log = logging.getLogger(__name__)
 

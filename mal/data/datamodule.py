@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.data.annotations import CocoBoxes, Problems, load_boxes
 from mal.data.batch import CropBatch, collate_crops
-from mal.data.crop_dataset import ImageReader, PredictionCrops, TrainingCrops
+from mal.data.crop_dataset import ImageReader, TrainingCrops
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
 from mal.spec.experiment import ExperimentSpec
@@ -74,13 +75,19 @@ def training_loader(
 
 
 def prediction_loader(
-    crops: PredictionCrops, *, batch_size: int, num_workers: int
+    crops: Dataset[CropBatch | None], batches: Iterable[list[Any]], *, num_workers: int
 ) -> DataLoader[CropBatch | None]:
-    """Return the loader of evaluation and inference; items of unreadable images are left out."""
+    """Return the loader of evaluation and inference; items of unreadable images are left out.
+
+    Args:
+        crops: Prediction crops, of one or several sizes.
+        batches: The items of each batch, by which `crops` is asked.
+        num_workers: Loader processes.
+    """
     return DataLoader(
         crops,
-        batch_size=batch_size,
-        num_workers=min(num_workers, max(len(crops) // batch_size, 0)),
+        batch_sampler=batches,
+        num_workers=num_workers,
         collate_fn=collate_readable,
         pin_memory=torch.cuda.is_available(),
     )

@@ -98,5 +98,5 @@ def decode_by_size(
     for size_class, scale in enumerate(SIZE_SCALES):
         rows.append((size_class_B == size_class).nonzero().squeeze(1))
         features = levels[-1][rows[-1]]
-        logits.append(network._match_scaled_by(scale, vector_BC[rows[-1]], features))
+        logits.append(network.match_scaled_by(scale, vector_BC[rows[-1]], features))
     return torch.cat(logits)[torch.cat(rows).argsort()]

@@ -22,7 +22,7 @@ from mal.errors import ArtifactError, MissingExtraError
 from mal.export.int8 import attention_as_one_operator, decode_by_size, quantize_weights
 from mal.labeling.load import load_networks, resolve_checkpoint
 from mal.labeling.onnx_model import OnnxModel
-from mal.model.network import MALNetwork
+from mal.model.network import MALNetwork, encode_each
 from mal.spec.experiment import ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -56,13 +56,12 @@ class ExportedGraph(nn.Module):
     def forward(self, image: Tensor, box_area: Tensor) -> Tensor:
         """Return probabilities, (N, M, M)."""
         unit_box = self.unit_box.expand(image.shape[0], 4)
-        levels: dict[int, list[Tensor]] = {}
-        probs = []
-        for network in cast("Iterable[MALNetwork]", self.networks):
-            key = id(network.backbone)
-            if key not in levels:
-                levels[key] = network.encode(image)
-            probs.append(self.decode(network, levels[key], image, unit_box, box_area).sigmoid())
+        networks = cast("Iterable[MALNetwork]", self.networks)
+        encoded = encode_each(networks, image)
+        probs = [
+            self.decode(network, levels, image, unit_box, box_area).sigmoid()
+            for network, levels in zip(networks, encoded, strict=True)
+        ]
         return torch.stack(probs).mean(0)
 
 

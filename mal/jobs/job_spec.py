@@ -9,10 +9,8 @@ from mal.errors import SpecError
 from mal.jobs.data_sources import root_keys
 from mal.jobs.inference import parent_job_keys
 from mal.spec import ExperimentSpec, load_spec
-from mal.spec.load import ACTION_SECTIONS, SpecSource
+from mal.spec.load import SECTIONS, SpecSource
 from mal.spec.sources import flatten, parse_override
-
-_SECTIONS = frozenset(name for names in ACTION_SECTIONS.values() for name in names)
 
 
 def load_job_spec(
@@ -70,5 +68,5 @@ def _keys_of(overrides: Sequence[str]) -> set[str]:
     keys: set[str] = set()
     for override in overrides:
         with contextlib.suppress(SpecError):
-            keys.update(flatten(parse_override(override), _SECTIONS))
+            keys.update(flatten(parse_override(override), SECTIONS))
     return keys

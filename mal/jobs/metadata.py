@@ -7,7 +7,6 @@ of every action, a manifest of both, and `skill_info.yaml`, which says how an ac
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from mal.jobs.data_sources import DATA_SOURCES
 from mal.jobs.inference import SPEC_PARAMS
 from mal.spec.experiment import ACTIONS
 from mal.spec.load import SHORTHANDS
+from mal.spec.packaged import SKILL_INFO_FILE, schema_file, template_file
 from mal.spec.schema import action_schema
 from mal.spec.template import spec_template
 
-SKILL_INFO_FILE = "references/skill_info.yaml"
 MANIFEST_FILE = "schemas/manifest.json"
 MONITORED_METRIC = "mIoU"
 
@@ -52,8 +51,8 @@ def metadata_files() -> dict[str, str]:
         SKILL_INFO_FILE: _NOTICE + yaml.safe_dump(_skill_info(), sort_keys=False, width=100),
     }
     for action in ACTIONS:
-        files[_schema_file(action)] = _json_text(action_schema(action))
-        files[_template_file(action)] = spec_template(action)
+        files[schema_file(action)] = _json_text(action_schema(action))
+        files[template_file(action)] = spec_template(action)
     return files
 
 
@@ -72,18 +71,13 @@ def write_metadata(folder: Path) -> list[Path]:
     return paths
 
 
-def packaged_metadata_folder() -> Path:
-    """Return the folder of the files that this installation carries."""
-    return Path(str(resources.files("mal"))) / "metadata"
-
-
 def _manifest() -> dict[str, Any]:
     return {
         "model": "mal",
         "actions": {
             action: {
-                "schema": _schema_file(action),
-                "template": _template_file(action),
+                "schema": schema_file(action),
+                "template": template_file(action),
                 "automl_default_parameters": action_schema(action)["automl_default_parameters"],
             }
             for action in ACTIONS
@@ -112,8 +106,8 @@ def _action_info(action: str) -> dict[str, Any]:
     return {
         "command": f"mal {action} -e {{config_path}}",
         "config_format": "yaml",
-        "schema": _schema_file(action),
-        "template": _template_file(action),
+        "schema": schema_file(action),
+        "template": template_file(action),
         "inputs": {
             **{
                 source.key: {
@@ -135,14 +129,6 @@ def _action_info(action: str) -> dict[str, Any]:
         },
         "spec_params": dict(SPEC_PARAMS[action]),
     }
-
-
-def _schema_file(action: str) -> str:
-    return f"schemas/{action}.schema.json"
-
-
-def _template_file(action: str) -> str:
-    return f"references/spec_template_{action}.yaml"
 
 
 def _json_text(content: dict[str, Any]) -> str:

@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mal.data.annotations import CocoBoxes, CocoImage
 from mal.data.batch import CropBatch, mirror_unit_box, normalize_image
 from mal.data.crop_dataset import ImageReader, PredictionCrops
 from mal.data.crops import Window, xyxy_from_xywh
-from mal.data.datamodule import collate_readable
+from mal.data.datamodule import prediction_loader
 from mal.labeling.coco_rle import empty_rle, rle_from_window_mask
 from mal.labeling.connected import keep_largest_part
 from mal.labeling.crop_plan import SizedCrops, crop_size_for, plan_batches
 from mal.labeling.map_resize import resize_map
 from mal.labeling.masks import InstanceMask
-from mal.model.network import MALNetwork, size_class_of
+from mal.model.network import MALNetwork, encode_each, size_class_of
+from mal.model.precision import chosen_precision
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +73,8 @@ class PredictionSettings:
 
 
 def half_type(precision: str, *, use_amp: bool, device: torch.device) -> torch.dtype | None:
-    """Return what autocast computes in, or None for float32.
-
-    Args:
-        precision: Of the spec; auto is fp16 on CUDA with `use_amp`, else fp32.
-        use_amp: `train.use_amp`.
-        device: Of the network.
-    """
-    if precision == "auto":
-        precision = "fp16" if use_amp and device.type == "cuda" else "fp32"
-    return _HALF_TYPES.get(precision)
+    """Return what autocast computes in, or None for float32; see `chosen_precision`."""
+    return _HALF_TYPES.get(chosen_precision(precision, use_amp=use_amp, device=device))
 
 
 def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
@@ -144,12 +136,9 @@ class NetworkEnsemble:
 
     def _mean_probability(self, image: Tensor, unit_box: Tensor, area: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        levels: dict[int, list[Tensor]] = {}
-        for network in self.networks:
-            key = id(network.backbone)
-            if key not in levels:
-                levels[key] = network.encode(image)
-            total = total + network.decode(levels[key], image, unit_box, area).float().sigmoid()
+        encoded = encode_each(self.networks, image)
+        for network, levels in zip(self.networks, encoded, strict=True):
+            total = total + network.decode(levels, image, unit_box, area).float().sigmoid()
         return total / len(self.networks)
 
 
@@ -168,13 +157,8 @@ def predict_masks(
         for size in settings.crop_sizes or [settings.crop_size]
     }
     plan = list(plan_batches(_choose_crop_sizes(crops_of_size, indices), settings.batch_size))
-    loader = DataLoader(
-        SizedCrops(crops_of_size),
-        batch_sampler=plan,
-        num_workers=min(settings.num_workers, len(indices) // settings.batch_size),
-        collate_fn=collate_readable,
-        pin_memory=torch.cuda.is_available(),
-    )
+    num_workers = min(settings.num_workers, len(indices) // settings.batch_size)
+    loader = prediction_loader(SizedCrops(crops_of_size), plan, num_workers=num_workers)
     found: dict[int, InstanceMask] = {}
     next_position = 0
     for items, batch in zip(plan, loader, strict=True):

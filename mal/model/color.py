@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from mal.data.batch import IMAGENET_MEAN, IMAGENET_STD
+from mal.data.batch import imagenet_constants_on
 
 # sRGB (D65) to XYZ, IEC 61966-2-1, with each row divided by the white point.
 _XYZ_FROM_RGB = torch.tensor(
@@ -21,10 +21,10 @@ def lab_from_normalized(image_BCHW: Tensor) -> Tensor:
     Equal distances look about equally different, which RGB's do not: the CRF then joins shades
     and shadows of one thing.
     """
-    mean, std, xyz_from_rgb = _constants_on(image_BCHW.device)
+    mean, std = imagenet_constants_on(image_BCHW.device)
     rgb = (image_BCHW.float() * std + mean).clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = torch.einsum("ij,bjhw->bihw", xyz_from_rgb, linear)
+    xyz = torch.einsum("ij,bjhw->bihw", _xyz_from_rgb_on(image_BCHW.device), linear)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     lightness = 1.16 * f[:, 1] - 0.16
     return torch.stack([lightness, 5 * (f[:, 0] - f[:, 1]), 2 * (f[:, 1] - f[:, 2])], 1)
@@ -32,7 +32,6 @@ def lab_from_normalized(image_BCHW: Tensor) -> Tensor:
 
 @functools.cache
 @torch.inference_mode(False)
-def _constants_on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, deviation and matrix, sent once: each sending makes the host wait."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean.to(device), std.to(device), _XYZ_FROM_RGB.to(device)
+def _xyz_from_rgb_on(device: torch.device) -> Tensor:
+    """Return the matrix, sent once: each sending makes the host wait."""
+    return _XYZ_FROM_RGB.to(device)

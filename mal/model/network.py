@@ -6,6 +6,8 @@ grid, C channels, M side of the mask map.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -88,13 +90,13 @@ class MALNetwork(nn.Module):
         size_class_B = size_class_of(box_area_B.cpu())
         classes = sorted(set(size_class_B.tolist()))
         if len(classes) == 1:
-            return self._match_scaled_by(SIZE_SCALES[classes[0]], vector_BC, levels[-1])
+            return self.match_scaled_by(SIZE_SCALES[classes[0]], vector_BC, levels[-1])
         shape = (len(vector_BC), self.map_size, self.map_size)
         logits_BMM: Tensor = vector_BC.new_zeros(shape, dtype=torch.float32)
         for size_class in classes:
             rows = (size_class_B == size_class).nonzero().squeeze(1)
             rows = _without_waiting(rows, vector_BC.device)
-            logits = self._match_scaled_by(
+            logits = self.match_scaled_by(
                 SIZE_SCALES[size_class], vector_BC[rows], levels[-1][rows]
             )
             logits_BMM = logits_BMM.index_copy(0, rows, logits)
@@ -105,13 +107,13 @@ class MALNetwork(nn.Module):
     ) -> Tensor:
         """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
         logits_KBMM = torch.stack(
-            [self._match_scaled_by(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
+            [self.match_scaled_by(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
         )
         size_class_B = size_class_of(box_area_B)
         chosen_KB = torch.stack([size_class_B == k for k in range(len(SIZE_SCALES))])
         return (logits_KBMM * chosen_KB[:, :, None, None]).sum(0)
 
-    def _match_scaled_by(self, scale: float, vector_BC: Tensor, features_BDhw: Tensor) -> Tensor:
+    def match_scaled_by(self, scale: float, vector_BC: Tensor, features_BDhw: Tensor) -> Tensor:
         """Return the paper's head's logits of features resized by the scale of a size class."""
         maps = self.mask_head([resize_by(features_BDhw, scale)])
         return self._match(vector_BC, maps)
@@ -123,6 +125,18 @@ class MALNetwork(nn.Module):
         """
         logits = self.mask_head.match(vector_BC, maps_BCHW).float()
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
+
+
+def encode_each(networks: Iterable[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
+    """Return the levels of each network; a backbone that several share is run once."""
+    levels_of: dict[int, list[Tensor]] = {}
+    encoded = []
+    for network in networks:
+        key = id(network.backbone)
+        if key not in levels_of:
+            levels_of[key] = network.encode(image_BCSS)
+        encoded.append(levels_of[key])
+    return encoded
 
 
 def _without_waiting(rows: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where half precision is not exact enough."""
+"""Which precision to compute in, and where half precision is not exact enough."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+
+def chosen_precision(precision: str, *, use_amp: bool, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16: what `auto` stands for, or the choice itself.
+
+    Args:
+        precision: Of the spec; auto is fp16 on CUDA with `use_amp`, else fp32.
+        use_amp: `train.use_amp`.
+        device: Of the network.
+    """
+    if precision != "auto":
+        return precision
+    return "fp16" if use_amp and device.type == "cuda" else "fp32"
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -52,8 +52,3 @@ def _own_pairs(
 ) -> tuple[list[Tensor], list[Tensor]]:
     pairs = [(m, t) for m, t in zip(mine, theirs, strict=True) if m is not t]
     return [m for m, _ in pairs], [t for _, t in pairs]
-
-
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Move the teacher towards the student once."""
-    TeacherUpdate(teacher, student)(momentum)

@@ -148,7 +148,7 @@ def iterate_settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, An
 _SETTINGS = {
     key: (hint, facts, default) for key, hint, facts, default in iterate_settings(ExperimentSpec)
 }
-_SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
+SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 
 
 def _read_all(
@@ -175,13 +175,13 @@ def _known_settings(
 ) -> dict[str, _Given]:
     """Replace aliases and shorthands; report unknown keys with the nearest known one."""
     known: dict[str, _Given] = {}
-    for key, value in flatten(content, _SECTIONS).items():
+    for key, value in flatten(content, SECTIONS).items():
         entry = _Given(value, key, file, text if key in content else None)
         if key in SHORTHANDS:
             known.update(dict.fromkeys(SHORTHANDS[key], entry))
         elif ALIASES.get(key, key) in _SETTINGS:
             known[ALIASES.get(key, key)] = entry
-        elif key in _SECTIONS:
+        elif key in SECTIONS:
             if value is not None:
                 problems.append(
                     f"{key} must be a section of keys, got {yaml_text(value)}{entry.place}. "
@@ -200,7 +200,7 @@ def _drop_ignored(given: dict[str, _Given]) -> None:
 
 
 def _suggest(key: str) -> str:
-    candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else _SECTIONS)]
+    candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else SECTIONS)]
     nearest = difflib.get_close_matches(key[:100], candidates, n=1, cutoff=0.6)
     if not nearest:
         leaf = key.rpartition(".")[2]

@@ -25,7 +25,6 @@ from mal.spec.load import (
     SHORTHANDS,
     is_needed,
     iterate_settings,
-    spec_as_dict,
 )
 from mal.spec.rules import is_hybrid, patch_size_of
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
@@ -58,30 +57,30 @@ def action_schema(action: str) -> JsonSchema:
         "popular": _defaults(action, lambda facts: facts.is_popular),
         "automl_default_parameters": searched if action == "train" else [],
         "automl_disabled_parameters": [
-            key for key, facts in _settings_of(action) if not facts.is_searchable
+            key for key, facts, _ in _settings_of(action) if not facts.is_searchable
         ],
     }
 
 
-def _settings_of(action: str) -> Iterator[tuple[str, Setting]]:
-    """Yield the keys that an action reads."""
-    for key, _, facts, _ in iterate_settings(ExperimentSpec):
+def _settings_of(action: str) -> Iterator[tuple[str, Setting, Any]]:
+    """Yield key, facts and default of what an action reads."""
+    for key, _, facts, default in iterate_settings(ExperimentSpec):
         section, dot, _ = key.partition(".")
         if not dot or section in ACTION_SECTIONS[action]:
-            yield key, facts
+            yield key, facts, default
 
 
 def _defaults(action: str, is_wanted: Callable[[Setting], bool]) -> dict[str, Any]:
     """Return the defaults of the wanted keys that an action reads, nested."""
     chosen: dict[str, Any] = {}
-    for key, facts in _settings_of(action):
+    for key, facts, default in _settings_of(action):
         if not is_wanted(facts):
             continue
-        source, target = spec_as_dict(ExperimentSpec()), chosen
+        target = chosen
         *sections, name = key.split(".")
         for section in sections:
-            source, target = source[section], target.setdefault(section, {})
-        target[name] = source[name]
+            target = target.setdefault(section, {})
+        target[name] = default
     return chosen
 
 

@@ -103,21 +103,32 @@ def build_folder_once(key: str, source: str, fill: Callable[[Path], None]) -> Pa
         fill: Writes the content into an empty folder, which is renamed when it returns.
     """
     folders = cache_dir() / "folders"
-    folder, marker, partial = folders / key, folders / f"{key}.complete", folders / f"{key}.part"
+    folder, marker = folders / key, folders / f"{key}.complete"
     with locked(key):
         if folder.is_dir() and marker.is_file():
             return folder
         with naming_cache_trouble(source):
-            for leftover in (partial, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            partial.mkdir(parents=True)
-            try:
-                fill(partial)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            fill_folder(folder, fill)
             write_json(marker, {"source": redact_uri(source)})
     return folder
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder anew; it appears by a rename, once `fill` has returned."""
+    partial = partial_of(folder)
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """Return where a folder is filled."""
+    return folder.with_name(f"{folder.name}.part")
 
 
 @contextlib.contextmanager

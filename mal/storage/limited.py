@@ -22,7 +22,14 @@ from typing import IO
 
 from mal.artifacts import write_json
 from mal.errors import StorageError
-from mal.storage.cache import cache_dir, check_room, locked, naming_cache_trouble
+from mal.storage.cache import (
+    cache_dir,
+    check_room,
+    fill_folder,
+    locked,
+    naming_cache_trouble,
+    partial_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +72,7 @@ class _Entry:
     def __init__(self, key: str) -> None:
         place = cache_dir() / "features"
         self.key = key
-        self.folder, self.partial = place / key, place / f"{key}.part"
+        self.folder = place / key
         self.record, self.marker = place / f"{key}.json", place / f"{key}.complete"
 
     def is_complete(self) -> bool:
@@ -92,7 +99,7 @@ class _Entry:
     def clear(self) -> None:
         """Remove the content, whole or not; the marker first."""
         self.marker.unlink(missing_ok=True)
-        for folder in (self.partial, self.folder):
+        for folder in (partial_of(self.folder), self.folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -104,14 +111,11 @@ def _lock_file(key: str) -> IO[bytes]:
 
 def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
     with naming_cache_trouble("features"):
-        entry.clear()
+        entry.marker.unlink(missing_ok=True)
         try:
-            entry.partial.mkdir()
-            fill(entry.partial)
-            entry.partial.rename(entry.folder)
+            fill_folder(entry.folder, fill)
             entry.marker.touch()
         finally:
-            shutil.rmtree(entry.partial, ignore_errors=True)
             if not entry.marker.exists():
                 entry.record.unlink(missing_ok=True)
 

@@ -18,12 +18,12 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
 from mal.data.crop_dataset import (
-    EpochSampler,
     ImageReader,
     TrainingCrops,
     select_training_boxes,
 )
 from mal.data.datamodule import training_loader
+from mal.data.sampler import EpochSampler
 from mal.errors import SpecError
 from mal.model.checkpoint import (
     load_network_weights,
@@ -31,6 +31,7 @@ from mal.model.checkpoint import (
     read_checkpoint,
 )
 from mal.model.network import MALNetwork
+from mal.model.precision import chosen_precision
 from mal.runtime import StopRequest
 from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
@@ -236,9 +237,7 @@ def _build_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     train = spec.train
     is_cuda = run.device.type == "cuda"
-    precision = train.precision
-    if precision == "auto":
-        precision = "fp16" if is_cuda and train.use_amp else "fp32"
+    precision = chosen_precision(train.precision, use_amp=train.use_amp, device=run.device)
     return Trainer(
         accelerator="cuda" if is_cuda else "cpu",
         devices=[run.device.index or 0] if is_cuda else 1,

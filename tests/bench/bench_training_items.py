@@ -5,19 +5,18 @@ The literal items are normalised floats; ours stay bytes until they are on the d
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from harness import Result, compare
-from photographs import BOXES_PER_IMAGE, LiteralItems, consume, write_photographs
+from harness import Result
+from photographs import LiteralItems, OpenSet, compare_items, consume
 from torch.utils.data import DataLoader
 
-from mal.data.crop_dataset import EpochSampler, ImageReader, TrainingCrops
+from mal.data.crop_dataset import TrainingCrops
 from mal.data.crops import sample_training_window
 from mal.data.datamodule import training_loader
+from mal.data.sampler import EpochSampler
 from mal.spec import ExperimentSpec
 
 BATCH_SIZE = 4
@@ -30,33 +29,25 @@ CASES = (
 
 
 def run() -> Iterator[Result]:
-    for width, height, num_images, crop_size, required in CASES:
-        spec = ExperimentSpec()
-        spec.dataset.crop_size = crop_size
-        spec.dataset.num_workers_per_gpu = 0
-        spec.train.batch_size = BATCH_SIZE
-        with tempfile.TemporaryDirectory() as folder:
-            open_set = write_photographs(
-                Path(folder), num_images=num_images, width=width, height=height
-            )
-            yield compare(
-                f"{width} x {height}, crop {crop_size}, {num_images * BOXES_PER_IMAGE} items",
-                partial(run_literal, open_set, spec),
-                partial(run_ours, open_set, spec),
-                required=required,
-                repeats=5 if width < 1000 else 3,
-                warm_up=width < 1000,
-            )
+    yield from compare_items(CASES, run_literal, run_ours)
 
 
-def run_literal(open_set: Callable[[], ImageReader], spec: ExperimentSpec) -> None:
-    rng = np.random.default_rng(0)
+def run_literal(open_set: OpenSet, crop_size: int) -> None:
+    rng, spec = np.random.default_rng(0), spec_of(crop_size)
     window_of = partial(sample_training_window, dataset=spec.dataset, train=spec.train, rng=rng)
     items = LiteralItems(open_set(), window_of, spec.dataset.crop_size, is_training=True)
     consume(DataLoader(items, BATCH_SIZE, shuffle=True))
 
 
-def run_ours(open_set: Callable[[], ImageReader], spec: ExperimentSpec) -> None:
-    reader = open_set()
+def run_ours(open_set: OpenSet, crop_size: int) -> None:
+    reader, spec = open_set(), spec_of(crop_size)
     crops = TrainingCrops(reader, np.arange(len(reader.boxes)), spec, seed=0)
     consume(training_loader(crops, EpochSampler(len(crops), seed=0), spec))
+
+
+def spec_of(crop_size: int) -> ExperimentSpec:
+    spec = ExperimentSpec()
+    spec.dataset.crop_size = crop_size
+    spec.dataset.num_workers_per_gpu = 0
+    spec.train.batch_size = BATCH_SIZE
+    return spec

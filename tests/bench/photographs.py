@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from harness import Result, compare
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -20,6 +23,8 @@ from mal.data.annotations import load_boxes
 from mal.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from mal.data.crop_dataset import ImageReader
 from mal.data.crops import Window, xyxy_from_xywh
+
+OpenSet = Callable[[], ImageReader]
 
 BOXES_PER_IMAGE = 14
 JPEG_QUALITY = 90
@@ -131,6 +136,33 @@ class LiteralItems(Dataset[dict[str, Tensor]]):
 
 def _blur_at_random(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
+
+
+def compare_items(
+    cases: Iterable[tuple[int, int, int, int, float | None]],
+    run_literal: Callable[[OpenSet, int], None],
+    run_ours: Callable[[OpenSet, int], None],
+) -> Iterator[Result]:
+    """Compare two ways to all items of freshly opened sets.
+
+    Args:
+        cases: Width, height, images, crop size, least ratio.
+        run_literal: Takes how a set is opened, and the crop size.
+        run_ours: Likewise.
+    """
+    for width, height, num_images, crop_size, required in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            open_set = write_photographs(
+                Path(folder), num_images=num_images, width=width, height=height
+            )
+            yield compare(
+                f"{width} x {height}, crop {crop_size}, {num_images * BOXES_PER_IMAGE} items",
+                partial(run_literal, open_set, crop_size),
+                partial(run_ours, open_set, crop_size),
+                required=required,
+                repeats=5 if width < 1000 else 3,
+                warm_up=width < 1000,
+            )
 
 
 def consume(loader: Any) -> None:

@@ -17,7 +17,6 @@ from mal.data import crop_dataset
 from mal.data.annotations import load_boxes
 from mal.data.batch import CropBatch
 from mal.data.crop_dataset import (
-    EpochSampler,
     ImageReader,
     PredictionCrops,
     TrainingCrops,
@@ -25,6 +24,7 @@ from mal.data.crop_dataset import (
 )
 from mal.data.datamodule import training_loader
 from mal.data.images import read_image
+from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError
 from mal.spec import ExperimentSpec
 

@@ -69,7 +69,7 @@ def test_prediction_leaves_out_what_cannot_be_read(num_workers: int, tiny: TinyS
         str(tiny.annotations), str(tiny.images), key="dataset.val", with_masks=False
     )
     crops = PredictionCrops(reader, np.arange(6), crop_size=16, margin_rate=0.6)
-    batches = list(prediction_loader(crops, batch_size=2, num_workers=num_workers))
+    batches = list(prediction_loader(crops, [[0, 1], [2, 3], [4, 5]], num_workers=num_workers))
     assert [None if b is None else b.index_B.tolist() for b in batches] == [[0, 1], None, [4, 5]]
 
 
@@ -78,7 +78,7 @@ def test_prediction_of_no_boxes_is_no_batches(tiny: TinySet) -> None:
         str(tiny.annotations), str(tiny.images), key="dataset.val", with_masks=False
     )
     crops = PredictionCrops(reader, np.arange(0), crop_size=16, margin_rate=0.6)
-    assert list(prediction_loader(crops, batch_size=2, num_workers=2)) == []
+    assert list(prediction_loader(crops, [], num_workers=2)) == []
     assert collate_readable([None, None]) is None
 
 

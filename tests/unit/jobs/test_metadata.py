@@ -12,10 +12,11 @@ import yaml
 
 import mal.jobs
 from mal.cli import build_parser, main
-from mal.jobs.metadata import metadata_files, packaged_metadata_folder, write_metadata
+from mal.jobs.metadata import metadata_files, write_metadata
 from mal.spec import ExperimentSpec
 from mal.spec.experiment import ACTIONS
 from mal.spec.load import SHORTHANDS, iterate_settings
+from mal.spec.packaged import packaged_metadata_folder
 
 KEYS = {key for key, *_ in iterate_settings(ExperimentSpec)}
 
@@ -33,7 +34,7 @@ def test_the_packaged_file_is_current(name: str) -> None:
 
 
 def test_nothing_outdated_is_packaged() -> None:
-    folder = packaged_metadata_folder()
+    folder = Path(str(packaged_metadata_folder()))
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == set(metadata_files())
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mal.model.network import MALNetwork
-from mal.model.teacher import make_teacher, update_teacher
+from mal.model.teacher import TeacherUpdate, make_teacher
 from mal.spec.experiment import ModelSpec
 
 HYBRID = ModelSpec(arch="vit-hybrid-small/8", mask_head="pyramid")
@@ -45,7 +45,7 @@ def test_it_moves_by_the_formula(momentum: float) -> None:
     move(student)
     before = {name: p.clone() for name, p in teacher.named_parameters()}
     now = dict(student.named_parameters())
-    update_teacher(teacher, student, momentum)
+    TeacherUpdate(teacher, student)(momentum)
     for name, parameter in teacher.named_parameters():
         expected = momentum * before[name] + (1 - momentum) * now[name]
         torch.testing.assert_close(parameter, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -58,7 +58,7 @@ def test_running_statistics_stay_finite_and_counted() -> None:
     student.train()
     student(torch.randn(2, 3, 32, 32), torch.rand(2, 4), torch.ones(2))
     for _ in range(3):
-        update_teacher(teacher, student, 0.5)
+        TeacherUpdate(teacher, student)(0.5)
     mine, theirs = dict(student.named_buffers()), dict(teacher.named_buffers())
     for name, buffer in theirs.items():
         if not buffer.is_floating_point():
@@ -72,6 +72,6 @@ def test_a_frozen_backbone_is_shared() -> None:
     assert teacher.backbone is student.backbone
     before = {key: value.clone() for key, value in student.backbone.state_dict().items()}
     move(student)
-    update_teacher(teacher, student, 0.5)
+    TeacherUpdate(teacher, student)(0.5)
     assert all(torch.equal(v, before[k]) for k, v in student.backbone.state_dict().items())
     assert teacher.mask_head is not student.mask_head

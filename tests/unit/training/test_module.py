@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mal.data.batch import CropBatch
 from mal.model.network import MALNetwork
-from mal.model.teacher import update_teacher
+from mal.model.teacher import TeacherUpdate
 from mal.spec import ExperimentSpec, load_spec
 from mal.training.module import MALModule
 from mal.training.optimizer import build_optimizer
@@ -81,7 +81,7 @@ def test_no_figure_of_a_step_is_read_back_from_the_device(name: str, supervision
     assert moved.image_BCSS.is_meta
     loss = module.training_step(moved, 0)
     loss.backward()  # type: ignore[no-untyped-call]
-    update_teacher(module.teacher, module.student, 0.5)
+    TeacherUpdate(module.teacher, module.student)(0.5)
     assert loss.is_meta
 
 
