@@ -3,17 +3,23 @@
 import subprocess
 import sys
 
+# wandb is installed for development; scipy is not, and its stand-in must not outlive the start.
 CODE = """
-import sys
+import importlib.util, sys
+is_scipy_there = importlib.util.find_spec("scipy") is not None
 from mal.stages import run_train
 print([name for name in ("wandb", "scipy.signal") if name in sys.modules])
-import scipy.signal
-print(scipy.signal.convolve([1, 1], [1, 1]).tolist(), hasattr(scipy.signal, "hamming"))
+import wandb
+print(hasattr(wandb, "init"))
+try:
+    import scipy.signal
+    print(hasattr(scipy.signal, "convolve"))
+except ModuleNotFoundError:
+    print(not is_scipy_there)
 """
 
 
 def test_packages_that_are_only_looked_at_are_imported_later() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.splitlines() == ["[]", "[1, 2, 1] False"]
+    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines() == ["[]", "True", "True"]
