@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mal.distributed.group import highest_of_ranks
+from mal.distributed.workers import Worker
 from mal.errors import SpecError
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ SIGNAL_EXIT_BASE = 128
 
 
 class Interrupted(BaseException):
-    """The process was asked to stop; `exit_code` is 130 or 143."""
+    """The process, or another one of its run, was asked to stop; `exit_code` is 130 or 143."""
 
     def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
         self.exit_code = SIGNAL_EXIT_BASE + signal_number
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
@@ -57,6 +60,16 @@ class StopRequest:
         finally:
             self.is_deferred = False
 
+    def agree(self) -> bool:
+        """Let a signal that any rank remembers count for all; returns whether there is one.
+
+        All ranks call it at the same moment.
+        """
+        number = highest_of_ranks(self.received or 0)
+        if number and self.received is None:
+            self.received = number
+        return bool(number)
+
     def raise_if_received(self) -> None:
         """Interrupt if a signal was remembered."""
         if self.received is not None:
@@ -80,7 +93,16 @@ def handling_stop_signals() -> Iterator[StopRequest]:
 
 
 def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
-    """Return the device that `device` asks for.
+    """Return the device of this process; see `node_devices`."""
+    return node_devices(spec, gpu_ids)[Worker.current().local_rank]
+
+
+def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]:
+    """Return the devices of this node, one a process, that `device` asks for.
+
+    Args:
+        spec: The experiment.
+        gpu_ids: CUDA devices to use; too few of them, and the first ones of the node are taken.
 
     Raises:
         SpecError: cuda, or one of its devices, is asked for and absent.
@@ -90,15 +112,17 @@ def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if spec.device == "cuda" and not has_cuda:
         raise SpecError("device must be cpu where CUDA is absent, got cuda. Set device=auto.")
+    num_wanted = Worker.current().topology.devices_per_node
     if spec.device == "cpu" or not has_cuda:
-        return torch.device("cpu")
-    index, num_devices = gpu_ids[0] if gpu_ids else 0, torch.cuda.device_count()
-    if not 0 <= index < num_devices:
+        return [torch.device("cpu")] * num_wanted
+    chosen = gpu_ids[:num_wanted] if len(gpu_ids) >= num_wanted else list(range(num_wanted))
+    num_present = torch.cuda.device_count()
+    if len(set(chosen)) < num_wanted or not all(0 <= index < num_present for index in chosen):
         raise SpecError(
-            f"gpu_ids must start with a device from 0 to {num_devices - 1}, got {gpu_ids}. "
-            "Set gpu_ids=[0]."
+            f"gpu_ids must name {num_wanted} devices from 0 to {num_present - 1}, got {chosen}. "
+            "Set gpu_ids, or num_gpus (NUM_GPU_PER_NODE) to what the node has."
         )
-    return torch.device("cuda", index)
+    return [torch.device("cuda", index) for index in chosen]
 
 
 def set_up_logging() -> None:

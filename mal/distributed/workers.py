@@ -131,7 +131,8 @@ def _watch(
             if None not in codes:
                 return
         elif failed:
-            raise _failure(processes, failed[0], topology)
+            # The others lose their connection to one that was killed, and fail as well.
+            raise _failure(processes, min(failed, key=lambda rank: codes[rank] or 0), topology)
         elif None not in codes:
             return
         time.sleep(POLL_INTERVAL_S)

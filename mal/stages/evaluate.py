@@ -19,6 +19,7 @@ from mal.labeling.training_free import TrainingFreeModel
 from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
+from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
@@ -27,6 +28,7 @@ from mal.status import Status
 log = logging.getLogger(__name__)
 
 
+@on_every_device("evaluate")
 def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
     """Measure a model on `dataset.val_*`; without true masks the report shows predictions only.
 
@@ -56,6 +58,9 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         metrics = measured.measurement.metrics
         if baseline is not None:
             metrics = metrics | _training_free_figures(baseline, reader, settings, section)
+        result = EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
+        if not session.is_first:
+            return result
         write_json(session.path / METRICS_FILE, metrics)
         write_report(
             session.path / REPORT_FILE,
@@ -69,7 +74,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         )
         figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         session.status.write(Status.RUNNING, "evaluation finished", kpi=figures)
-    return EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
+    return result
 
 
 def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingFreeModel:

@@ -1,20 +1,27 @@
-"""Predict every box of a set and measure: shared by validation and `mal evaluate`."""
+"""Predict every box of a set and measure: shared by validation and `mal evaluate`.
+
+Of several ranks each predicts its share of the boxes, and every one gets all masks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.data.annotations import Rle
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import in_image_order
+from mal.distributed.workers import Worker
 from mal.evaluation.metrics import Measurement, measure_masks, rows_to_measure
 from mal.labeling.masks import InstanceMask
 from mal.labeling.predictor import PredictionSettings, ProbabilityModel, predict_masks
 from mal.progress import track
 from mal.spec.experiment import EvaluateSpec
+from mal.stages.sharding import merge_shares, share_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,10 @@ def predict_rows(
 ) -> Iterator[InstanceMask]:
     """Yield a mask for each of these boxes, image by image, and show the progress."""
     rows = in_image_order(reader.boxes, rows)
-    return track(predict_masks(model, reader, rows, settings), name, len(rows), unit="boxes")
+    worker = Worker.current()
+    mine = predict_masks(model, reader, share_of(rows, worker), settings)
+    masks = merge_shares(mine, len(rows), worker, encode=_mask_to_json, decode=_mask_from_json)
+    return track(masks, name, len(rows), unit="boxes")
 
 
 def measure_model(
@@ -51,3 +61,14 @@ def measure_model(
     masks = list(predict_rows(model, reader, rows, settings, name))
     measurement = measure_masks(reader.boxes, masks, **bounds)
     return MeasuredModel(masks, measurement)
+
+
+def _mask_to_json(mask: InstanceMask) -> list[Any]:
+    counts = mask.rle["counts"]
+    assert isinstance(counts, bytes)
+    return [mask.index, mask.rle["size"], counts.decode(), mask.score, mask.area]
+
+
+def _mask_from_json(value: Sequence[Any]) -> InstanceMask:
+    index, size, counts, score, area = value
+    return InstanceMask(index, Rle(size=size, counts=counts.encode()), score, area)

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mal.artifacts import LATEST_CHECKPOINT
+from mal.distributed.group import file_of_first, value_of_first
+from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
 from mal.model.checkpoint import read_training_spec
 from mal.spec.experiment import ExperimentSpec
+from mal.spec.load import load_spec, spec_as_dict
 from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
 from mal.storage import fetch_file
 
@@ -69,6 +72,25 @@ class _SavedSpec:
                 f"in {self.path}. Give one of mal train, or give it as "
                 "train.pretrained_model_path."
             ) from error
+
+
+def agree_on_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Start:
+    """Return what `choose_start` says on the first rank; all ranks begin there.
+
+    Args:
+        spec: The experiment.
+        folder: Of this rank; one that cannot see the first rank's checkpoint copies it there.
+        has_shrunk: See `choose_start`.
+    """
+    worker = Worker.current()
+    if worker.num_ranks == 1:
+        return choose_start(spec, folder, has_shrunk=has_shrunk)
+    chosen = choose_start(spec, folder, has_shrunk=has_shrunk) if worker.is_first else None
+    return Start(
+        spec=load_spec("train", value_of_first(chosen and spec_as_dict(chosen.spec))),
+        resume_from=file_of_first(chosen.resume_from if chosen else None, folder),
+        warm_from=file_of_first(chosen.warm_from if chosen else None, folder),
+    )
 
 
 def choose_start(spec: ExperimentSpec, folder: Path, *, has_shrunk: bool) -> Start:

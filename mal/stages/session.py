@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
+from mal.distributed.group import explain_loss
+from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
@@ -29,16 +32,18 @@ _PLACES = {
 
 
 class Session:
-    """A running action.
+    """A running action, as one process sees it.
 
     Attributes:
-        results: The result folder.
+        results: The result folder; a scratch folder where another rank writes the results.
         status: Its status log.
+        is_first: Whether this process writes the results.
     """
 
-    def __init__(self, results: ResultsFolder) -> None:
+    def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
         self.results = results
         self.status = StatusLog(results.path)
+        self.is_first = is_first
 
     @property
     def path(self) -> Path:
@@ -55,7 +60,7 @@ class Session:
 
 
 def require_runnable(action: str, spec: ExperimentSpec) -> None:
-    """Check that the spec says where to read and write, and asks for one device.
+    """Check that the spec says where to read and write.
 
     Raises:
         SpecError: With every key that is missing.
@@ -67,12 +72,6 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
     problems = [f"{key} must be set, got ''. Write {key}=PATH." for key in missing]
     if not values["results_dir"] and not values[action]["results_dir"]:
         problems.append("results_dir must be set, got ''. Write results_dir=FOLDER.")
-    num_devices = values[action].get("num_gpus", 1) * values[action].get("num_nodes", 1)
-    if num_devices > 1:
-        problems.append(
-            f"{action}.num_gpus and {action}.num_nodes must be 1 in this version, got "
-            f"{num_devices} devices in all. Set both to 1."
-        )
     if problems:
         raise SpecError(problems)
 
@@ -90,17 +89,22 @@ def recording(
         restored: Files of an earlier run to fetch from a remote result folder.
     """
     require_runnable(action, spec)
+    worker = Worker.current()
+    if not worker.is_first:
+        with _assisting(worker) as session, _naming_remedies(action, spec):
+            yield session
+        return
     results = ResultsFolder(results_uri(action, spec))
     results.restore(restored)
     session = Session(results)
     try:
         session.write_spec(spec)
         session.status.write(Status.STARTED, f"{action} started")
-        yield session
+        with _naming_remedies(action, spec):
+            yield session
         write_manifest(session.path, action=action, inputs=inputs)
         session.status.write(Status.SUCCESS, f"{action} finished")
-    except BaseException as raised:
-        error = _mendable(action, spec, raised)
+    except BaseException as error:
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):
             session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
@@ -111,20 +115,37 @@ def recording(
                 f"results_dir must have room, got {results.uri} ({error.strerror}). Free some, or "
                 "choose another folder."
             ) from error
-        if error is not raised:
-            raise error from raised
         raise
     results.upload()
 
 
-def _mendable(action: str, spec: ExperimentSpec, error: BaseException) -> BaseException:
-    """Return what to say of an error: memory that ran out names what would fit."""
-    if not is_out_of_memory(error):
-        return error
-    device = choose_device(spec, getattr(getattr(spec, action), "gpu_ids", []))
-    if action == "train":  # before the training, which knows more of its own shortage
-        return training_shortage(spec, error, device, checkpoint="")
-    return prediction_shortage(action, spec, error, device)
+@contextmanager
+def _assisting(worker: Worker) -> Iterator[Session]:
+    """Yield the session of a rank that writes nothing that lasts."""
+    with tempfile.TemporaryDirectory(prefix=f"mal-rank-{worker.rank}-") as folder:
+        yield Session(ResultsFolder(folder), is_first=False)
+
+
+@contextmanager
+def _naming_remedies(action: str, spec: ExperimentSpec) -> Iterator[None]:
+    """Raise errors whose cause lies in torch as ones that say what to do.
+
+    Raises:
+        MemoryShortageError: It names what would fit.
+        WorkerError: Another rank is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            lost = explain_loss(error, Worker.current())
+            if lost is error:
+                raise
+            raise lost from error
+        device = choose_device(spec, getattr(getattr(spec, action), "gpu_ids", []))
+        if action == "train":  # before the training, which knows more of its own shortage
+            raise training_shortage(spec, error, device, checkpoint="") from error
+        raise prediction_shortage(action, spec, error, device) from error
 
 
 def results_uri(action: str, spec: ExperimentSpec) -> str:

@@ -13,11 +13,13 @@ from torch import Tensor
 from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.distributed.workers import Worker
 from mal.evaluation.metrics import rows_to_measure
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model
 from mal.stages.memory import (
     fallback_of,
@@ -29,7 +31,7 @@ from mal.stages.memory import (
     training_shortage,
 )
 from mal.stages.results import TrainResult
-from mal.stages.resume import Start, choose_start
+from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
 from mal.status import Status
 from mal.training.trainer import Measure, TrainingRun, train_network
@@ -40,14 +42,18 @@ log = logging.getLogger(__name__)
 _RESTORED = ("*.pth", "metrics.jsonl", "status.json", RUN_ID_FILE)
 
 
+@on_every_device("train")
 def run_train(spec: ExperimentSpec) -> TrainResult:
     """Train on the boxes of `dataset.train_*`; the same call again goes on where it was stopped.
+
+    Started once on every node, it trains on all devices of all nodes.
 
     Raises:
         SpecError: A key is missing, or asks for what is not there.
         AnnotationError: A data set cannot be used.
         ArtifactError: Weights cannot be loaded.
         MemoryShortageError: It does not fit into memory, and the message says what would.
+        WorkerError: One of several processes was lost.
     """
     dataset = spec.dataset
     inputs = {
@@ -93,7 +99,7 @@ def _train_within_memory(
     has_shrunk = False
     while True:
         try:
-            start = choose_start(spec, session.path, has_shrunk=has_shrunk)
+            start = agree_on_start(spec, session.path, has_shrunk=has_shrunk)
             spec = start.spec
             session.write_spec(spec)
             return _train_once(reader, start, device, stop, session)
@@ -130,7 +136,9 @@ def _shrink(
     Raises:
         MemoryShortageError: There is none, or nobody asked for one.
     """
-    smaller = fallback_of(spec) if spec.train.oom_fallback else None
+    # Of several ranks the others wait inside the step that did not fit into this one's memory.
+    is_alone = Worker.current().num_ranks == 1
+    smaller = fallback_of(spec) if spec.train.oom_fallback and is_alone else None
     checkpoint = ""
     if (session.path / LATEST_CHECKPOINT).exists():
         checkpoint = f"{session.results.uri.rstrip('/')}/{LATEST_CHECKPOINT}"

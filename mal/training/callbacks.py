@@ -106,7 +106,7 @@ class Checkpoints(Callback):
             return
         if (batch_idx + 1) % self.spec.train.accum_grad_batches:
             return
-        must_stop = self.stop.received is not None
+        must_stop = self.stop.agree()
         if must_stop or self._is_due(trainer, "step", trainer.global_step):
             self._write(trainer)
         if must_stop:
@@ -124,15 +124,16 @@ class Checkpoints(Callback):
             self.best_figure = float(figure)
         is_last = is_last_epoch(trainer)
         if (
-            is_last
+            self.stop.agree()
+            or is_last
             or is_best
-            or self.stop.received is not None
             or self._is_due(trainer, "epoch", trainer.current_epoch + 1)
             or self._is_due(trainer, "step", trainer.global_step)
         ):
             path = self._write(trainer, is_best=is_best)
             is_unmeasured = self.best_figure == -math.inf
-            if is_last and (is_unmeasured or not (self.folder / BEST_CHECKPOINT).exists()):
+            has_best = (self.folder / BEST_CHECKPOINT).exists()
+            if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
         self.stop.raise_if_received()
@@ -145,6 +146,9 @@ class Checkpoints(Callback):
         is_whole_epoch = num_batches_done(trainer) >= trainer.num_training_batches
         num_epochs = trainer.current_epoch + is_whole_epoch
         path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path)  # it takes all ranks, and one of them writes
+            return path
         with writing_atomically(path) as temporary:
             trainer.save_checkpoint(temporary)
         # The best first: a run killed between the two repeats the epoch, and finds it again.

@@ -94,8 +94,9 @@ class MALModule(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_train_batch_start(self, _batch: CropBatch, batch_idx: int) -> None:
-        """Make dropout a function of seed and place in the run."""
-        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx])
+        """Make dropout a function of seed and place in the run, another one on each rank."""
+        rank = [self.global_rank] if self.global_rank else []
+        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, *rank])
         torch.manual_seed(int(place.generate_state(1)[0]))
 
     def on_train_start(self) -> None:
@@ -138,7 +139,7 @@ class MALModule(LightningModule):
             loss = self._box_loss(
                 prob_BMM, student_image, (levels, affinity) if is_shared else None, batch
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        self._log_mean("train_loss", loss, batch)
         return loss
 
     def _box_loss(
@@ -151,7 +152,7 @@ class MALModule(LightningModule):
         train = self.spec.train
         box_mask_BMM = box_mask_from_unit_box(batch.unit_box_B4, prob_BMM.shape[-1])
         mil = mil_loss(prob_BMM, box_mask_BMM).mean()
-        self.log("loss_mil", mil, on_step=False, on_epoch=True, batch_size=len(batch))
+        self._log_mean("loss_mil", mil, batch)
         loss: Tensor = train.loss_mil_weight * self._mil_factor() * mil
         crf_weight = train.loss_crf_weight * self._crf_factor()
         if crf_weight > 0:
@@ -168,9 +169,13 @@ class MALModule(LightningModule):
                     train=train,
                 )
             crf = dice_loss(prob_BMM, label_BMM).mean()
-            self.log("loss_crf", crf, on_step=False, on_epoch=True, batch_size=len(batch))
+            self._log_mean("loss_crf", crf, batch)
             loss = loss + crf_weight * crf
         return loss
+
+    def _log_mean(self, name: str, value: Tensor, batch: CropBatch) -> None:
+        """Log the mean over the epoch and all ranks."""
+        self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
 
     @torch.inference_mode()
     def _teacher_view(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
@@ -24,7 +24,9 @@ from mal.data.crop_dataset import (
 )
 from mal.data.datamodule import training_loader
 from mal.data.sampler import EpochSampler
-from mal.errors import SpecError
+from mal.distributed.group import gather_values, value_of_first
+from mal.distributed.workers import Worker
+from mal.errors import SpecError, WorkerError
 from mal.model.checkpoint import (
     load_network_weights,
     load_pretrained_weights,
@@ -32,7 +34,7 @@ from mal.model.checkpoint import (
 )
 from mal.model.network import MALNetwork
 from mal.model.precision import chosen_precision
-from mal.runtime import StopRequest
+from mal.runtime import StopRequest, node_devices
 from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
@@ -49,6 +51,7 @@ from mal.training.feature_cache import CachedCrops, cached_crop_features
 from mal.training.module import MALModule
 from mal.training.optimizer import use_deterministic_math
 from mal.training.step_profile import FEATURES, StepProfile
+from mal.training.strategy import device_arguments
 from mal.training.wandb_logging import wandb_loggers
 
 log = logging.getLogger(__name__)
@@ -127,15 +130,16 @@ def _fit(
     profiler: Profiler,
 ) -> dict[str, float]:
     """Fit the student to the crops; returns the figures of the last epoch, steps and epochs."""
-    sampler = EpochSampler(len(crops), seed=run.seed)
+    worker = Worker.current()
+    sampler = EpochSampler(len(crops), seed=run.seed, rank=worker.rank, num_ranks=worker.num_ranks)
     loader = training_loader(crops, sampler, spec)
     steps_per_epoch = -(-len(loader) // spec.train.accum_grad_batches)
     num_steps = spec.train.max_steps or spec.train.num_epochs * steps_per_epoch
     log.info(
         "%d steps of %d, %.1f M of %.1f M weights, on %s",
-        num_steps, spec.train.batch_size * spec.train.accum_grad_batches,
+        num_steps, spec.train.batch_size * spec.train.accum_grad_batches * worker.num_ranks,
         _millions(p for p in student.parameters() if p.requires_grad),
-        _millions(student.parameters()), run.device,
+        _millions(student.parameters()), _name_devices(run.device, worker.num_ranks),
     )  # fmt: skip
     module = MALModule(
         student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps,
@@ -156,7 +160,8 @@ def _fit(
         )
         with run.stop.deferring():
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
-    figures = dict(records.last)
+    _require_same_weights(module, worker)
+    figures = value_of_first(records.last)
     if run.measure and resume_from and VALIDATION_FIGURE not in figures:
         figures |= run.measure(module)
     return {
@@ -236,11 +241,10 @@ def _build_trainer(
 ) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     train = spec.train
-    is_cuda = run.device.type == "cuda"
+    worker = Worker.current()
     precision = chosen_precision(train.precision, use_amp=train.use_amp, device=run.device)
     return Trainer(
-        accelerator="cuda" if is_cuda else "cpu",
-        devices=[run.device.index or 0] if is_cuda else 1,
+        **device_arguments(worker, node_devices(spec, train.gpu_ids)),
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
         max_epochs=max_epochs,
         accumulate_grad_batches=train.accum_grad_batches,
@@ -248,7 +252,7 @@ def _build_trainer(
         callbacks=callbacks,
         profiler=profiler,
         logger=[TensorBoardLogger(run.folder, name="lightning_logs", version=""), *loggers],
-        plugins=[LightningEnvironment(), PlainCheckpointIO()],
+        plugins=[PlainCheckpointIO()],
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -257,6 +261,32 @@ def _build_trainer(
         deterministic="warn" if train.cudnn.deterministic else False,
         log_every_n_steps=10,
     )
+
+
+def _require_same_weights(module: MALModule, worker: Worker) -> None:
+    """Check that all ranks have trained the same networks.
+
+    Raises:
+        WorkerError: They have not; then the checkpoint is only the first rank's.
+    """
+    if worker.num_ranks == 1:
+        return
+    digest = hashlib.sha256()
+    for weights in module.parameters():
+        digest.update(weights.detach().cpu().contiguous().numpy().tobytes())
+    digests = gather_values(digest.hexdigest())
+    different = [rank for rank, found in enumerate(digests) if found != digests[0]]
+    if different:
+        raise WorkerError(
+            f"weights must be the same on all {worker.num_ranks} ranks, got others on ranks "
+            f"{different}. Use the same version of mal and torch on all nodes, and "
+            "train.cudnn.deterministic=true."
+        )
+    log.info("all %d ranks have the same weights, sha256 %s", worker.num_ranks, digests[0][:12])
+
+
+def _name_devices(device: torch.device, num_ranks: int) -> str:
+    return f"{device}" if num_ranks == 1 else f"{num_ranks} x {device.type}"
 
 
 def _millions(parameters: Iterable[Tensor]) -> float:

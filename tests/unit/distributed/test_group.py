@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from mal.distributed import NodeTopology
-from mal.distributed.group import any_rank, gather_objects
+from mal.distributed.group import gather_values, highest_of_ranks, value_of_first
 from mal.distributed.workers import run_workers
 from mal.errors import WorkerError
 
 JOINS = """
 import json, os, pathlib, sys
 import torch
-from mal.distributed.group import any_rank, gather_objects, joining
+from mal.distributed.group import file_of_first, gather_values, highest_of_ranks
+from mal.distributed.group import joining, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import MalError
 worker = Worker.current()
@@ -44,35 +45,61 @@ def run(work: str, folder: Path) -> None:
 
 
 def test_alone_nobody_is_asked() -> None:
-    assert gather_objects("a") == ["a"]
-    assert any_rank(True)
-    assert not any_rank(False)
+    assert gather_values("a") == ["a"]
+    assert highest_of_ranks(3) == 3
+    assert value_of_first([1]) == [1]
 
 
 def test_values_and_flags_of_all_ranks_meet(tmp_path: Path) -> None:
     run(
         """
-values = gather_objects({"rank": worker.rank})
-flags = [any_rank(worker.rank == 1), any_rank(False)]
-pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps([values, flags]))
+values = gather_values({"rank": worker.rank, "long": "x" * worker.rank})
+highest = highest_of_ranks(worker.rank)
+first = value_of_first(worker.rank or "the first's")
+found = [values, highest, first]
+pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps(found))
 """,
         tmp_path,
     )
     for rank in "01":
-        values, flags = json.loads((tmp_path / rank).read_text())
-        assert values == [{"rank": 0}, {"rank": 1}]
-        assert flags == [True, False]
+        values, highest, first = json.loads((tmp_path / rank).read_text())
+        assert values == [{"rank": 0, "long": ""}, {"rank": 1, "long": "x"}]
+        assert (highest, first) == (1, "the first's")
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_first_ranks_file_reaches_all(tmp_path: Path, is_shared: bool) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "weights").write_bytes(b"abc" * 1000)
+    run(
+        f"""
+import mal.distributed.group as group
+group.FILE_CHUNK_BYTES = 1000
+folder = pathlib.Path(sys.argv[1], str(worker.rank))
+folder.mkdir(exist_ok=True)
+if not {is_shared} and worker.rank:
+    group.sha256_of_file = lambda path: "of another file"
+path = file_of_first(folder / "weights" if worker.is_first else None, folder)
+pathlib.Path(folder, "found").write_text(str(path))
+assert path.read_bytes() == b"abc" * 1000
+assert file_of_first(None, folder) is None
+""",
+        tmp_path,
+    )
+    assert (tmp_path / "0" / "found").read_text() == str(tmp_path / "0" / "weights")
+    place = "0" if is_shared else "1"
+    assert (tmp_path / "1" / "found").read_text() == str(tmp_path / place / "weights")
 
 
 def test_a_rank_that_is_gone_is_noticed_and_named(tmp_path: Path) -> None:
     with pytest.raises(WorkerError):
         run(
             """
-gather_objects(0)
+gather_values(0)
 if worker.rank == 1:
     os._exit(9)
 for _ in range(1000):
-    gather_objects(0)
+    gather_values(0)
 """,
             tmp_path,
         )

@@ -113,6 +113,31 @@ def test_a_step_in_half_precision_gives_nearly_the_same_loss(precision: torch.dt
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("area_px2", AREAS_PX2)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"not_adjust_scale": True},
+        {"frozen_stages": [3], "object_pooling": "box"},
+        {"freeze_backbone": True},
+        {"vit_dpr": 0.9},
+    ],
+)
+def test_every_trained_weight_gets_a_gradient_in_every_step(
+    name: str, area_px2: float, model: dict[str, Any]
+) -> None:
+    # Plain DDP waits for all of them.
+    if name == "pyramid" and ({"frozen_stages", "freeze_backbone"} & set(model)):
+        pytest.skip("the hybrid is trained whole")
+    module = module_of(spec_of(name, model=model, train={"loss_crf_step": 100}))
+    batch = dataclasses.replace(batch_of(1), box_area_B=torch.tensor([area_px2]))
+    module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+    trained = {k: p for k, p in module.student.named_parameters() if p.requires_grad}
+    assert [name for name, weight in trained.items() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_in_bf16_gives_nearly_the_same_loss(name: str) -> None:
     module = module_of(spec_of(name, train={"supervision": "box"}))
     expected = module.training_step(batch_of(), 0)

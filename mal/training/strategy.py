@@ -1,0 +1,89 @@
+"""How Lightning sees the processes of a run: those that mal started, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from mal.distributed.workers import Worker
+
+
+class WorkerEnvironment(ClusterEnvironment):
+    """Tells Lightning a worker's place; no variable of a launcher can change it."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self.worker = worker
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning must not start any."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Host of the first node."""
+        return self.worker.topology.master_addr
+
+    @property
+    def main_port(self) -> int:
+        """Its port."""
+        return self.worker.topology.master_port
+
+    @staticmethod
+    def detect() -> bool:
+        """It is given, never found."""
+        return False
+
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.worker.num_ranks
+
+    def set_world_size(self, size: int) -> None:
+        """It is known already."""
+
+    def global_rank(self) -> int:
+        """Among all processes."""
+        return self.worker.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known already."""
+
+    def local_rank(self) -> int:
+        """On this node."""
+        return self.worker.local_rank
+
+    def node_rank(self) -> int:
+        """Of this node."""
+        return self.worker.topology.node_rank
+
+
+def device_arguments(worker: Worker, devices: Sequence[torch.device]) -> dict[str, Any]:
+    """Return the trainer's arguments for one device, or for DDP over the group of `joining`.
+
+    Every trained weight gets a gradient in every step, so that plain DDP need not look for
+    unused ones.
+
+    Args:
+        worker: This process.
+        devices: Of its node, one a worker.
+    """
+    device = devices[worker.local_rank]
+    accelerator = device.type
+    if worker.num_ranks == 1:
+        return {"accelerator": accelerator, "devices": [device.index] if device.index else 1}
+    strategy = DDPStrategy(
+        parallel_devices=list(devices),
+        cluster_environment=WorkerEnvironment(worker),
+        gradient_as_bucket_view=True,
+    )
+    return {
+        "accelerator": accelerator,
+        "strategy": strategy,
+        "num_nodes": worker.topology.num_nodes,
+        "sync_batchnorm": accelerator == "cuda",  # torch has it on CUDA alone
+    }
