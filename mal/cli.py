@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(action, help=ACTION_HELP[action])
         command.add_argument(
             "-e", "--experiment", action="append", default=[], metavar="SPEC",
-            help="spec file or recipe:NAME; the later wins",
+            help="spec file, recipe:NAME or env:VARIABLE (its YAML text); the later wins",
         )  # fmt: skip
         _add_job_options(command)
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")

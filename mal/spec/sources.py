@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from mal.recipes import read_recipe
 from mal.spec.convert import yaml_text
 
 RECIPE_PREFIX = "recipe:"
+VARIABLE_PREFIX = "env:"
 
 
 class _SpecLoader(yaml.SafeLoader):
@@ -50,13 +52,17 @@ def read_spec_source(text: str) -> Mapping[str, Any]:
 
 
 def read_spec_file(source: str) -> Mapping[str, Any]:
-    """Read a YAML file or `recipe:NAME`.
+    """Read a YAML file, `recipe:NAME`, or `env:VARIABLE` that holds the YAML text.
+
+    A variable brings a spec into a pod without a file to mount.
 
     Raises:
         SpecError: It cannot be read, or is no mapping.
     """
     if source.startswith(RECIPE_PREFIX):
         return parse_spec_text(read_recipe(source.removeprefix(RECIPE_PREFIX)), source)
+    if source.startswith(VARIABLE_PREFIX):
+        return parse_spec_text(_read_variable(source.removeprefix(VARIABLE_PREFIX)), source)
     try:
         text = Path(source).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -70,6 +76,15 @@ def read_spec_file(source: str) -> Mapping[str, Any]:
             f"spec file must be readable, got {source} ({reason}). Give a YAML file or recipe:NAME."
         ) from error
     return parse_spec_text(text, source)
+
+
+def _read_variable(name: str) -> str:
+    text = os.environ.get(name)
+    if text is None:
+        raise SpecError(
+            f"spec variable must be set, got no {name}. Set it to the YAML text of the spec."
+        )
+    return text
 
 
 def parse_spec_text(text: str, name: str) -> Mapping[str, Any]:

@@ -274,6 +274,17 @@ def test_problems_of_several_sources_come_together(tmp_path: Path) -> None:
     assert len(problems) == 5
 
 
+def test_a_spec_may_stand_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_SPEC", "train:\n  lr: 1e-4\n")
+    assert load_spec("train", ["recipe:demo", "env:THE_SPEC"]).train.lr == 1e-4
+    monkeypatch.setenv("THE_SPEC", "train.nope: 1")
+    with pytest.raises(SpecError, match=r"train.nope is not a key of the spec in env:THE_SPEC\."):
+        load_spec("train", "env:THE_SPEC")
+    monkeypatch.delenv("THE_SPEC")
+    with pytest.raises(SpecError, match=r"spec variable must be set, got no THE_SPEC\."):
+        load_spec("train", "env:THE_SPEC")
+
+
 @pytest.mark.parametrize(("alias", "key"), ALIASES.items())
 def test_an_alias_sets_its_key(alias: str, key: str) -> None:
     value = not value_of(ExperimentSpec(), key) if "mask" in key else 256
