@@ -47,9 +47,10 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes
 bench: $(VENV)/.dev ## Measure against the literal algorithm (CASE=name for one); writes docs/performance.md
 	$(BIN)/python tests/bench/run.py $(CASE)
 
-compile: $(VENV)/.runtime ## Write every generated file: schemas, compiled components and pipelines, READMEs
+compile: $(VENV)/.runtime ## Write every generated file: schemas, compiled components and pipelines, READMEs, example jobs
 	$(BIN)/mal schema -o mal/metadata
 	$(BIN)/python -m components
+	$(BIN)/python -m components._example_jobs
 	$(BIN)/python -m pipelines compile
 
 clean: ## Remove what was made here, but not .venv

@@ -1,0 +1,91 @@
+"""The generated examples below `manifests/examples`: one job, for either operator.
+
+`python -m components._example_jobs` writes them; `make compile` runs it.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import yaml
+
+from components._images import TRAIN_IMAGE
+from mal.cluster import (
+    Environment,
+    JobSettings,
+    Placement,
+    Resources,
+    SecretKey,
+    Storage,
+    Toleration,
+    TrainingRuntime,
+    build_pytorchjob,
+    build_trainjob,
+)
+
+EXAMPLES_DIR = Path(__file__).parents[1] / "manifests" / "examples"
+
+_NOTICE = """\
+# Generated from components/_example_jobs.py by `make compile`; do not edit.
+# Two nodes of eight GPUs each, with the accounts, the queue and the Secret of manifests/.
+"""
+_SPEC = """\
+train:
+  num_epochs: 10
+  lr: 1.0e-6
+  batch_size: 4
+"""
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+EXAMPLE_JOB = JobSettings(
+    name="mal-train-example",
+    namespace="kubeflow-user-example-com",
+    image=TRAIN_IMAGE,
+    outputs_uri="s3://mal/runs/example",
+    spec=_SPEC,
+    overrides=(
+        "dataset.train_img_dir=s3://mal/sets/street/images.tar.gz",
+        "dataset.train_ann_path=s3://mal/sets/street/train.json",
+    ),
+    num_nodes=2,
+    resources=Resources(gpus_per_node=8, cpu="64", memory="512Gi", shm_size="64Gi"),
+    placement=Placement(
+        node_selector={"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        tolerations=(Toleration(key="nvidia.com/gpu", effect="NoSchedule"),),
+        queue_name="mal",
+    ),
+    storage=Storage(cache_claim="mal-cache"),
+    environment=Environment(
+        secrets={name: SecretKey(secret="mal-s3", key=name) for name in _CREDENTIALS},
+        config_map="mal-config",
+    ),
+)
+# Trainer v2 takes from its runtime what a TrainJob cannot say.
+EXAMPLE_TRAINJOB = dataclasses.replace(
+    EXAMPLE_JOB, training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
+)
+
+
+def example_files() -> dict[Path, str]:
+    """Return what every example must hold, by its path."""
+    jobs = {
+        "pytorchjob.yaml": build_pytorchjob(EXAMPLE_JOB),
+        "trainjob.yaml": build_trainjob(EXAMPLE_TRAINJOB),
+    }
+    return {
+        EXAMPLES_DIR / name: _NOTICE + yaml.safe_dump(job, sort_keys=False)
+        for name, job in jobs.items()
+    }
+
+
+def main() -> int:
+    """Write the examples; return the process's exit code."""
+    for path, text in example_files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
