@@ -18,6 +18,7 @@ from mal.labeling.masks import InstanceMask
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.evaluate import report_facts
+from mal.stages.launch import on_every_device
 from mal.stages.measure import predict_rows
 from mal.stages.results import InferenceResult
 from mal.stages.session import recording
@@ -25,6 +26,7 @@ from mal.status import Status
 from mal.storage import ResultsFolder
 
 
+@on_every_device("inference")
 def run_inference(spec: ExperimentSpec) -> InferenceResult:
     """Write a mask for every box of `inference.ann_path`.
 
@@ -49,6 +51,9 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         rows = np.arange(len(reader.boxes))
         masks = list(predict_rows(loaded.model, reader, rows, settings, "label"))
+        result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
+        if not session.is_first:
+            return result
         num_masks = write_labels(labels, reader.boxes, masks)
         figures = _figures(reader, masks, num_masks)
         write_report(
@@ -62,7 +67,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
             facts=report_facts(loaded, section.ann_path),
         )
         session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=figures)
-    return InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
+    return result
 
 
 def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
