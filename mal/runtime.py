@@ -51,6 +51,14 @@ class StopRequest:
             return
         raise Interrupted(signal_number)
 
+    def take_signals(self) -> dict[signal.Signals, Any]:
+        """Handle SIGINT and SIGTERM from now on; returns who did before.
+
+        Raises:
+            ValueError: This is not the main thread, which alone may choose.
+        """
+        return {each: signal.signal(each, self.handle) for each in (signal.SIGINT, signal.SIGTERM)}
+
     @contextmanager
     def deferring(self) -> Iterator[None]:
         """Only remember a signal inside the block."""
@@ -81,7 +89,7 @@ def handling_stop_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the block (in a main thread; elsewhere nothing changes)."""
     request = StopRequest()
     try:
-        previous = {s: signal.signal(s, request.handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = request.take_signals()
     except ValueError:
         yield request
         return

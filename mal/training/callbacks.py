@@ -88,6 +88,15 @@ class Checkpoints(Callback):
             "batch": 0 if self._is_epoch_over else num_batches_done(trainer),
         }
 
+    def on_train_start(self, *_: Any) -> None:
+        """Take the signals back from Lightning.
+
+        Its handler ends a run with exit code 0 where the signal falls between two batches, and
+        talks to the other ranks inside the handler.
+        """
+        with contextlib.suppress(ValueError):
+            self.stop.take_signals()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Know that checkpoints now lie inside an epoch."""
         self._is_epoch_over = False
@@ -123,8 +132,9 @@ class Checkpoints(Callback):
             assert figure is not None
             self.best_figure = float(figure)
         is_last = is_last_epoch(trainer)
+        must_stop = self.stop.agree()
         if (
-            self.stop.agree()
+            must_stop
             or is_last
             or is_best
             or self._is_due(trainer, "epoch", trainer.current_epoch + 1)
@@ -136,7 +146,8 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
-        self.stop.raise_if_received()
+        if must_stop:
+            self.stop.raise_if_received()
 
     def _is_due(self, trainer: Trainer, unit: str, count: int) -> bool:
         train = self.spec.train

@@ -1,7 +1,9 @@
 """`mal train`: what it reads, what it writes, and what it survives."""
 
 import json
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,9 @@ from tiny_sets import TINY_VIT, TinySet, training_spec, write_tiny_set
 
 from mal.cli import main
 from mal.errors import AnnotationError, SpecError, StorageError
+from mal.runtime import Interrupted
 from mal.stages import run_train
+from mal.training.callbacks import Checkpoints
 
 
 @pytest.fixture
@@ -211,3 +215,24 @@ def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     assert torch.load(resumed.checkpoint, weights_only=True)["global_step"] == 4
     records = (resumed.results_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2]
+
+
+@pytest.mark.parametrize("batch", ["the last of an epoch", "one inside an epoch"])
+def test_a_signal_between_two_batches_stops_the_run_after_a_checkpoint(
+    data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
+) -> None:
+    # Lightning looks for a signal of its own there, and leaves with exit code 0.
+    look = Checkpoints.on_train_batch_end
+    num_batches = 2 if batch == "the last of an epoch" else 1
+
+    def look_and_be_asked_to_stop(self: Checkpoints, *arguments: Any) -> None:
+        look(self, *arguments)
+        if arguments[0].global_step == num_batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", look_and_be_asked_to_stop)
+    spec = training_spec(data, tmp_path / "run", "train.num_epochs=3")
+    with pytest.raises(Interrupted) as interrupt:
+        run_train(spec)
+    assert interrupt.value.exit_code == 143
+    assert (tmp_path / "run" / "mal_model_latest.pth").exists()
