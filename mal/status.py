@@ -86,5 +86,14 @@ class StatusLog:
             return file.read(1) == b"\n"
 
 
+def last_figures(path: Path) -> dict[str, float]:
+    """Return the figures of the last line of a `status.json` that has any."""
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        kpi = json.loads(line)["kpi"] if line.strip() else {}
+        if kpi:
+            return {name: value for name, value in kpi.items() if value is not None}
+    return {}
+
+
 def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
