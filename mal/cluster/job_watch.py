@@ -36,6 +36,9 @@ class WaitLimits:
     poll_interval_s: float = 5.0
 
 
+DEFAULT_LIMITS = WaitLimits()
+
+
 @dataclass(frozen=True)
 class FinishedJob:
     """A job that succeeded.

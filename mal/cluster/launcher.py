@@ -11,7 +11,7 @@ from collections.abc import Callable
 from mal.cluster.cancellation import Cancellation
 from mal.cluster.client import ClusterClient
 from mal.cluster.job_kinds import PYTORCHJOB, TRAINJOB
-from mal.cluster.job_watch import FinishedJob, JobWatch, WaitLimits
+from mal.cluster.job_watch import DEFAULT_LIMITS, FinishedJob, JobWatch, WaitLimits
 from mal.cluster.refusals import ServerUnreachableError
 from mal.cluster.settings import JobSettings
 from mal.cluster.submission import submit
@@ -44,7 +44,7 @@ def run_job(
     backend: Backend,
     run_id: str,
     client: ClusterClient,
-    limits: WaitLimits = WaitLimits(),
+    limits: WaitLimits = DEFAULT_LIMITS,
     tell: Callable[[str], None],
 ) -> FinishedJob:
     """Run the job and wait for its end; a retried step re-attaches to its job or adopts it.
