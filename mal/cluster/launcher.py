@@ -5,13 +5,18 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mal.cluster.client import ClusterClient
-    from mal.cluster.settings import JobSettings
+from mal.cluster.cancellation import Cancellation
+from mal.cluster.client import ClusterClient
+from mal.cluster.job_kinds import PYTORCHJOB, TRAINJOB
+from mal.cluster.job_watch import DEFAULT_LIMITS, FinishedJob, JobWatch, WaitLimits
+from mal.cluster.refusals import ServerUnreachableError
+from mal.cluster.settings import JobSettings
+from mal.cluster.submission import submit
+
+__all__ = ["Backend", "FinishedJob", "WaitLimits", "job_name", "run_job"]
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]")
 _RUN_CHARACTERS, _TASK_CHARACTERS = 8, 4
@@ -22,43 +27,6 @@ class Backend(enum.StrEnum):
 
     PYTORCHJOB = "pytorchjob"
     TRAINJOB = "trainjob"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaitLimits:
-    """How long a job may wait, and how often the launcher looks.
-
-    Attributes:
-        queue_timeout_s: Suspended by Kueue or waiting for quota; 0 waits without end. It does not
-            count against `start_timeout_s`, nor against a suspended job's own deadline.
-        start_timeout_s: From admission until all pods run; 0 waits without end.
-        poll_interval_s: Longest time between two looks; a change of the job is seen at once.
-    """
-
-    queue_timeout_s: int = 0
-    start_timeout_s: int = 1800
-    poll_interval_s: float = 5.0
-
-
-@dataclass(frozen=True)
-class FinishedJob:
-    """A job that succeeded.
-
-    Attributes:
-        name: Of the job, with the suffix of its attempt.
-        namespace: Of the job.
-        kind: PyTorchJob or TrainJob.
-        uid: Of the object.
-        attempt: 0 for the first job of the step; a failed one is followed by the next.
-        duration_s: From its start, after any queue, to its end.
-    """
-
-    name: str
-    namespace: str
-    kind: str
-    uid: str
-    attempt: int
-    duration_s: float
 
 
 def job_name(run_id: str, task_id: str) -> str:
@@ -76,7 +44,7 @@ def run_job(
     backend: Backend,
     run_id: str,
     client: ClusterClient,
-    limits: WaitLimits = WaitLimits(),
+    limits: WaitLimits = DEFAULT_LIMITS,
     tell: Callable[[str], None],
 ) -> FinishedJob:
     """Run the job and wait for its end; a retried step re-attaches to its job or adopts it.
@@ -95,4 +63,26 @@ def run_job(
     Raises:
         ClusterError: The job failed, waited too long, was deleted, or the cluster refused it.
     """
-    raise NotImplementedError
+    kind = {Backend.PYTORCHJOB: PYTORCHJOB, Backend.TRAINJOB: TRAINJOB}[backend]
+    cancellation = Cancellation()
+    lock = threading.Lock()
+
+    def tell_alone(line: str) -> None:
+        with lock:
+            tell(line)
+
+    def submit_and_watch() -> FinishedJob:
+        attempt = submit(
+            client, kind, job, run_id=run_id, cancellation=cancellation, tell=tell_alone
+        )
+        cancellation.watch_over(attempt.deletion(client, kind))
+        watch = JobWatch(client, kind, attempt, limits, tell_alone)
+        try:
+            return watch.run()
+        except ServerUnreachableError:
+            raise  # the job goes on, for the step's next try
+        except BaseException:
+            watch.delete_unless_finished()
+            raise
+
+    return cancellation.run(submit_and_watch)
