@@ -51,6 +51,7 @@ DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
 }
 
 _SMALL_FILES = (EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
+_ID_CHARACTERS = 32  # a label takes 63
 _DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
 
 
@@ -98,7 +99,7 @@ def train_as_job(
         StorageError: What it left cannot be read.
     """
     results = results_uri(model.uri, outputs_uri)
-    task_id = hashlib.sha256(model.uri.encode()).hexdigest()
+    task_id = hashlib.sha256(model.uri.encode()).hexdigest()[:_ID_CHARACTERS]
     run_id = os.environ.get(RUN_ID_VARIABLE) or task_id
     job = job_settings(
         data,
