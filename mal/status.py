@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mal.artifacts import STATUS_FILE
 
+MONITORED_METRIC = "mIoU"  # what services look for among a run's figures
+
 
 class Status(StrEnum):
     """States of a run."""

@@ -27,7 +27,7 @@ from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
-from mal.status import Status, StatusLog
+from mal.status import MONITORED_METRIC, Status, StatusLog
 
 log = logging.getLogger(__name__)
 
@@ -252,8 +252,15 @@ class EpochRecords(Callback):
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
-            kpi=figures,
+            kpi=kpi_of(figures),
         )
+
+
+def kpi_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures for `status.json`, that of the validation under the watched name too."""
+    if VALIDATION_FIGURE not in figures:
+        return dict(figures)
+    return {**figures, MONITORED_METRIC: figures[VALIDATION_FIGURE]}
 
 
 def _require_finite(figures: Mapping[str, float]) -> None:

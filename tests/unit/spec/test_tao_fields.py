@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import operator
 import typing
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mal.spec import ExperimentSpec, load_spec
-from mal.spec.load import ACTION_SECTIONS, iterate_settings
+from mal.spec.load import iterate_settings
+from mal.spec.schema import action_schema
+from mal.spec.template import spec_template
 
 FIELDS_FILE = Path(__file__).parents[4] / "shared" / "spec" / "tao_mal_fields.csv"
 SETTINGS = {
@@ -44,12 +53,33 @@ def test_a_key_of_tao_is_bounded_no_tighter(row: dict[str, str]) -> None:
 
 @each_field
 def test_a_key_of_tao_is_in_the_template_of_its_actions(row: dict[str, str]) -> None:
-    section, dot, _ = row["key"].partition(".")
     for action in row["actions"].split("|"):
-        assert not dot or section in ACTION_SECTIONS[action]
+        template = yaml.safe_load(spec_template(action))
+        value = functools.reduce(operator.getitem, row["key"].split("."), template)
+        assert value == json.loads(row["default"])
 
 
-def test_a_file_with_every_key_of_tao_is_taken_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "tao.yaml"
-    path.write_text("".join(f"{row['key']}: {row['default']}\n" for row in ROWS))
-    assert load_spec("train", path) == ExperimentSpec()
+def nested(rows: list[dict[str, str]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for row in rows:
+        target = document
+        *sections, name = row["key"].split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = json.loads(row["default"])
+    return document
+
+
+@pytest.mark.parametrize("action", ["train", "evaluate", "inference"])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_file_with_any_keys_of_tao_is_taken_unchanged(
+    action: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    some = data.draw(st.lists(st.sampled_from(ROWS), unique_by=lambda row: row["key"]))
+    for rows in (ROWS, some):
+        jsonschema.validate(nested(rows), action_schema(action))
+        path = tmp_path / "tao.yaml"
+        path.write_text(yaml.safe_dump(nested(rows)))
+        checkpoint = [] if action == "train" else [f"{action}.checkpoint=a.pth"]
+        assert load_spec(action, path, checkpoint) == load_spec(action, {}, checkpoint)
