@@ -33,7 +33,7 @@ from mal.lifecycle import lineage, steps
 from mal.lifecycle.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
-from mal.status import last_figures
+from mal.status import MONITORED_METRIC, last_figures
 from mal.storage import fetch_results, redact_uri
 from mal.storage.uris import parse_remote_uri
 
@@ -120,6 +120,7 @@ def train_as_job(
         is_artifact = results == model.uri
         folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
         figures = lineage.figures(last_figures(folder / STATUS_FILE))
+        figures.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
         facts = lineage.model_metadata(experiment, folder, figures) | _job_facts(job, finished)
     return JobTraining(figures, facts)

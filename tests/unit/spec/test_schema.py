@@ -106,7 +106,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @each_action
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(document=documents())
 def test_schema_and_loader_accept_the_same(action: str, document: dict[str, Any]) -> None:
     own = document.get(action)
