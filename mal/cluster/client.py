@@ -302,8 +302,9 @@ def _load_configuration() -> Any:
 
     configuration = Configuration()
     try:
-        if os.environ.get("KUBECONFIG"):
-            config.load_kube_config(client_configuration=configuration)
+        path = os.environ.get("KUBECONFIG")
+        if path:
+            config.load_kube_config(path, client_configuration=configuration)
             return configuration
         try:
             config.load_incluster_config(client_configuration=configuration)

@@ -169,7 +169,7 @@ class JobWatch:
             )
         )
         told = wait.identity if wait else ""
-        if told != self._told and (wait or self._told):
+        if told != self._told:
             self._tell(f"{self._title}: {wait.text if wait else 'all pods run'}")
         self._told = told
         exceeded = self._clock.exceeded_limit(wait)

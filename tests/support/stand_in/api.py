@@ -131,8 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = api.faults.take(self.command, url.path, is_watch="watch" in query)
         try:
             if fault is not None and not fault.after_handling and fault.after_lines is None:
-                self._fail(fault)
-                return
+                if not self._delay(fault):
+                    self._fail(fault)
+                    return
             self._check_token()
             self._dispatch(_target(url.path, api.served), query, body, fault)
         except RefusalError as refusal:
@@ -157,10 +158,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_lines(_watch_lines(self.server_state, target, query), fault)
         else:
             answer = _handle(self.server_state, self.command, target, query, body)
-            if fault is not None:
+            if fault is not None and fault.after_handling and not self._delay(fault):
                 self._fail(fault)
             else:
                 self._send_json(201 if self.command == "POST" else 200, answer)
+
+    def _delay(self, fault: Fault) -> bool:
+        """Answer late, if the fault is that; returns whether it is."""
+        self.server_state.is_stopping.wait(fault.delay_s)
+        return fault.delay_s > 0
 
     def _fail(self, fault: Fault) -> None:
         if fault.status == 0:

@@ -20,6 +20,7 @@ class Fault:
         is_watch: None: any request; else only watches, or only others.
         after_lines: Lines that a stream gives before its connection drops.
         after_handling: Does what was asked before it goes wrong.
+        delay_s: With one, the request is only answered late.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Fault:
     is_watch: bool | None = None
     after_lines: int | None = None
     after_handling: bool = False
+    delay_s: float = 0.0
 
 
 class Faults:

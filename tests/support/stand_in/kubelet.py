@@ -43,6 +43,7 @@ class Kubelet:
         images: Folder of programs, by the image's name.
         variables: That every container has from its image, such as PYTHONPATH.
         unschedulable: Why no pod can be scheduled; '' when they can.
+        is_making_containers: While true, no container gets further than that.
         runs: Every process so far, by pod name.
     """
 
@@ -51,6 +52,7 @@ class Kubelet:
     images: dict[str, Path] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     unschedulable: str = ""
+    is_making_containers: bool = False
     runs: dict[str, Run] = field(default_factory=dict)
     _ports: dict[str, int] = field(default_factory=dict)
 
@@ -99,6 +101,9 @@ class Kubelet:
             has_failed = bool(pod["status"].get("containerStatuses"))
             reason = "ImagePullBackOff" if has_failed else "ErrImagePull"
             self._set_waiting(pod, reason, f'Back-off pulling image "{container["image"]}"')
+            return
+        if self.is_making_containers:
+            self._set_waiting(pod, "ContainerCreating", "")
             return
         namespace = pod["metadata"]["namespace"]
         try:
