@@ -176,8 +176,8 @@ class JobWatch:
         if wait is not None and exceeded is not None:
             name, limit_s = exceeded
             raise ClusterError(
-                f"{self._title} must {name} within {limit_s} s, got a job that still {wait.text}. "
-                f"{wait.advice} The job was deleted."
+                f"{self._title} must {name} within {limit_s} s, got no further than this: "
+                f"{wait.text.rstrip('.')}. {wait.advice} The job was deleted."
             )
 
     def _list_events(self, object_name: str) -> list[Object]:
@@ -226,7 +226,7 @@ class JobWatch:
         lines = self._last_lines(failure.pod)
         shown = "\n".join([f"The last lines of {failure.pod or 'rank 0'}:", *lines])
         raise ClusterError(
-            f"{self._title} failed: {failure.what}. {failure.advice}"
+            f"{self._title} failed: {failure.what.rstrip('.')}. {failure.advice}"
             + (f"\n{shown}" if lines else "")
         )
 

@@ -1,9 +1,8 @@
-"""A pipeline step's process, for the tests of its end: `python step.py BACKEND`."""
+"""A pipeline step's process, for the tests of its end: `python -m cluster.step BACKEND`."""
 
 import sys
 
-from conftest import JOB, LIMITS, RUN_ID
-
+from cluster.launching import JOB, LIMITS, RUN_ID
 from mal.cluster import Backend, ClusterClient, run_job
 
 

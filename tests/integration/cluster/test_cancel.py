@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import JOB, Launch
 from stand_in import Fault, StandIn
 
-from mal.cluster import Backend
+from cluster.launching import JOB, LIMITS, RUN_ID
+from mal.cluster import Backend, ClusterClient, run_job
 
 Step = subprocess.Popen[str]
 
@@ -22,12 +22,12 @@ Step = subprocess.Popen[str]
 @pytest.fixture
 def step(cluster: StandIn) -> Iterator[Callable[[Backend], Step]]:
     processes: list[Step] = []
-    here = Path(__file__).parent
-    path = [str(here), str(here.parents[1] / "support"), str(here.parents[2])]
+    tests = Path(__file__).parents[2]
+    path = [str(tests / "integration"), str(tests / "support"), str(tests.parent)]
 
     def start(backend: Backend) -> Step:
         process = subprocess.Popen(
-            [sys.executable, str(here / "step.py"), backend],
+            [sys.executable, "-m", "cluster.step", backend],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdout=subprocess.PIPE,
             text=True,
@@ -55,6 +55,7 @@ def test_a_signal_deletes_the_job_before_anything_else(
     cluster: StandIn,
     gate: Path,
     step: Callable[[Backend], Step],
+    *,
     backend: Backend,
     number: signal.Signals,
     code: int,
@@ -88,7 +89,7 @@ def test_a_server_that_does_not_answer_does_not_hold_the_process(
 def test_a_signal_during_the_submission_leaves_no_job(
     cluster: StandIn, gate: Path, step: Callable[[Backend], Step]
 ) -> None:
-    cluster.api.faults.add(Fault("/pytorchjobs", "POST", delay_s=0.2, after_handling=True))
+    cluster.api.faults.add(Fault("/pytorchjobs", "POST", delay_s=0.1, after_handling=True))
     process = step(Backend.PYTORCHJOB)
     cluster.wait_until(lambda: bool(cluster.objects("pytorchjobs")), "the job is made")
     process.terminate()
@@ -96,13 +97,7 @@ def test_a_signal_during_the_submission_leaves_no_job(
     assert cluster.objects("pytorchjobs") == []
 
 
-def test_signals_are_left_as_they_were_afterwards(
-    cluster: StandIn, launch: Callable[..., Launch]
-) -> None:
-    from conftest import LIMITS, RUN_ID
-
-    from mal.cluster import ClusterClient, run_job
-
+def test_signals_are_left_as_they_were_afterwards(cluster: StandIn) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run_job(
         JOB,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE, Launch
 from stand_in import StandIn
 
+from cluster.launching import IMAGE, Launch
 from mal.cluster import Backend, Lifetime
 from mal.errors import ClusterError
 

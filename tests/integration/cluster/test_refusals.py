@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Launch
 from stand_in import Fault, StandIn
 
+from cluster.launching import Launch
 from mal.cluster import Backend, ClusterClient, TrainingRuntime
 from mal.errors import ClusterError
 
@@ -25,6 +25,7 @@ RIGHTS = {
 def test_a_missing_right_names_the_manifest_that_gives_it(
     cluster: StandIn,
     launch: Callable[..., Launch],
+    *,
     backend: Backend,
     method: str,
     path: str,
@@ -54,6 +55,7 @@ def test_a_missing_right_names_the_manifest_that_gives_it(
 def test_a_missing_operator_is_named(
     cluster: StandIn,
     launch: Callable[..., Launch],
+    *,
     backend: Backend,
     kind: str,
     operator: str,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE, JOB, RUN_ID, Launch
 from stand_in import StandIn
 
+from cluster.launching import IMAGE, JOB, RUN_ID, Launch
 from mal.cluster import Backend
 from mal.errors import ClusterError
 
@@ -101,7 +101,7 @@ def test_the_job_of_another_run_or_step_is_left_alone(
 ) -> None:
     other = launch(**changes)
     other.wait_for_line("all pods run")
-    with pytest.raises(ClusterError, match="job.name must be free in namespace team"):
+    with pytest.raises(ClusterError, match=r"job\.name must be free in namespace team"):
         launch(run_id=RUN_ID).result()
     gate.touch()
     other.result()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import RUN_ID, Launch
 from stand_in import StandIn
 
-from mal.cluster import Backend, Environment, Placement, SecretKey
+from cluster.launching import RUN_ID, Launch
+from mal.cluster import Backend, Environment, Placement, SecretKey, WaitLimits
 
 BACKENDS = {Backend.PYTORCHJOB: "pytorchjobs", Backend.TRAINJOB: "trainjobs"}
 
@@ -35,7 +35,7 @@ def test_a_job_runs_and_rank_0s_log_is_told(
     assert finished.duration_s >= 0
 
 
-OPERATOR_VARIABLES = {
+OPERATOR_VARIABLES: dict[Backend, dict[str, str | None]] = {
     Backend.PYTORCHJOB: {
         "PYTHONUNBUFFERED": "1",
         "MASTER_PORT": "23456",
@@ -90,8 +90,6 @@ def test_pods_have_the_operators_variables_behind_their_own(
 def test_a_job_held_by_kueue_waits_without_using_up_its_time_to_start(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
 ) -> None:
-    from mal.cluster import WaitLimits
-
     cluster.queue_message = "couldn't assign flavors to pod set: insufficient unused quota"
     started = launch(
         backend=backend,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE, Launch
 from stand_in import StandIn, record_event
 
+from cluster.launching import IMAGE, Launch
 from mal.cluster import Backend, Environment, Placement, SecretKey, WaitLimits
 from mal.errors import ClusterError
 
@@ -97,7 +97,7 @@ def test_a_quota_is_waited_for_as_a_queue_is(
 ENDLESS = {
     "unschedulable": (
         {"unschedulable": NODES},
-        rf"must start within 1 s, got a job that still .* cannot be scheduled: {NODES} Lower",
+        rf"must start within 1 s, got no further than this: .* cannot be scheduled: {NODES} Lower",
     ),
     "image": ({"images": {}}, r"must start within 1 s, .* cannot pull .* Mend job\.image"),
     "standard": ({"pod_refusal": STANDARD}, r"must start within 1 s, .* See Pod security"),

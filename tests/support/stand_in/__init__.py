@@ -62,7 +62,10 @@ class StandIn:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _t: TracebackType | None,
     ) -> None:
         self._is_stopping.set()
         self._thread.join()
@@ -101,7 +104,7 @@ class StandIn:
         self.api.store.create(plural, made)
 
     def objects(self, plural: str) -> list[Object]:
-        return self.api.store.list(plural)
+        return self.api.store.list_objects(plural)
 
     def pod_names(self) -> list[str]:
         return sorted(pod["metadata"]["name"] for pod in self.objects("pods"))

@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_POST = do_DELETE = do_PATCH = do_GET  # noqa: N815 - http.server's names
+    do_POST = do_DELETE = do_PATCH = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
         """Keep the tests' output clean."""
@@ -130,10 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         api.calls.append(Call(self.command, url.path, query, body, time.monotonic()))
         fault = api.faults.take(self.command, url.path, is_watch="watch" in query)
         try:
-            if fault is not None and not fault.after_handling and fault.after_lines is None:
-                if not self._delay(fault):
-                    self._fail(fault)
-                    return
+            is_early = fault and not fault.after_handling and fault.after_lines is None
+            if fault is not None and is_early and not self._delay(fault):
+                self._fail(fault)
+                return
             self._check_token()
             self._dispatch(_target(url.path, api.served), query, body, fault)
         except RefusalError as refusal:
@@ -179,9 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _send_json(
-        self, code: int, content: Any, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def _send_json(self, code: int, content: Any, headers: Mapping[str, str] | None = None) -> None:
         self._send(code, json.dumps(content).encode(), "application/json", headers)
 
     def _send(
@@ -264,7 +262,7 @@ def _create(api: ApiServer, target: _Target, body: Object) -> Object:
 
 def _list(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Object:
     with api.store.changed:
-        items = api.store.list(target.plural, target.namespace)
+        items = api.store.list_objects(target.plural, target.namespace)
         version = api.store.version
     return {
         "kind": f"{_KINDS[target.plural]}List",

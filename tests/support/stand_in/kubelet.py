@@ -6,6 +6,7 @@ cannot be pulled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,7 +59,7 @@ class Kubelet:
 
     def reconcile(self) -> None:
         """Start pods that wait, and end those that are deleted."""
-        for pod in self.api.store.list("pods"):
+        for pod in self.api.store.list_objects("pods"):
             name = pod["metadata"]["name"]
             run = self.runs.get(name)
             is_own = run is not None and pod["status"].get("startTime") is not None
@@ -75,7 +76,9 @@ class Kubelet:
 
     def evict(self, pod_name: str, message: str) -> None:
         """Take the pod away for its use of the node."""
-        (pod,) = [p for p in self.api.store.list("pods") if p["metadata"]["name"] == pod_name]
+        (pod,) = [
+            p for p in self.api.store.list_objects("pods") if p["metadata"]["name"] == pod_name
+        ]
         disruption = {
             "type": "DisruptionTarget",
             "status": "True",
@@ -246,7 +249,5 @@ def _unscheduled(message: str) -> Object:
 
 def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
     if process.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass

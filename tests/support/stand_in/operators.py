@@ -43,9 +43,9 @@ class Operators:
         """Bring pods and status of all jobs up to date."""
         if not self.are_running:
             return
-        for job in self.api.store.list("pytorchjobs"):
+        for job in self.api.store.list_objects("pytorchjobs"):
             self._reconcile_pytorchjob(job)
-        for job in self.api.store.list("trainjobs"):
+        for job in self.api.store.list_objects("trainjobs"):
             self._reconcile_trainjob(job)
 
     # PyTorchJob
@@ -69,11 +69,15 @@ class Operators:
         failed = [pod for pod in pods if pod["status"]["phase"] == "Failed"]
         if failed and "backoffLimit" in policy:
             self._delete(pods)
-            self._fail(job, f"Job {name} has failed because it has reached the specified backoff limit")
+            self._fail(
+                job, f"Job {name} has failed because it has reached the specified backoff limit"
+            )
             return
         if self._is_past_deadline(job, policy.get("activeDeadlineSeconds")):
             self._delete(pods)
-            self._fail(job, f"Job {name} has failed because it was active longer than specified deadline")
+            self._fail(
+                job, f"Job {name} has failed because it was active longer than specified deadline"
+            )
             return
         for kind, spec in replicas.items():
             for index in range(spec["replicas"]):
@@ -141,7 +145,7 @@ class Operators:
         uid = job["metadata"]["uid"]
         return [
             pod
-            for pod in self.api.store.list("pods", job["metadata"]["namespace"])
+            for pod in self.api.store.list_objects("pods", job["metadata"]["namespace"])
             if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]
             and pod["metadata"]["ownerReferences"][0]["uid"] == uid
         ]
@@ -175,7 +179,14 @@ class Operators:
         self.api.store.change(plural, job, lambda each: edit(each.setdefault("status", {})))
 
     def _set_condition(
-        self, plural: str, job: Object, kind: str, message: str, status: str = "True", reason: str = ""
+        self,
+        plural: str,
+        job: Object,
+        kind: str,
+        message: str,
+        *,
+        status: str = "True",
+        reason: str = "",
     ) -> None:
         def edit(its_status: Object) -> None:
             conditions = its_status.setdefault("conditions", [])
@@ -279,9 +290,9 @@ def admit_job(api: ApiServer, plural: str, made: Object) -> None:
     webhook = 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: '
     if api.store.get("trainingruntimes", made["metadata"]["namespace"], reference["name"]) is None:
         message = (
-            f'spec.RuntimeRef: Invalid value: TrainingRuntime.trainer.kubeflow.org '
-            f'"{reference["name"]}" not found: specified {reference["kind"]} must be created before '
-            "the TrainJob is created"
+            "spec.RuntimeRef: Invalid value: TrainingRuntime.trainer.kubeflow.org "
+            f'"{reference["name"]}" not found: specified {reference["kind"]} must be created '
+            "before the TrainJob is created"
         )
         raise RefusalError(403, "Forbidden", webhook + message)
     reserved = _RESERVED & {each["name"] for each in made["spec"]["trainer"]["env"]}

@@ -55,7 +55,7 @@ class Store:
         with self.changed:
             return copy.deepcopy(self._objects.get((plural, namespace, name)))
 
-    def list(self, plural: str, namespace: str = "") -> list[Object]:
+    def list_objects(self, plural: str, namespace: str = "") -> list[Object]:
         with self.changed:
             return [
                 copy.deepcopy(each)
