@@ -282,7 +282,7 @@ def _connection_faults() -> Iterator[None]:
 
     try:
         yield
-    except (HTTPError, OSError) as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
 

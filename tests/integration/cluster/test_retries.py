@@ -56,7 +56,7 @@ def test_a_failed_job_is_followed_by_the_next_attempt(
     third = launch(backend=backend)
     finished = third.result()
     assert (finished.name, finished.attempt) == (f"{JOB.name}-r2", 2)
-    third.wait_for_line(f"{JOB.name}-r1 failed before: this is attempt 2")
+    third.wait_for_line(f"{JOB.name}-r1 failed or was deleted before: this is attempt 2")
     assert names(cluster) == [JOB.name, f"{JOB.name}-r1", f"{JOB.name}-r2"]
 
 
