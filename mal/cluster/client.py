@@ -282,7 +282,7 @@ def _connection_faults() -> Iterator[None]:
 
     try:
         yield
-    except (HTTPError, OSError) as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
 
@@ -302,8 +302,9 @@ def _load_configuration() -> Any:
 
     configuration = Configuration()
     try:
-        if os.environ.get("KUBECONFIG"):
-            config.load_kube_config(client_configuration=configuration)
+        path = os.environ.get("KUBECONFIG")
+        if path:
+            config.load_kube_config(path, client_configuration=configuration)
             return configuration
         try:
             config.load_incluster_config(client_configuration=configuration)

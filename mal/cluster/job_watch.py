@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mal.cluster.cancellation import Cancellation
 from mal.cluster.client import ClusterClient
-from mal.cluster.diagnosis import find_failure
+from mal.cluster.diagnosis import Failure, find_failure
 from mal.cluster.job_kinds import JobKind, JobState, Phase
 from mal.cluster.job_log import KEPT_LINES, LogFollower
 from mal.cluster.pod import Object
@@ -15,7 +16,7 @@ from mal.cluster.refusals import ServerUnreachableError
 from mal.cluster.resources import PODS, WORKLOADS
 from mal.cluster.submission import Attempt
 from mal.cluster.waiting import Sight, Wait, explain_wait
-from mal.errors import ClusterError
+from mal.errors import ClusterError, SpecError
 
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
@@ -34,6 +35,15 @@ class WaitLimits:
     queue_timeout_s: int = 0
     start_timeout_s: int = 1800
     poll_interval_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be 0 or more seconds, got {limit_s}. Write 0 to wait without end."
+            for name, limit_s in vars(self).items()
+            if limit_s < 0
+        ]
+        if problems:
+            raise SpecError(problems)
 
 
 DEFAULT_LIMITS = WaitLimits()
@@ -68,15 +78,20 @@ class JobWatch:
         client: ClusterClient,
         kind: JobKind,
         attempt: Attempt,
+        *,
         limits: WaitLimits,
+        cancellation: Cancellation,
         tell: Callable[[str], None],
     ) -> None:
         self._client, self._kind, self._attempt = client, kind, attempt
         self._limits, self._tell = limits, tell
         self._job = attempt.settings
         self._title = f"{kind.name} {self._job.namespace}/{self._job.name}"
+        self._cancellation = cancellation
+        self._cancellation.watch_over(attempt.deletion(client, kind))
         self._is_over = False
         self._pods: list[Object] = []
+        self._last_pods: list[Object] = []
         self._log: LogFollower | None = None
         self._told: str | None = None
         self._clock = _WaitClock(limits)
@@ -88,11 +103,12 @@ class JobWatch:
         while True:
             found, version = self._find_job()
             state = self._kind.read_state(found)
-            self._pods = self._list_pods() or self._pods
+            self._pods = self._list_pods()
             self._follow_log()
             if state.is_finished:
-                self._is_over = True
+                self._end()
                 return self._finish(state)
+            self._last_pods = self._pods or self._last_pods
             self._report_wait(state)
             self._client.wait_for_change(
                 self._kind.resource,
@@ -104,10 +120,18 @@ class JobWatch:
 
     def delete_unless_finished(self) -> None:
         """Leave no job behind that nobody waits for."""
-        if not self._is_over:
+        if self._is_over:
+            return
+        try:
             self._client.delete(
                 self._kind.resource, self._job.namespace, self._job.name, self._attempt.uid
             )
+        except ClusterError as error:  # the reason to delete it matters more
+            self._tell(str(error))
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._cancellation.release()
 
     def _tell_beginning(self) -> None:
         how = "submitted" if self._attempt.is_new else "is there already: waiting for it"
@@ -123,7 +147,7 @@ class JobWatch:
         for found in listing.items:
             if found["metadata"]["uid"] == self._attempt.uid:
                 return found, listing.version
-        self._is_over = True
+        self._end()
         raise ClusterError(
             f"{self._title} must stay until it ends, got deleted by somebody. Run the step again: "
             "training goes on from its last checkpoint."
@@ -169,15 +193,15 @@ class JobWatch:
             )
         )
         told = wait.identity if wait else ""
-        if told != self._told and (wait or self._told):
+        if told != self._told:
             self._tell(f"{self._title}: {wait.text if wait else 'all pods run'}")
         self._told = told
         exceeded = self._clock.exceeded_limit(wait)
         if wait is not None and exceeded is not None:
             name, limit_s = exceeded
             raise ClusterError(
-                f"{self._title} must {name} within {limit_s} s, got a job that still {wait.text}. "
-                f"{wait.advice} The job was deleted."
+                f"{self._title} must {name} within {limit_s} s, got no further than this: "
+                f"{wait.text.rstrip('.')}. {wait.advice} The job was deleted."
             )
 
     def _list_events(self, object_name: str) -> list[Object]:
@@ -222,13 +246,20 @@ class JobWatch:
                 attempt=self._attempt.number,
                 duration_s=state.duration_s,
             )
-        failure = find_failure(state, self._pods, self._job, self._kind.container)
+        failure = self._find_failure(state)
         lines = self._last_lines(failure.pod)
         shown = "\n".join([f"The last lines of {failure.pod or 'rank 0'}:", *lines])
         raise ClusterError(
-            f"{self._title} failed: {failure.what}. {failure.advice}"
+            f"{self._title} failed: {failure.what.rstrip('.')}. {failure.advice}"
             + (f"\n{shown}" if lines else "")
         )
+
+    def _find_failure(self, state: JobState) -> Failure:
+        """Look at the pods, and as they were before where the operator deleted them."""
+        found = find_failure(state, self._pods, self._job, self._kind.container)
+        if found.pod:
+            return found
+        return find_failure(state, self._last_pods, self._job, self._kind.container)
 
     def _last_lines(self, pod: str) -> list[str]:
         followed = list(self._log.last_lines) if self._log else []

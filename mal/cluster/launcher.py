@@ -29,6 +29,9 @@ class Backend(enum.StrEnum):
     TRAINJOB = "trainjob"
 
 
+_KINDS = {Backend.PYTORCHJOB: PYTORCHJOB, Backend.TRAINJOB: TRAINJOB}
+
+
 def job_name(run_id: str, task_id: str) -> str:
     """Return the name of a step's job, the same on every retry: mal-<run, 8>-<task, 4>."""
     run = _NOT_IN_A_NAME.sub("", run_id.lower())[:_RUN_CHARACTERS]
@@ -63,7 +66,7 @@ def run_job(
     Raises:
         ClusterError: The job failed, waited too long, was deleted, or the cluster refused it.
     """
-    kind = {Backend.PYTORCHJOB: PYTORCHJOB, Backend.TRAINJOB: TRAINJOB}[backend]
+    kind = _KINDS[backend]
     cancellation = Cancellation()
     lock = threading.Lock()
 
@@ -75,8 +78,9 @@ def run_job(
         attempt = submit(
             client, kind, job, run_id=run_id, cancellation=cancellation, tell=tell_alone
         )
-        cancellation.watch_over(attempt.deletion(client, kind))
-        watch = JobWatch(client, kind, attempt, limits, tell_alone)
+        watch = JobWatch(
+            client, kind, attempt, limits=limits, cancellation=cancellation, tell=tell_alone
+        )
         try:
             return watch.run()
         except ServerUnreachableError:

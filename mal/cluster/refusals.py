@@ -157,6 +157,8 @@ def _unauthorized(fault: ApiRefusal, _request: Request) -> str:
 
 
 def _forbidden(fault: ApiRefusal, request: Request) -> str:
+    if "denied the request" in fault.message:  # an operator's webhook, not a missing right
+        return _refused(fault, request)
     if "exceeded quota" in fault.message:
         return (
             f"{request.what} {request.namespace}/{request.name} must fit the quota of the "

@@ -77,7 +77,8 @@ def submit(
                 return _attempt(own[number], job, number, is_new=False)
         number = max(own, default=-1) + 1
         if own:
-            tell(f"{_name(job.name, number - 1)} failed before: this is attempt {number}")
+            before = _name(job.name, number - 1)
+            tell(f"{before} failed or was deleted before: this is attempt {number}")
         settings = dataclasses.replace(job, name=_name(job.name, number))
         with cancellation.submitting():
             made = client.create(kind.resource, job.namespace, kind.build(settings))
