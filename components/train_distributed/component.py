@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE, TRAIN_IMAGE
+from components._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -11,12 +11,12 @@ def train_distributed(
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    image: str,
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
     backend: str = "pytorchjob",
     num_nodes: int = 2,
     gpus_per_node: int = 1,
-    image: str = TRAIN_IMAGE,
     namespace: str = "",
     outputs_uri: str = "",
     job: dict = {},  # type: ignore[type-arg]  # noqa: B006 - kfp knows no other type of a mapping
@@ -33,12 +33,12 @@ def train_distributed(
         model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
             and status.json, written by the job's first rank.
         metrics: Figures of the last validation and of the run.
+        image: Of the job's pods, with mal and torch.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
         backend: pytorchjob (training operator v1) or trainjob (Trainer v2).
         num_nodes: Pods of the job.
         gpus_per_node: GPUs of each, one process a GPU; 0 trains on CPUs, -1 leaves it to `job`.
-        image: Of the pods.
         namespace: Of the job; '' is the step's own.
         outputs_uri: Folder that the job writes to; '' is the model artifact's own uri.
         job: Every other setting of the job, as docs/operations.md lists them.
