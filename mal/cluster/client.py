@@ -43,7 +43,10 @@ class Listing:
 
 
 class ClusterClient:
-    """A connection to one API server; threads may share it.
+    """Connections to one API server; threads may share them.
+
+    Streams have connections of their own: one for short requests stays open and free beside them,
+    for the moment in which the job must go at once.
 
     Args:
         load: Returns the kubernetes package's configuration, credentials included; called again
@@ -55,7 +58,7 @@ class ClusterClient:
         import tenacity
 
         self._load = load
-        self._api = self._new_api()
+        self._connect()
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(refusals.may_pass),
             wait=_pause_before_retry,
@@ -221,7 +224,7 @@ class ClusterClient:
     def _lines(
         self, path: str, query: Mapping[str, str], timeout: Timeout
     ) -> Iterator[Iterator[str]]:
-        response = self._send("GET", path, query, timeout=timeout)
+        response = self._send("GET", path, query, timeout=timeout, is_stream=True)
         try:
             yield _split_lines(response)
         finally:
@@ -234,6 +237,8 @@ class ClusterClient:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         timeout: Timeout = _REQUEST_TIMEOUT,
+        *,
+        is_stream: bool = False,
     ) -> Any:
         """Send a request once, and once more if the credentials had to be read again."""
         request = {
@@ -248,19 +253,19 @@ class ClusterClient:
             "_request_timeout": timeout,
         }
         try:
-            return _call(self._api, request)
+            return _call(self._apis[is_stream], request)
         except ApiRefusal as refusal:
             if refusal.status != 401:
                 raise
-        self._api = self._new_api()
-        return _call(self._api, request)
+        self._connect()
+        return _call(self._apis[is_stream], request)
 
-    def _new_api(self) -> Any:
+    def _connect(self) -> None:
         from kubernetes.client import ApiClient
 
         configuration = self._load()
         configuration.retries = False  # urllib3's own, of which nobody would know
-        return ApiClient(configuration)
+        self._apis = {is_stream: ApiClient(configuration) for is_stream in (False, True)}
 
 
 def _call(api: Any, request: Mapping[str, Any]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from mal.cluster.client import ClusterClient
@@ -12,7 +14,7 @@ from mal.cluster.refusals import ApiRefusal, ConnectionLost
 KEPT_LINES = 50
 _RECONNECT_S = 1.0
 _DRAIN_S = 10.0
-_TO_THE_SECOND = len("2026-01-01T00:00:00")
+_STAMP = re.compile(r"(\S{19})(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 _FRACTION_DIGITS = 9
 
 
@@ -43,8 +45,9 @@ class LogFollower:
         self._client, self._namespace, self._container = client, namespace, container
         self._tell = tell
         self._tail_lines = tail_lines
-        self._last_time, self._num_at_last_time = "", 0
-        self._is_job_over = threading.Event()
+        self._since = ""
+        self._last_moment, self._num_at_last_moment = "", 0
+        self._is_job_over, self._is_stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name=f"log of {pod}")
         self._thread.start()
 
@@ -52,54 +55,71 @@ class LogFollower:
         """Tell the rest of an ended pod's log, and stop."""
         self._is_job_over.set()
         self._thread.join(_DRAIN_S)
+        self.stop()
+
+    def stop(self) -> None:
+        """Tell nothing any more."""
+        self._is_stopped.set()
+        self._is_job_over.set()
 
     def _follow(self) -> None:
         """Open the log until its end was read after the job's: an earlier end may be a fault."""
-        while True:
+        while not self._is_stopped.is_set():
             was_over = self._is_job_over.is_set()
             try:
                 self._read_once()
                 if was_over:
                     return
             except ConnectionLost:
-                pass
+                if was_over:
+                    time.sleep(_RECONNECT_S)
             except ApiRefusal as refusal:
                 if refusal.status == 403:
                     self._tell(f"the log of {self.pod} cannot be read: {refusal}")
-                    return
-                if was_over:
-                    return  # the pod is gone
+                if was_over or refusal.status == 403:
+                    return  # the pod is gone, or its log is not for us
             self._is_job_over.wait(_RECONNECT_S)
 
     def _read_once(self) -> None:
-        since = f"{self._last_time[:_TO_THE_SECOND]}Z" if self._last_time else ""
-        tail_lines = 0 if since else self._tail_lines
         with self._client.follow_log(
-            self._namespace, self.pod, self._container, since=since, tail_lines=tail_lines
+            self._namespace,
+            self.pod,
+            self._container,
+            since=self._since,
+            tail_lines=0 if self._since else self._tail_lines,
         ) as lines:
-            for time, text in self._unseen(lines):
-                if time == self._last_time:
-                    self._num_at_last_time += 1
-                else:
-                    self._last_time, self._num_at_last_time = time, 1
+            for text in self._unseen(lines):
+                if self._is_stopped.is_set():
+                    return
                 self.last_lines.append(text)
                 self._tell(text)
 
-    def _unseen(self, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    def _unseen(self, lines: Iterator[str]) -> Iterator[str]:
         """Leave out what an earlier connection gave: the server starts at a whole second."""
-        last_time, num_to_skip = self._last_time, self._num_at_last_time
+        seen_up_to, num_to_skip = self._last_moment, self._num_at_last_moment
+        is_seen = bool(seen_up_to)
         for line in lines:
             stamp, _, text = line.partition(" ")
-            time = _comparable(stamp)
-            if time < last_time:
-                continue
-            if time == last_time and num_to_skip:
+            moment = _comparable(stamp)
+            if is_seen and moment == seen_up_to:
                 num_to_skip -= 1
-                continue
-            yield time, text
+            is_seen = is_seen and (
+                moment < seen_up_to or (moment == seen_up_to and num_to_skip >= 0)
+            )
+            if not is_seen:
+                self._note(moment, stamp)
+                yield text
+
+    def _note(self, moment: str, stamp: str) -> None:
+        """Remember how far the log is told."""
+        if moment == self._last_moment:
+            self._num_at_last_moment += 1
+        elif moment > self._last_moment:
+            self._last_moment, self._num_at_last_moment = moment, 1
+            self._since = _STAMP.sub(r"\1\3", stamp)
 
 
 def _comparable(stamp: str) -> str:
-    """Pad the fraction of an RFC 3339 time, whose zeros at the end are left out."""
-    seconds, _, fraction = stamp.removesuffix("Z").partition(".")
-    return f"{seconds}.{fraction.ljust(_FRACTION_DIGITS, '0')}"
+    """Pad the fraction of an RFC 3339 time; a node keeps to one time zone."""
+    match = _STAMP.fullmatch(stamp)
+    return f"{match[1]}.{(match[2] or '').ljust(_FRACTION_DIGITS, '0')}" if match else ""

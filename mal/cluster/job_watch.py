@@ -98,7 +98,18 @@ class JobWatch:
         self._are_events_readable = True
 
     def run(self) -> FinishedJob:
-        """Wait for the end."""
+        """Wait for the end.
+
+        Raises:
+            ClusterError: Any end but success.
+        """
+        try:
+            return self._wait_for_end()
+        finally:
+            if self._log is not None:
+                self._log.stop()
+
+    def _wait_for_end(self) -> FinishedJob:
         self._tell_beginning()
         while True:
             found, version = self._find_job()

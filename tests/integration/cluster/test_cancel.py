@@ -66,6 +66,8 @@ def test_a_signal_deletes_the_job_before_anything_else(
     process.send_signal(number)
     assert process.wait(10) == code
     (deletion,) = cluster.api.calls_of("DELETE")
+    earlier = cluster.api.calls[: cluster.api.calls.index(deletion)]
+    assert deletion.port in {call.port for call in earlier}, "on a connection that was open"
     assert deletion.path.endswith(f"/{backend}s/{JOB.name}")
     assert deletion.body["propagationPolicy"] == "Background"
     assert deletion.body["preconditions"] == {"uid": job["metadata"]["uid"]}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,13 +29,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Call:
-    """A request that was made."""
+    """A request that was made, from a port of the client that tells its connections apart."""
 
     method: str
     path: str
     query: Mapping[str, str]
     body: Any
     time: float
+    port: int
 
 
 class RefusalError(Exception):
@@ -86,8 +88,7 @@ class ApiServer:
         class Handler(_Handler):
             server_state = api
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{self._server.server_port}"
 
@@ -98,6 +99,15 @@ class ApiServer:
 
     def calls_of(self, method: str, part_of_path: str = "") -> list[Call]:
         return [c for c in self.calls if c.method == method and part_of_path in c.path]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up: watches and logs end so."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(url.query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
-        api.calls.append(Call(self.command, url.path, query, body, time.monotonic()))
+        port = self.client_address[1]
+        api.calls.append(Call(self.command, url.path, query, body, time.monotonic(), port))
         fault = api.faults.take(self.command, url.path, is_watch="watch" in query)
         try:
             is_early = fault and not fault.after_handling and fault.after_lines is None

@@ -29,19 +29,16 @@ class PodLog:
         self, *, since: str = "", tail: int | None = None, follow: bool = False
     ) -> Iterator[tuple[str, str]]:
         """Yield (time, text); `since` counts whole seconds."""
-        with self._changed:
-            start = next(
-                (i for i, (time, _) in enumerate(self._lines) if time[:19] >= since[:19]),
-                len(self._lines),
-            )
-            if tail is not None:
-                start = max(start, len(self._lines) - tail)
+        start = 0
+        if tail is not None:
+            with self._changed:
+                start = max(0, len(self._lines) - tail)
         while True:
             with self._changed:
                 if follow and not self._is_complete and start >= len(self._lines):
                     self._changed.wait(1.0)
                 lines, is_complete = self._lines[start:], self._is_complete
-            yield from lines
+            yield from (line for line in lines if line[0][:19] >= since[:19])
             start += len(lines)
             if not follow or (is_complete and not lines):
                 return
