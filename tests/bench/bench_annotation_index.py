@@ -1,4 +1,4 @@
-"""The index of a file of COCO train2017's size; literal: json.load and pycocotools' index, as TAO's.
+"""The index of a file of COCO train2017's size; literal: what pycocotools makes of it, as in TAO.
 
 Each side in a process of its own; seconds are of its processor, MiB its largest resident set, the
 interpreter included. A loader process that has looked at every box and image tells what of the
