@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -78,10 +79,9 @@ def load(path: Path) -> Any:
 
 def label_ours(annotations: Path, folder: Path) -> None:
     """Run `mal inference` without network and images."""
-    import mal.data.crop_dataset as data
-    import mal.stages.inference as stage
     from mal.labeling.load import LoadedModel
     from mal.spec import load_spec
+    from mal.stages import run_inference
 
     black = np.zeros((480, 640, 3), dtype=np.uint8)
     blob_MM = torch.from_numpy(draw_blob())
@@ -89,8 +89,10 @@ def label_ours(annotations: Path, folder: Path) -> None:
     def draw(image: torch.Tensor, _unit_box: Any, _area: Any) -> torch.Tensor:
         return blob_MM.expand(len(image), -1, -1)
 
+    checkpoint = folder / "model.pth"
+    checkpoint.touch()
     overrides = {
-        "inference.checkpoint": folder / "model.pth",
+        "inference.checkpoint": checkpoint,
         "inference.ann_path": annotations,
         "inference.img_dir": folder,
         "inference.results_dir": folder,
@@ -99,13 +101,14 @@ def label_ours(annotations: Path, folder: Path) -> None:
         "dataset.crop_size": CROP_SIZE,
         "dataset.num_workers_per_gpu": 0,
     }
-    Path(overrides["inference.checkpoint"]).touch()
     spec = load_spec("inference", {}, [f"{key}={value}" for key, value in overrides.items()])
-    model = LoadedModel(draw, CROP_SIZE, Path(overrides["inference.checkpoint"]), spec)
-    stage.load_model = lambda *_: model
-    data.find_image = lambda folder, name: folder / name
-    data.read_image = lambda *_, **__: black
-    stage.run_inference(spec)
+    model = LoadedModel(draw, CROP_SIZE, checkpoint, spec)
+    with (
+        patch("mal.stages.inference.load_model", lambda *_: model),
+        patch("mal.data.crop_dataset.find_image", lambda folder, name: folder / name),
+        patch("mal.data.crop_dataset.read_image", lambda *_, **__: black),
+    ):
+        run_inference(spec)
 
 
 def draw_blob() -> Any:
