@@ -99,8 +99,7 @@ def _share_regions(regions: Mapping[int, Region]) -> Iterator[tuple[slice, Regio
 
 
 def _num_pixels(region: Region) -> int:
-    rows, columns = region
-    return (rows.stop - rows.start) * (columns.stop - columns.start)
+    return math.prod(side.stop - side.start for side in region)
 
 
 def _region_around(is_inside_HW: Tensor, reach: int) -> Region | None:

@@ -104,8 +104,8 @@ def write_table() -> None:
         facts = ", ".join(f"{name} {value}" for name, value in r["facts"].items())
         met = ("yes" if r["is_met"] else "**no**") if asked else ""
         cells = (
-            r["case"], r["part"], letters[r["machine"]], baseline, f"{r['ours']:.3g} {r['unit']}", ratio,
-            f"{asked} {met}".strip(), facts,
+            r["case"], r["part"], letters[r["machine"]],
+            baseline, f"{r['ours']:.3g} {r['unit']}", ratio, f"{asked} {met}".strip(), facts,
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     page = PAGE.read_text(encoding="utf-8")
