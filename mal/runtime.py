@@ -37,17 +37,19 @@ class StopRequest:
     Attributes:
         is_deferred: While true a first signal is only remembered, for the training loop to act on
             after its step; a second one interrupts at once.
-        received: The remembered signal.
+        received: The remembered signal, of this process or of another one of its run.
     """
 
     def __init__(self) -> None:
         self.is_deferred = False
         self.received: int | None = None
+        self._num_own = 0
 
     def handle(self, signal_number: int, _frame: Any) -> None:
         """Remember the signal or interrupt."""
-        if self.is_deferred and self.received is None:
-            self.received = signal_number
+        self._num_own += 1
+        if self.is_deferred and self._num_own == 1:
+            self.received = self.received or signal_number
             return
         raise Interrupted(signal_number)
 
@@ -137,3 +139,4 @@ def set_up_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a class token

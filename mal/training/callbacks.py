@@ -22,6 +22,7 @@ from mal.artifacts import (
     checkpoint_name,
     writing_atomically,
 )
+from mal.distributed.group import share_buffers
 from mal.errors import MalError, StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
@@ -123,8 +124,9 @@ class Checkpoints(Callback):
             assert figure is not None
             self.best_figure = float(figure)
         is_last = is_last_epoch(trainer)
+        must_stop = self.stop.agree()
         if (
-            self.stop.agree()
+            must_stop
             or is_last
             or is_best
             or self._is_due(trainer, "epoch", trainer.current_epoch + 1)
@@ -136,7 +138,8 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
-        self.stop.raise_if_received()
+        if must_stop:  # a signal since then would stop this rank alone
+            self.stop.raise_if_received()
 
     def _is_due(self, trainer: Trainer, unit: str, count: int) -> bool:
         train = self.spec.train
@@ -202,6 +205,7 @@ class Validation(Callback):
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
             del trainer.callback_metrics[name]
         if is_validated_epoch(trainer, self.interval):
+            share_buffers(module)
             with contextlib.suppress(Interrupted):
                 module.log_dict(dict(self.measure(module)), logger=True)
 
