@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mal.spec.experiment import ExperimentSpec
 
 SIGNAL_EXIT_BASE = 128
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -72,6 +74,12 @@ class StopRequest:
             self.received = number
         return bool(number)
 
+    def take_signals(self) -> None:
+        """Handle them here alone (in a main thread), also where a library has put itself before."""
+        with contextlib.suppress(ValueError):
+            for number in STOP_SIGNALS:
+                signal.signal(number, self.handle)
+
     def raise_if_received(self) -> None:
         """Interrupt if a signal was remembered."""
         if self.received is not None:
@@ -82,16 +90,14 @@ class StopRequest:
 def handling_stop_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the block (in a main thread; elsewhere nothing changes)."""
     request = StopRequest()
-    try:
-        previous = {s: signal.signal(s, request.handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        yield request
-        return
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    request.take_signals()
     try:
         yield request
     finally:
-        for signal_number, handler in previous.items():
-            signal.signal(signal_number, handler)
+        with contextlib.suppress(ValueError):
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:

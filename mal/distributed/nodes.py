@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mal import __version__
 from mal.distributed.topology import NodeTopology
 from mal.errors import ConnectionLostError, SpecError, WorkerError
 
@@ -35,7 +34,6 @@ _END = "end"
 _SHAPE_NAMES = {
     "num_nodes": "WORLD_SIZE (or PET_NNODES)",
     "devices_per_node": "NUM_GPU_PER_NODE (or PET_NPROC_PER_NODE, or num_gpus)",
-    "version": "the version of mal",
 }
 
 
@@ -291,9 +289,5 @@ def _leave_key(node_rank: int) -> str:
     return f"leave of node {node_rank}"
 
 
-def _shape_of(topology: NodeTopology) -> dict[str, int | str]:
-    return {
-        "num_nodes": topology.num_nodes,
-        "devices_per_node": topology.devices_per_node,
-        "version": __version__,
-    }
+def _shape_of(topology: NodeTopology) -> dict[str, int]:
+    return {key: getattr(topology, key) for key in _SHAPE_NAMES}

@@ -174,11 +174,14 @@ def _run_workers(
     try:
         with stop.deferring():
             number = run_workers(topology, command, lambda: stop.received or board.hear())
-    except ConnectionLostError as error:
-        raise exchange.read_error() or error from error
     except WorkerError as error:
         told = exchange.read_error()
-        raise (error if told is None or isinstance(told, ConnectionLostError) else told) from error
+        is_cause = isinstance(error, ConnectionLostError) or not isinstance(
+            told, ConnectionLostError
+        )
+        if told is None or not is_cause:
+            raise
+        raise told from error
     if number is not None:
         told = exchange.read_error()
         if told is None or isinstance(told, WorkerError):

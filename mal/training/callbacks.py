@@ -89,6 +89,14 @@ class Checkpoints(Callback):
             "batch": 0 if self._is_epoch_over else num_batches_done(trainer),
         }
 
+    def on_train_start(self, *_: Any) -> None:
+        """Take signals back from Lightning.
+
+        Its handler broadcasts: of several ranks those without a signal would take that for another
+        message, and those with one would end by a SystemExit.
+        """
+        self.stop.take_signals()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Know that checkpoints now lie inside an epoch."""
         self._is_epoch_over = False

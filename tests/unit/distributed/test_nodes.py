@@ -34,8 +34,8 @@ def topology() -> NodeTopology:
         return NodeTopology(num_nodes=2, master_port=probe.getsockname()[1])
 
 
-def of_node(topology: NodeTopology, rank: int, **changes: int) -> NodeTopology:
-    return dataclasses.replace(topology, node_rank=rank, **changes)
+def of_node(topology: NodeTopology, rank: int) -> NodeTopology:
+    return dataclasses.replace(topology, node_rank=rank)
 
 
 def meet(topology: NodeTopology, work: Work) -> object:
@@ -92,7 +92,7 @@ def test_a_stop_is_heard_as_its_signal(topology: NodeTopology) -> None:
 
 
 def test_nodes_that_were_not_started_alike_say_so(topology: NodeTopology) -> None:
-    other = of_node(topology, 1, devices_per_node=2)
+    other = dataclasses.replace(topology, node_rank=1, devices_per_node=2)
     texts = [text for _, text in errors_of(meet_all(NodeBoard.hear, topology, other))]
     told = "NUM_GPU_PER_NODE (or PET_NPROC_PER_NODE, or num_gpus) must be the same on all nodes"
     assert any(text.startswith(told) for text in texts)
