@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import socket
 import time
@@ -22,6 +23,8 @@ from mal.errors import ConnectionLostError, SpecError, WorkerError
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+log = logging.getLogger(__name__)
 
 RENDEZVOUS_TIMEOUT_VARIABLE = "MAL_RENDEZVOUS_TIMEOUT_S"
 RENDEZVOUS_TIMEOUT_S = 1800.0
@@ -213,6 +216,11 @@ def meeting(topology: NodeTopology) -> Iterator[NodeBoard]:
     """
     if topology.num_nodes == 1:
         topology = dataclasses.replace(topology, master_addr="127.0.0.1", master_port=0)
+    else:
+        log.info(
+            "node %d of %d waits for the others at %s",
+            topology.node_rank, topology.num_nodes, _place(topology),
+        )  # fmt: skip
     store = _open_store(topology) if topology.node_rank == 0 else _reach_store(topology)
     board = NodeBoard(dataclasses.replace(topology, master_port=store.port), store)
     wait_s = HEAR_WAIT_S

@@ -168,8 +168,8 @@ def _run_workers(
     """
     topology = board.topology
     log.info(
-        "node %d of %d: %d processes, meeting at %s:%d", topology.node_rank, topology.num_nodes,
-        topology.devices_per_node, topology.master_addr, topology.master_port,
+        "node %d of %d starts %d processes", topology.node_rank, topology.num_nodes,
+        topology.devices_per_node,
     )  # fmt: skip
     try:
         with stop.deferring():

@@ -20,7 +20,7 @@ import pytest
 from mal.distributed.workers import WORKER_VARIABLE
 
 END_TIMEOUT_S = 60  # every process of a run must have ended this long after one was lost
-WORK_TIMEOUT_S = 240  # generous: a hang, not a slow machine
+WORK_TIMEOUT_S = 400  # generous: a hang, not a slow machine
 _LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "NODE_RANK", "MASTER_", "PET_", "NUM_GPU_PER_NODE")
 
 

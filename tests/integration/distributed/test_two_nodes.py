@@ -16,7 +16,6 @@ import pytest
 import torch
 from node_processes import (
     END_TIMEOUT_S,
-    Dialect,
     Place,
     Run,
     is_alive,
@@ -24,7 +23,6 @@ from node_processes import (
     pytorchjob_v1,
     run_to_end,
     running,
-    tao,
     trainer_v2,
     two_namespaces,
 )
@@ -33,6 +31,8 @@ from torch import Tensor
 
 from mal.spec import load_spec
 from mal.stages import TrainResult, run_evaluate, run_inference, run_train
+
+pytestmark = pytest.mark.timeout(1200)  # several starts of six processes, on a machine in use
 
 # Twelve boxes are three global batches of four: a step of two of them and a step of one.
 GLOBAL_BATCH = 4
@@ -171,23 +171,21 @@ def test_validation_over_all_ranks_gives_the_figure_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", [pytorchjob_v1])
 def test_evaluation_counts_every_instance_once(
-    one_process: TrainResult, odd_data: TinySet, tmp_path: Path, dialect: Dialect
+    one_process: TrainResult, odd_data: TinySet, tmp_path: Path
 ) -> None:
     alone = evaluation(one_process.checkpoint, odd_data, tmp_path / "one")
     together = evaluation(one_process.checkpoint, odd_data, tmp_path / "two")
     run_evaluate(load_spec("evaluate", {}, alone))
-    run_to_end(["evaluate", *together], loopback(), tmp_path, dialect=dialect)
+    run_to_end(["evaluate", *together], loopback(), tmp_path, dialect=pytorchjob_v1)
     files = [tmp_path / name / "metrics.json" for name in ("one", "two")]
     assert json.loads(files[1].read_text())["num_instances"] == 7
     assert files[1].read_bytes() == files[0].read_bytes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", [trainer_v2])
 def test_inference_writes_the_file_of_one_process(
-    one_process: TrainResult, odd_data: TinySet, tmp_path: Path, dialect: Dialect
+    one_process: TrainResult, odd_data: TinySet, tmp_path: Path
 ) -> None:
     def overrides(name: str) -> list[str]:
         return [
@@ -202,7 +200,7 @@ def test_inference_writes_the_file_of_one_process(
         ]
 
     run_inference(load_spec("inference", {}, overrides("one")))
-    run_to_end(["inference", *overrides("two")], loopback(), tmp_path, dialect=dialect)
+    run_to_end(["inference", *overrides("two")], loopback(), tmp_path, dialect=trainer_v2)
     files = [tmp_path / name / "labels.json" for name in ("one", "two")]
     labels = json.loads(files[1].read_text())["annotations"]
     assert [label["id"] for label in labels] == list(range(1, 8))
@@ -231,6 +229,7 @@ def end_of(run: Run, pids: list[int]) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["loopback"], indirect=True)
 def test_a_run_that_lost_a_rank_and_then_was_stopped_ends_with_the_same_weights(
     two_nodes: Trained, place: Place, data: TinySet, tmp_path: Path
 ) -> None:
@@ -248,7 +247,7 @@ def test_a_run_that_lost_a_rank_and_then_was_stopped_ends_with_the_same_weights(
     assert last_status(folder)["status"] == "FAILURE"
     killed_at = latest_step(folder)
 
-    with running(command, place, tmp_path / "stopped", dialect=tao) as run:
+    with running(command, place, tmp_path / "stopped") as run:
         run.wait_until(lambda: latest_step(folder) > killed_at)
         pids = [pid for node in run.nodes for pid in node.worker_pids()]
         run.nodes[1].process.send_signal(signal.SIGTERM)
