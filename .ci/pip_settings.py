@@ -62,7 +62,9 @@ def main(command: list[str]) -> int:
     """Run the command; return its exit code."""
     settings = read_pip_settings()
     places = {key: settings[key].split() for key in _PLACES if key in settings}
-    folders = [(key, folder) for key, each in places.items() for folder in map(folder_of, each) if folder]
+    folders = [
+        (key, folder) for key, each in places.items() for folder in map(folder_of, each) if folder
+    ]
     # The files of an index lie beside its pages.
     served = tuple(folder if key == "find-links" else folder.parent for key, folder in folders)
     handler = functools.partial(FolderHandler, folders=served)
@@ -82,7 +84,8 @@ def main(command: list[str]) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="pip-", suffix=".conf") as conf:
         conf.write("\n".join(lines) + "\n")
         conf.flush()
-        return subprocess.run(command, env={**variables, "BUILD_PIP_CONF": conf.name}).returncode
+        variables["BUILD_PIP_CONF"] = conf.name
+        return subprocess.run(command, check=False, env=variables).returncode
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ does not exist; `python -m pipelines compile` and `images/build` put another in 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from mal import __version__
 from mal.errors import MalError
@@ -54,14 +56,10 @@ class ImageReferences:
                 f"Write one such as {__version__}."
             )
         for name, digest in self.digests.items():
-            if name not in IMAGE_NAMES:
-                raise ImageReferenceError(
-                    f"digests must be of {', '.join(IMAGE_NAMES)}, got '{name}'. Leave it out."
-                )
             if not _DIGEST.fullmatch(str(digest)):
                 raise ImageReferenceError(
                     f"digest of {name} must read sha256: and 64 digits, got '{digest}'. "
-                    "Take it from what the push printed."
+                    "Write the file with images/push."
                 )
 
     def reference(self, name: str) -> str:
@@ -76,6 +74,41 @@ class ImageReferences:
         for name in IMAGE_NAMES:
             text = text.replace(COMMITTED.reference(name), self.reference(name))
         return text
+
+
+def image_references(
+    registry: str | None, tag: str | None, digests_file: Path | None
+) -> ImageReferences:
+    """Return references that differ from the committed ones in what is given.
+
+    Args:
+        registry: Where the images are.
+        tag: Their tag.
+        digests_file: YAML, a digest by image name.
+
+    Raises:
+        ImageReferenceError: One of them cannot be used.
+    """
+    import yaml  # images/build reads the references where nothing is installed
+
+    digests: Any = {}
+    if digests_file is not None:
+        try:
+            digests = yaml.safe_load(digests_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ImageReferenceError(
+                f"digests must be a readable YAML file, got {digests_file} ({error})."
+            ) from error
+        if not isinstance(digests, dict) or set(digests) != set(IMAGE_NAMES):
+            raise ImageReferenceError(
+                f"digests must be those of {', '.join(IMAGE_NAMES)}, got {digests!r} "
+                f"in {digests_file}. Write the file with images/push."
+            )
+    return ImageReferences(
+        COMMITTED.registry if registry is None else registry,
+        COMMITTED.tag if tag is None else tag,
+        digests,
+    )
 
 
 COMMITTED = ImageReferences()
