@@ -71,7 +71,7 @@ def test_holds_no_compiler_no_cache_and_no_setting_of_the_build(
 ) -> None:
     script = """
         command -v cc gcc g++ clang make
-        find / -xdev -path '*/.cache/pip' -o -xdev -path /run/secrets/* -size +0
+        find / -xdev -path '*/.cache/pip' -o -xdev -path '/run/secrets/*' -size +0
         /opt/mal/bin/python -c 'import pip' 2>/dev/null && echo pip
         cat /etc/pip.conf 2>/dev/null
         env | grep -i -e '^pip_' -e proxy
@@ -85,10 +85,9 @@ def test_holds_no_compiler_no_cache_and_no_setting_of_the_build(
 @every_image
 def test_code_is_compiled_already(name: str, images: Mapping[str, str]) -> None:
     """Where nothing can be written, Python would compile what it imports at every start."""
-    script = "import sys, mal.lifecycle.steps as m; print(m.__cached__, 'compiling' in sys.argv)"
-    process = run_hardened(images[name], ["python", "-v", "-c", script])
-    assert "matches /opt/mal/lib/python3.11/site-packages/mal/lifecycle" in process.stdout
-    assert "# code object from '/opt/mal" not in process.stdout
+    process = run_hardened(images[name], ["python", "-v", "-c", "import mal.lifecycle.steps"])
+    assert re.search(r"code object from '/opt/mal[^']*/mal/lifecycle/[^']*\.pyc'", process.stdout)
+    assert not re.search(r"code object from '/opt/mal[^']*\.py'", process.stdout)
 
 
 def test_big_layers_exist_once(images: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from locks import canonical, pins
 
 from components._images import COMMITTED, IMAGE_NAMES, ImageReferences
 from pipelines.__main__ import main
@@ -109,15 +110,6 @@ def test_committed_files_are_not_overwritten_with_another_registry(
 ) -> None:
     assert main(["compile", "--registry", "mirror/mal"]) == 2
     assert "--output must name a folder" in capsys.readouterr().err
-
-
-def pins(lock: Path) -> dict[str, str]:
-    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(), flags=re.MULTILINE)
-    return {canonical(name): version for name, version in found}
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_images_have_the_versions_that_the_tests_run_with() -> None:
