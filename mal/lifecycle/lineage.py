@@ -6,7 +6,6 @@ A None fails the launcher after the work is done, so an unknown fact is left out
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.lifecycle.changes import Detection
+from mal.lifecycle.model_store import now
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
 from mal.lifecycle.steps import checkpoint_of, evaluated_part, evaluated_split
 from mal.spec import ExperimentSpec, spec_as_dict
@@ -56,7 +57,7 @@ def dataset_metadata(data: DatasetManifest, *, pipeline_name: str) -> Facts:
     facts: Facts = {
         "display_name": f"data set {_short(data.dataset_sha256)} ({data.train.num_boxes} boxes)",
         "pipeline_name": pipeline_name,
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created_at": now(),
         "dataset_sha256": data.dataset_sha256,
         **_split_facts("train", data.train),
     }
@@ -65,6 +66,30 @@ def dataset_metadata(data: DatasetManifest, *, pipeline_name: str) -> Facts:
     if data.label != data.train:
         facts |= _split_facts("label", data.label)
     return facts
+
+
+def detection_metadata(found: Detection, *, pipeline_name: str) -> Facts:
+    """Describe what detect_new_annotations looked at."""
+    facts: Facts = {
+        "display_name": f"snapshot {_short(found.source_sha256)} ({found.train.num_boxes} boxes)",
+        "pipeline_name": pipeline_name,
+        "created_at": now(),
+        "sha256": found.source_sha256,
+        "store_uri": found.store_uri,
+        "num_new": float(found.changes.num_new),
+        "num_changed": float(found.changes.num_changed),
+        "num_removed": float(found.changes.num_removed),
+    }
+    for name, part in (("train", found.train), ("val", found.val)):
+        if part is not None:
+            facts |= {
+                f"{name}_images_uri": part.images_uri,
+                f"{name}_images_sha256": part.images_sha256,
+                f"{name}_annotations_uri": part.annotations_uri,
+                f"{name}_annotations_sha256": part.annotations_sha256,
+                f"{name}_annotations_version": part.annotations_version,
+            }
+    return {name: value for name, value in facts.items() if value != ""}
 
 
 def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:

@@ -14,8 +14,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, ONNX_FILE, writing_atomically
+from mal.artifacts import (
+    EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    ONNX_FILE,
+    write_text,
+    writing_atomically,
+)
 from mal.errors import ArtifactError, MalError, SpecError
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.runtime import Interrupted, set_up_logging
@@ -67,6 +74,27 @@ def running_step() -> Iterator[None]:
 def tell(line: str) -> None:
     """Write a line to the log of the step."""
     log.info("%s", line)
+
+
+class Metrics(Protocol):
+    """What is needed of a KFP metrics artifact."""
+
+    def log_metric(self, metric: str, value: float) -> None: ...
+
+
+class Page(Protocol):
+    """What is needed of a KFP artifact that people read."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def publish(metrics: Metrics, figures: Mapping[str, float], summary: Page, markdown: str) -> None:
+    """Show what a step found: figures to compare runs by, and a summary to read."""
+    for name, value in figures.items():
+        metrics.log_metric(name, value)
+    write_text(Path(summary.path), markdown)
+    summary.metadata["display_name"] = "summary"
 
 
 def train_spec(

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -44,10 +44,12 @@ class ImageFile:
     Attributes:
         size: Bytes.
         checksum: `sha256:...` of a local file, `etag:...` of a remote one.
+        modified_s: Time of its last write, seconds since 1970; no part of what the image is.
     """
 
     size: int
     checksum: str
+    modified_s: float = field(compare=False)
 
 
 def open_image_folder(source: str) -> Path:
@@ -123,6 +125,23 @@ def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFi
     with ThreadPoolExecutor(_NUM_HASHERS) as pool:
         found = pool.map(lambda name: _describe_local_image(folder, name), names)
         return {name: image for name, image in zip(names, found, strict=True) if image}
+
+
+def describe_source(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
+    """Describe what a source consists of: its images, or the one archive, which stays packed.
+
+    Raises:
+        AnnotationError: A name leaves the folder.
+        StorageError: The source cannot be read.
+    """
+    remote = parse_remote_uri(source)
+    if remote is not None and is_archive(remote.key):
+        stored = head_object(remote)
+        return {PurePosixPath(remote.key).name: _describe_object(stored)}
+    path = Path(source).expanduser()
+    if remote is None and path.is_file() and is_archive(path.name):
+        return {path.name: _describe_file(path)}
+    return describe_images(source, file_names)
 
 
 def _checked_file_name(file_name: str) -> PurePosixPath:
@@ -216,9 +235,16 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _describe_local_image(folder: Path, file_name: str) -> ImageFile | None:
     path = find_image(folder, file_name)
-    if path is None:
-        return None
-    return ImageFile(path.stat().st_size, f"sha256:{sha256_of_file(path)}")
+    return None if path is None else _describe_file(path)
+
+
+def _describe_file(path: Path) -> ImageFile:
+    facts = path.stat()
+    return ImageFile(facts.st_size, f"sha256:{sha256_of_file(path)}", facts.st_mtime)
+
+
+def _describe_object(stored: StoredObject) -> ImageFile:
+    return ImageFile(stored.size, f"etag:{stored.etag}", stored.modified.timestamp())
 
 
 def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[str, ImageFile]:
@@ -231,5 +257,5 @@ def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[st
         name = _checked_file_name(file_name)
         stored = by_path.get(name) or by_path.get(PurePosixPath(top) / name)
         if stored is not None:
-            images[file_name] = ImageFile(stored.size, f"etag:{stored.etag}")
+            images[file_name] = _describe_object(stored)
     return images

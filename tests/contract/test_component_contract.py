@@ -51,6 +51,29 @@ INTERFACES = {
         {"labels": "system.Artifact", "report": "system.HTML"},
     ),
     "export": ({"dataset", "model", "spec", "overrides"}, {"onnx": "system.Model"}),
+    "detect_new_annotations": (
+        {
+            "train_images",
+            "train_annotations",
+            "store",
+            "val_images",
+            "val_annotations",
+            "min_new_annotations",
+            "quiet_period_s",
+            "pipeline_name",
+        },
+        {
+            "snapshot": "system.Dataset",
+            "metrics": "system.Metrics",
+            "summary": "system.Markdown",
+            "changed": "Boolean",
+            "num_new": "Integer",
+            "num_changed": "Integer",
+            "num_removed": "Integer",
+            "frozen_train_annotations": "String",
+            "frozen_val_annotations": "String",
+        },
+    ),
 }
 
 every_component = pytest.mark.parametrize("name", list_components())
