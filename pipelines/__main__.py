@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mal.errors import MalError
+from pipelines import _promote
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
 
 EXIT_FAILURE = 1
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
     )
     running.set_defaults(command=_run)
+
+    for module in (_promote,):
+        module.add_command(commands)
     return parser
 
 

@@ -20,6 +20,7 @@ from mal.artifacts import writing_atomically
 from mal.errors import AnnotationError, ArtifactError
 
 _HASH_BYTES = 8
+_MAX_ID = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class BoxIndex:
     """The boxes of a file.
 
     Attributes:
-        identity_N: Hash of the COCO id.
+        identity_N: The COCO id, or its hash where it is no number.
         content_N: Hash of the box: its image's file name, its category's name, bbox, points, crowd.
             Ids of images and categories are not in it: tools number them anew on every export.
     """
@@ -87,7 +88,7 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
     categories = {str(c.get("id")): str(c.get("name")) for c in _entries(path, "categories")}
     identities, contents = array("Q"), array("Q")
     for position, entry in enumerate(_entries(path, "annotations")):
-        identities.append(_hash(entry.get("id", position + 1)))
+        identities.append(_identity_of(entry.get("id", position + 1)))
         contents.append(_hash(_content_of(entry, file_names, categories)))
     index = BoxIndex(np.array(identities, np.uint64), np.array(contents, np.uint64))
     return index, list(file_names.values())
@@ -136,20 +137,26 @@ def _content_of(
     entry: Mapping[str, Any], file_names: Mapping[str, str], categories: Mapping[str, str]
 ) -> object:
     category = str(entry.get("category_id"))
+    points = entry.get("points")
     return (
         file_names.get(str(entry.get("image_id"))),
         categories.get(category, category),
         _as_floats(entry.get("bbox")),
-        _as_floats(entry.get("points")),
+        points and [_as_floats(point) for point in points],
         bool(entry.get("iscrowd")),
     )
 
 
-def _as_floats(value: Any) -> Any:
-    """Let 10 and 10.0 be the same number; what is no number stays as it is."""
-    if isinstance(value, list):
-        return [_as_floats(item) for item in value]
-    return float(value) if isinstance(value, int) else value
+def _as_floats(values: Any) -> Any:
+    """Let 10 and 10.0 be the same number; what are no numbers stay as they are."""
+    try:
+        return [*map(float, values)]
+    except (TypeError, ValueError):
+        return values
+
+
+def _identity_of(coco_id: Any) -> int:
+    return coco_id if type(coco_id) is int and 0 <= coco_id < _MAX_ID else _hash(coco_id)
 
 
 def _hash(value: object) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mal.artifacts import sha256_of_file, write_json
 from mal.errors import ArtifactError, StorageError
 from mal.lifecycle.box_index import BoxChanges, BoxIndex, count_changes, index_boxes
-from mal.lifecycle.model_store import ModelStore, Training
+from mal.lifecycle.model_store import ModelStore, Training, now
 from mal.lifecycle.snapshot import sha256_of
 from mal.storage import child_uri, describe_source, fetch_file, list_files, put_file, redact_uri
 from mal.storage.objects import head_object
@@ -55,6 +55,7 @@ class Detection:
         reason: Why, or why not, in a sentence.
         changes: Boxes that differ from those of the last training.
         source_sha256: Of the data set.
+        at: When, ISO 8601.
         store_uri: The model store.
         store_etag: State of the store that was compared with.
         train: What is learnt from.
@@ -65,6 +66,7 @@ class Detection:
     reason: str
     changes: BoxChanges
     source_sha256: str
+    at: str
     store_uri: str
     store_etag: str
     train: SourcePart
@@ -174,6 +176,7 @@ def detect_changes(
         reason=reason or f"{changes} since the last training",
         changes=changes,
         source_sha256=source,
+        at=now(),
         store_uri=store.uri,
         store_etag=state.etag,
         train=train,

@@ -6,6 +6,7 @@ A None fails the launcher after the work is done, so an unknown fact is left out
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.errors import MalError
 from mal.lifecycle.changes import Detection
+from mal.lifecycle.model_fetch import FetchedModel
 from mal.lifecycle.model_store import now
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
 from mal.lifecycle.steps import checkpoint_of, evaluated_part, evaluated_split
 from mal.spec import ExperimentSpec, spec_as_dict
+from mal.storage import fetch_file
 
 Facts = dict[str, str | float]
 
@@ -92,10 +96,46 @@ def detection_metadata(found: Detection, *, pipeline_name: str) -> Facts:
     return {name: value for name, value in facts.items() if value != ""}
 
 
+def champion_metadata(champion: FetchedModel | None, snapshot: StepArtifact) -> Facts:
+    """Describe the champion that a run started from."""
+    facts: Facts = {
+        "display_name": f"champion {champion.version}" if champion else "no champion yet",
+        "pipeline_name": _pipeline_name(snapshot),
+    }
+    if champion is not None:
+        facts |= {
+            "sha256": champion.sha256,
+            "version": champion.version,
+            "model_uri": champion.checkpoint_uri,
+            "model_sha256": champion.sha256,
+        }
+    return facts
+
+
+def skip_metadata(found: Detection, snapshot: StepArtifact) -> Facts:
+    """Describe a run that trained nothing."""
+    return {
+        "display_name": f"skipped: {found.reason}",
+        "pipeline_name": _pipeline_name(snapshot),
+        "reason": found.reason,
+        "snapshot_uri": snapshot.uri,
+        "snapshot_sha256": found.source_sha256,
+    }
+
+
+def described(*artifacts: StepArtifact) -> dict[str, Facts]:
+    """Return uri and metadata of artifacts by the name of what they are, for a version's record."""
+    names = ("snapshot", "dataset", "model", "onnx", "report")
+    return {
+        name: {"uri": artifact.uri, **artifact.metadata}
+        for name, artifact in zip(names, artifacts, strict=True)
+    }
+
+
 def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:
     """Name what an artifact was made from: uri and sha256, read from the parents' own files."""
     facts: Facts = {
-        "pipeline_name": str(dataset.metadata.get("pipeline_name", DEFAULT_PIPELINE_NAME)),
+        "pipeline_name": _pipeline_name(dataset),
         "dataset_uri": dataset.uri,
         "dataset_sha256": read_dataset_manifest(Path(dataset.path)).dataset_sha256,
     }
@@ -123,7 +163,7 @@ def model_metadata(
     known = {
         "git_sha": _git_commit(Path(model_dir)),
         "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE, ""),
-        "parent_model_uri": experiment.train.pretrained_model_path,
+        **_parent_model(experiment.train.pretrained_model_path),
     }
     return facts | {key: value for key, value in known.items() if value}
 
@@ -174,6 +214,10 @@ def onnx_metadata(experiment: ExperimentSpec, onnx_dir: str | Path, max_abs_diff
     }
 
 
+def _pipeline_name(parent: StepArtifact) -> str:
+    return str(parent.metadata.get("pipeline_name", DEFAULT_PIPELINE_NAME))
+
+
 def _split_facts(name: str, split: SplitSnapshot) -> Facts:
     return {
         f"{name}_images_uri": split.images_uri,
@@ -183,6 +227,17 @@ def _split_facts(name: str, split: SplitSnapshot) -> Facts:
         f"{name}_num_images": float(split.num_images),
         f"{name}_num_boxes": float(split.num_boxes),
     }
+
+
+def _parent_model(uri: str) -> Facts:
+    """Name the weights that a training started from; those of a hub have no file to hash."""
+    if not uri:
+        return {}
+    facts: Facts = {"parent_model_uri": uri}
+    # The training is done: a parent that has gone meanwhile must not fail it.
+    with contextlib.suppress(MalError):
+        facts["parent_model_sha256"] = sha256_of_file(fetch_file(uri))
+    return facts
 
 
 def _git_commit(results_dir: Path) -> str:

@@ -82,11 +82,33 @@ class Metrics(Protocol):
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
+class HasPath(Protocol):
+    """What is needed of a KFP artifact that is read."""
+
+    @property
+    def path(self) -> str: ...
+
+
 class Page(Protocol):
     """What is needed of a KFP artifact that people read."""
 
     path: str
     metadata: dict[str, Any]
+
+
+def read_metrics(metrics: HasPath) -> Mapping[str, Any]:
+    """Return what evaluate measured: the content of `metrics.json`.
+
+    Raises:
+        ArtifactError: It is something else.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads(Path(metrics.path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"metrics must be those of evaluate, got {metrics.path} ({error}). Evaluate again."
+        ) from error
+    return content
 
 
 def publish(metrics: Metrics, figures: Mapping[str, float], summary: Page, markdown: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mal.lifecycle.changes import Detection
+from mal.lifecycle.promotion import Outcome
 from mal.storage import redact_uri
 
 
@@ -35,6 +36,27 @@ def detection_markdown(found: Detection) -> str:
                     redact_uri(part.images_uri),
                 )
                 for name, part in parts
+            ],
+        ),
+    )
+
+
+def outcome_markdown(outcome: Outcome) -> str:
+    """Say what became of a candidate, check by check."""
+    return _page(
+        f"{'Promoted' if outcome.is_promoted else 'Refused'}: {outcome.version}",
+        f"{outcome.sentence}.",
+        markdown_table(
+            ("check", "champion", "challenger", "rule", ""),
+            [
+                (
+                    check.name,
+                    "" if check.champion is None else check.champion,
+                    "" if check.challenger is None else check.challenger,
+                    check.rule,
+                    "passed" if check.is_passed else "**failed**",
+                )
+                for check in outcome.decision.checks
             ],
         ),
     )

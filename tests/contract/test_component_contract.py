@@ -74,6 +74,32 @@ INTERFACES = {
             "frozen_val_annotations": "String",
         },
     ),
+    "promote": (
+        {
+            "snapshot",
+            "dataset",
+            "model",
+            "onnx",
+            "report",
+            "challenger_metrics",
+            "champion_metrics",
+            "champion_version",
+            "miou_margin",
+            "category_margin",
+            "category_floor",
+            "max_parity_diff",
+            "registry",
+            "model_name",
+            "run_id",
+            "run_name",
+        },
+        {
+            "metrics": "system.Metrics",
+            "summary": "system.Markdown",
+            "version": "String",
+            "promoted": "Boolean",
+        },
+    ),
 }
 
 every_component = pytest.mark.parametrize("name", list_components())
