@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.artifacts import writing_atomically
-from mal.errors import AnnotationError, ArtifactError
+from mal.errors import ArtifactError
+from mal.lifecycle.json_stream import stream_entries
 
 _HASH_BYTES = 8
 _MAX_ID = 1 << 64
@@ -119,18 +120,7 @@ def _is_matched(own_N: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray
 
 
 def _entries(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of a top-level list without holding the list."""
-    import ijson
-
-    try:
-        with path.open("rb") as file:
-            for entry in ijson.items(file, f"{key}.item", use_float=True):
-                if isinstance(entry, dict):
-                    yield entry
-    except ijson.JSONError as error:
-        raise AnnotationError(
-            f"annotation file must be whole, valid JSON, got {path} ({error}). Write it again."
-        ) from error
+    return (entry for entry in stream_entries(path, key) if isinstance(entry, dict))
 
 
 def _content_of(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
 from mal.errors import MalError
 from mal.lifecycle.changes import Detection
+from mal.lifecycle.label_job import Shard
 from mal.lifecycle.model_fetch import FetchedModel
 from mal.lifecycle.model_store import now
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
@@ -196,6 +197,25 @@ def labels_metadata(data: DatasetManifest, labels: str | Path, num_instances: in
         "source_annotations_uri": data.label.annotations_uri,
         "source_annotations_sha256": data.label.annotations_sha256,
         "source_images_uri": data.label.images_uri,
+    }
+
+
+def merged_labels_metadata(
+    labels: str | Path, num_boxes: int, *, annotations_uri: str, shard: Shard, pipeline_name: str
+) -> Facts:
+    """Describe the labels of a whole set, of which `shard` is the first part."""
+    sha256 = sha256_of_file(Path(labels))
+    return {
+        "display_name": f"labels {_short(sha256)} ({num_boxes} boxes)",
+        "pipeline_name": pipeline_name,
+        "sha256": sha256,
+        "num_instances": float(num_boxes),
+        "source_annotations_uri": annotations_uri,
+        "source_annotations_sha256": sha256_of_file(fetch_file(annotations_uri)),
+        "source_images_uri": shard.images_uri,
+        "model_uri": shard.model_uri,
+        "model_version": shard.model_version or "unversioned",
+        "model_sha256": shard.model_sha256,
     }
 
 

@@ -36,6 +36,11 @@ class FetchedModel:
     checkpoint_uri: str
     sha256: str
 
+    @property
+    def folder_uri(self) -> str:
+        """Folder of the weights and of the spec that they were trained with."""
+        return self.checkpoint_uri.rpartition("/")[0]
+
 
 def fetch_model(source: str, folder: Path, *, version: str = "") -> FetchedModel:
     """Copy a model into a folder.

@@ -7,6 +7,7 @@ those keys of the spec are the pipeline's; everything else is the user's.
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import logging
 import os
@@ -94,6 +95,11 @@ class Page(Protocol):
 
     path: str
     metadata: dict[str, Any]
+
+
+def write_page(path: str | Path, sentence: str) -> None:
+    """Write a page that has nothing but a sentence to show."""
+    write_text(Path(path), f"<!doctype html><meta charset=utf-8><p>{html.escape(sentence)}</p>\n")
 
 
 def read_metrics(metrics: HasPath) -> Mapping[str, Any]:
@@ -198,11 +204,33 @@ def inference_spec(
         overrides,
         {
             **_dataset_keys(data),
-            "inference.ann_path": data.label.annotations_uri,
-            "inference.img_dir": data.label.images_uri,
-            "inference.label_dump_path": LABELS_FILE,
-            "results_dir": str(results_dir),
-            "inference.results_dir": str(results_dir),
+            **_inference_keys(data.label.annotations_uri, data.label.images_uri, results_dir),
+            "inference.checkpoint": str(checkpoint_of(model_dir)),
+        },
+    )
+
+
+def labelling_spec(
+    annotations: str | Path,
+    images: str,
+    *,
+    model_dir: str | Path,
+    spec: str,
+    overrides: Sequence[str],
+    results_dir: str | Path,
+) -> ExperimentSpec:
+    """Build the spec of an inference step on a part of a set.
+
+    Raises:
+        SpecError: With all problems found.
+        ArtifactError: The model folder has no checkpoint.
+    """
+    return _step_spec(
+        "inference",
+        _sources(model_dir, spec),
+        overrides,
+        {
+            **_inference_keys(str(annotations), images, results_dir),
             "inference.checkpoint": str(checkpoint_of(model_dir)),
         },
     )
@@ -315,6 +343,16 @@ def _dataset_keys(data: DatasetManifest) -> dict[str, str]:
         "dataset.train_img_dir": data.train.images_uri,
         "dataset.val_ann_path": data.val.annotations_uri if data.val else "",
         "dataset.val_img_dir": data.val.images_uri if data.val else "",
+    }
+
+
+def _inference_keys(annotations: str, images: str, results_dir: str | Path) -> dict[str, str]:
+    return {
+        "inference.ann_path": annotations,
+        "inference.img_dir": images,
+        "inference.label_dump_path": LABELS_FILE,
+        "results_dir": str(results_dir),
+        "inference.results_dir": str(results_dir),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.promotion import Outcome
@@ -60,6 +60,11 @@ def outcome_markdown(outcome: Outcome) -> str:
             ],
         ),
     )
+
+
+def facts_markdown(title: str, facts: Mapping[str, object]) -> str:
+    """Tabulate facts by name."""
+    return _page(title, markdown_table(("", ""), facts.items()))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,10 +12,11 @@ from mal.storage.image_folder import (
     ImageFile,
     describe_images,
     describe_source,
+    fetch_images,
     find_image,
     open_image_folder,
 )
-from mal.storage.places import child_uri, fetch_folder, list_files, put_file, put_files
+from mal.storage.places import child_uri, list_files, put_file, put_files
 from mal.storage.results_folder import ResultsFolder
 from mal.storage.uris import redact_uri
 
@@ -29,7 +30,7 @@ __all__ = [
     "describe_images",
     "describe_source",
     "fetch_file",
-    "fetch_folder",
+    "fetch_images",
     "find_image",
     "list_files",
     "open_image_folder",

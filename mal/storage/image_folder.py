@@ -108,6 +108,28 @@ def find_image(folder: Path, file_name: str) -> Path | None:
     return None
 
 
+def fetch_images(source: str, file_names: Iterable[str], folder: Path) -> str:
+    """Return a source that holds the named images: of a bucket folder, only these are fetched.
+
+    Args:
+        source: A folder, an archive or a bucket folder.
+        file_names: Images to fetch; those that are missing are left out.
+        folder: Where they go; any other source is returned as it is.
+
+    Raises:
+        AnnotationError: A name leaves the folder.
+        StorageError: The source cannot be read.
+    """
+    remote = parse_remote_uri(source)
+    if remote is None or is_archive(remote.key):
+        return source
+    found = _find_remote_images(remote, file_names)
+    check_room(folder.parent, sum(stored.size for stored in found.values()), str(remote))
+    with ThreadPoolExecutor(_NUM_TRANSFERS) as pool:
+        list(pool.map(lambda name: fetch_object(found[name], folder / name), found))
+    return str(folder)
+
+
 def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
     """Size and checksum of those images that exist, by file name.
 
@@ -248,6 +270,11 @@ def _describe_object(stored: StoredObject) -> ImageFile:
 
 
 def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[str, ImageFile]:
+    found = _find_remote_images(remote, file_names)
+    return {name: _describe_object(stored) for name, stored in found.items()}
+
+
+def _find_remote_images(remote: RemoteUri, file_names: Iterable[str]) -> dict[str, StoredObject]:
     prefix_length = len(remote.folder_prefix)
     by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in _list_images(remote)}
     top_folders = {path.parts[0] if len(path.parts) > 1 else "" for path in by_path}
@@ -257,5 +284,5 @@ def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[st
         name = _checked_file_name(file_name)
         stored = by_path.get(name) or by_path.get(PurePosixPath(top) / name)
         if stored is not None:
-            images[file_name] = _describe_object(stored)
+            images[file_name] = stored
     return images

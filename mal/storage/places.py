@@ -8,8 +8,6 @@ from pathlib import Path
 
 from mal.artifacts import writing_atomically
 from mal.errors import StorageError
-from mal.storage.archives import relative_path_of
-from mal.storage.cache import fetch_object
 from mal.storage.objects import list_objects, upload_object
 from mal.storage.uris import parse_remote_uri
 
@@ -61,25 +59,3 @@ def put_files(folder: Path, names: Iterable[str], uri: str) -> None:
     for name in names:
         if (folder / name).is_file():
             put_file(folder / name, child_uri(uri, name))
-
-
-def fetch_folder(uri: str, folder: Path) -> list[Path]:
-    """Copy every file below a place into a local folder; returns them.
-
-    Raises:
-        StorageError: One cannot be read.
-    """
-    remote = parse_remote_uri(uri)
-    if remote is None:
-        fetched = []
-        for name in list_files(uri):
-            put_file(Path(uri).expanduser() / name, str(folder / name))
-            fetched.append(folder / name)
-        return fetched
-    start = len(remote.folder_prefix)
-    paths = []
-    for stored in list_objects(remote):
-        path = folder / relative_path_of(stored.uri.key[start:], str(remote))
-        fetch_object(stored, path)
-        paths.append(path)
-    return paths

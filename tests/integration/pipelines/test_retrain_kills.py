@@ -1,4 +1,4 @@
-"""A run that dies, wherever it dies, leaves no trace in the model store; the next one tries again."""
+"""A run that dies, wherever it dies, leaves no trace in the model store; the next tries again."""
 
 from __future__ import annotations
 
