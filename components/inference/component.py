@@ -12,6 +12,7 @@ def inference(
     model: dsl.Input[dsl.Model],
     labels: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
@@ -22,12 +23,13 @@ def inference(
         model: Model folder of train.
         labels: The annotation file with segmentation (RLE), area and score for every annotation.
         report: One self-contained page with masks drawn on their images.
+        summary: How many masks, of which boxes, by which model.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps
+    from mal.lifecycle import lineage, steps, summaries
     from mal.lifecycle.snapshot import read_dataset_manifest
     from mal.stages import run_inference
 
@@ -46,5 +48,7 @@ def inference(
         parents = lineage.parents(dataset, model)
         labels.metadata.update(parents)
         labels.metadata.update(lineage.labels_metadata(data, labels.path, result.num_instances))
+        page = summaries.facts_markdown("Labels", labels.metadata)
+        steps.write_summary(summary, page, labels.metadata)
         report.metadata.update(parents)
         report.metadata.update(lineage.page_metadata("labels report", report.path))

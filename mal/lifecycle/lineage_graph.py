@@ -19,6 +19,7 @@ from mal.lifecycle.promotion import list_versions
 from mal.storage import read_document, redact_uri
 
 EXECUTOR_OUTPUT = "executor_output.json"
+SUMMARY_OUTPUT = "summary"
 
 _SHOWN_SHA_CHARS = 12
 _HIDDEN = frozenset({"display_name", "pipeline_name"})
@@ -168,7 +169,7 @@ def _artifacts_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, entry in content.get("artifacts", {}).items():
         for artifact in entry["artifacts"]:
             facts = artifact.get("metadata", {})
-            if "pipeline_name" in facts:
+            if "pipeline_name" in facts and name != SUMMARY_OUTPUT:
                 yield _kind_of(name), {"uri": artifact.get("uri"), **facts}
 
 
