@@ -32,14 +32,12 @@ def evaluate(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps, summaries
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.lifecycle import lineage, snapshot, steps, summaries
     from mal.stages import run_evaluate
 
     with steps.running_step():
-        data = read_dataset_manifest(Path(dataset.path))
-        part = steps.evaluated_part(data)
-        steps.tell(f"measuring on the {part}")
+        data = snapshot.read_dataset_manifest(Path(dataset.path))
+        steps.tell(f"measuring on the {steps.evaluated_part(data)}")
         experiment = steps.evaluate_spec(
             data,
             model_dir=model.path,
@@ -51,7 +49,7 @@ def evaluate(
         steps.copy_file(result.report, report.path)
         steps.copy_file(result.results_dir / "metrics.json", metrics.path)
         figures = lineage.figures(result.metrics)
-        page = summaries.evaluation_markdown(part, result.metrics)
-        report.metadata.update(lineage.parents(dataset, model))
-        report.metadata.update(lineage.report_metadata(data, report.path, figures))
+        page = summaries.evaluation_markdown(data, result.metrics)
+        report.metadata |= lineage.parents(dataset, model)
+        report.metadata |= lineage.report_metadata(data, report.path, figures)
         steps.publish(metrics, figures, summary, page, report.metadata)

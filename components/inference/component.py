@@ -29,12 +29,11 @@ def inference(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps, summaries
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.lifecycle import lineage, snapshot, steps, summaries
     from mal.stages import run_inference
 
     with steps.running_step():
-        data = read_dataset_manifest(Path(dataset.path))
+        data = snapshot.read_dataset_manifest(Path(dataset.path))
         experiment = steps.inference_spec(
             data,
             model_dir=model.path,
@@ -46,9 +45,8 @@ def inference(
         steps.copy_file(result.labels, labels.path)
         steps.copy_file(result.report, report.path)
         parents = lineage.parents(dataset, model)
-        labels.metadata.update(parents)
-        labels.metadata.update(lineage.labels_metadata(data, labels.path, result.num_instances))
+        labels.metadata |= parents
+        labels.metadata |= lineage.labels_metadata(data, labels.path, result.num_instances)
         page = summaries.facts_markdown("Labels", labels.metadata)
         steps.write_summary(summary, page, labels.metadata)
-        report.metadata.update(parents)
-        report.metadata.update(lineage.page_metadata("labels report", report.path))
+        report.metadata |= parents | lineage.page_metadata("labels report", report.path)

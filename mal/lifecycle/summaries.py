@@ -7,6 +7,8 @@ from typing import Any
 
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.promotion import Outcome
+from mal.lifecycle.snapshot import DatasetManifest
+from mal.lifecycle.steps import evaluated_part
 from mal.storage import redact_uri
 
 MAX_FACT_CHARS = 200
@@ -65,8 +67,9 @@ def outcome_markdown(outcome: Outcome) -> str:
     )
 
 
-def evaluation_markdown(part: str, metrics: Mapping[str, Any]) -> str:
+def evaluation_markdown(data: DatasetManifest, metrics: Mapping[str, Any]) -> str:
     """Show mIoU and the IoU of every category beside that of the plain boxes."""
+    part = evaluated_part(data)
     if metrics.get("mIoU") is None:
         return _page("Nothing was measured", f"The {part} has no true masks.")
     rows = [("all (mIoU)", metrics["mIoU"], metrics["box_mIoU"], metrics["num_instances"])]
