@@ -196,7 +196,7 @@ def _add_version(graph: LineageGraph, record: Mapping[str, Any]) -> None:
     version = str(record["version"])
     passed = bool(record["gate"]["is_passed"])
     uri = ModelStore(str(record["store"])).version_uri(version)
-    node = Node(uri, "version", f"version {version}, {'promoted' if passed else 'refused'}")
+    node = Node(uri, "version", f"{version}, {'promoted' if passed else 'refused'}")
     node.facts = {
         "version": version,
         "uri": uri,

@@ -9,9 +9,9 @@ from pathlib import Path
 from mal.artifacts import write_text
 from mal.lifecycle.lineage_graph import LineageGraph, Node, shown_facts
 
-BOX_WIDTH_PX, BOX_HEIGHT_PX = 208, 58
+BOX_WIDTH_PX, BOX_HEIGHT_PX = 216, 58
 GAP_X_PX, GAP_Y_PX, MARGIN_PX = 52, 16, 8
-MAX_LINE_CHARS = 29
+MAX_LINE_CHARS = 31
 SHOWN_SHA_CHARS = 12
 
 COLOURS: Mapping[str, str] = {
@@ -98,7 +98,15 @@ def _generations(graph: LineageGraph) -> dict[str, int]:
 
     for key in graph.nodes:
         generation_of(key, frozenset({key}))
-    return generations
+    return {
+        key: _place_of_source(graph, key, generations) if not node.parents else generations[key]
+        for key, node in graph.nodes.items()
+    }
+
+
+def _place_of_source(graph: LineageGraph, key: str, generations: Mapping[str, int]) -> int:
+    """What was made from nothing stands close to the first thing that was made from it."""
+    return min((generations[child.key] for child in graph.children_of(key)), default=1) - 1
 
 
 def _mean_height(node: Node, placed: Mapping[str, PlacedNode]) -> float:

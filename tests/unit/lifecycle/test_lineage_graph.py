@@ -117,23 +117,23 @@ def test_versions_of_a_store_hang_together_by_their_content(store: Path) -> None
     assert len(models) == 2
     second = next(node for node in models if node.key == "m" * 64)
     assert "p" * 64 in second.parents
-    assert graph.main_node().title == "version v1, promoted"
+    assert graph.main_node().title == "v1, promoted"
     assert [node.kind for node in graph.children_of("d" * 64)] == ["model", "model"]
 
 
 def test_one_version_can_be_asked_for_and_a_refused_one_says_so(store: Path) -> None:
     write_version(store, "v2", sha256="r" * 64)
     graph = read_lineage(str(store / "versions" / "v2"))
-    assert graph.main_node().title == "version v2, refused"
+    assert graph.main_node().title == "v2, refused"
 
 
-@pytest.mark.parametrize("text", ["v1", "version v1, promoted", "d" * 9])
+@pytest.mark.parametrize("text", ["v1", "v1, promoted", "d" * 9])
 def test_an_artifact_is_found_by_version_title_or_sha256(text: str, store: Path) -> None:
     assert read_lineage(str(store)).find(text).kind in ("version", "data set")
 
 
 def test_an_unknown_artifact_is_answered_with_the_known_ones(store: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"got 0 for v9\. It has: .*version v1, promoted"):
+    with pytest.raises(ArtifactError, match=r"got 0 for v9\. It has: .*v1, promoted"):
         read_lineage(str(store)).find("v9")
 
 
