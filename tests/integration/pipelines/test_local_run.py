@@ -150,10 +150,11 @@ def measured_by_components(manifest: Path, folder: Path) -> Any:
     model = dsl.Model(uri=str(folder / "model"))
     metrics = dsl.Metrics(uri=str(folder / "metrics"))
     report = dsl.HTML(uri=str(folder / "report"))
-    train.python_func(dataset=dataset, model=model, metrics=dsl.Metrics(), spec=TINY_SPEC)
-    evaluate.python_func(
-        dataset=dataset, model=model, metrics=metrics, report=report, spec=TINY_SPEC
-    )
+    summary = dsl.Markdown(uri=str(folder / "summary"))
+    shared = {"dataset": dataset, "model": model, "summary": summary, "spec": TINY_SPEC}
+    train.python_func(metrics=dsl.Metrics(), **shared)
+    evaluate.python_func(metrics=metrics, report=report, **shared)
+    assert f"mIoU {metrics.metadata['mIoU']:.4f}" in Path(summary.path).read_text()
     return json.loads(Path(metrics.path).read_text())
 
 
