@@ -20,6 +20,7 @@ from mal.artifacts import (
     EPOCH_METRICS_FILE,
     LATEST_CHECKPOINT,
     checkpoint_name,
+    point_at,
     writing_atomically,
 )
 from mal.errors import MalError, StorageError
@@ -173,14 +174,6 @@ class Checkpoints(Callback):
 def num_batches_done(trainer: Trainer) -> int:
     """Return how many batches of the current epoch have been trained on, the present one too."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-
-def point_at(link: Path, target: Path) -> None:
-    """Make `link` a relative symlink to a file of the same folder, atomically."""
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
