@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mal import __version__
 from mal.errors import MalError, SpecError
@@ -196,7 +197,9 @@ def _run_action(args: argparse.Namespace) -> int:
     set_up_logging()
     with handling_stop_signals():
         result = getattr(stages, f"run_{args.action}")(spec)
-    _print_result(args.action, result)
+    from mal.stages.session import results_uri
+
+    _print_result(args.action, result, results_uri(args.action, spec))
     return 0
 
 
@@ -214,13 +217,12 @@ def _run_automl(args: argparse.Namespace) -> int:
     )
     spec = _load_spec(args, "train")
     from mal.runtime import handling_stop_signals, set_up_logging
-    from mal.stages.automl import run_automl
+    from mal.stages.automl import run_automl, search_uri
 
     set_up_logging()
     with handling_stop_signals():
         result = run_automl(spec, settings)
-    for line in result.lines():
-        print(line)
+    _print_lines(result.lines(), result.results_dir, search_uri(spec))
     return 0
 
 
@@ -234,11 +236,17 @@ def _load_spec(args: argparse.Namespace, action: str) -> ExperimentSpec:
     return load_job_spec(action, args.experiment, args.overrides, **job)
 
 
-def _print_result(action: str, result: object) -> None:
+def _print_result(action: str, result: Any, results_uri: str) -> None:
     from mal.evaluation.summary import result_lines
 
-    for line in result_lines(action, result):
-        print(line)
+    _print_lines(result_lines(action, result), result.results_dir, results_uri)
+
+
+def _print_lines(lines: Iterable[str], results_dir: Path, results_uri: str) -> None:
+    """Print figures and places; those of a bucket as they are there, not as their local twins."""
+    is_remote = "://" in results_uri
+    for line in lines:
+        print(line.replace(str(results_dir), results_uri) if is_remote else line)
 
 
 def _print_spec(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from mal.storage.cache import fetch_file
 from mal.storage.image_folder import ImageFile, describe_images, find_image, open_image_folder
-from mal.storage.results_folder import ResultsFolder
+from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ResultsFolder",
     "describe_images",
     "fetch_file",
+    "fetch_results",
     "find_image",
     "open_image_folder",
     "redact_uri",

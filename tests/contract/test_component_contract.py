@@ -42,6 +42,23 @@ INTERFACES = {
         {"dataset", "spec", "overrides"},
         {"model": "system.Model", "metrics": "system.Metrics"},
     ),
+    "train_distributed": (
+        {
+            "dataset",
+            "spec",
+            "overrides",
+            "backend",
+            "num_nodes",
+            "gpus_per_node",
+            "image",
+            "namespace",
+            "outputs_uri",
+            "job",
+            "queue_timeout_s",
+            "start_timeout_s",
+        },
+        {"model": "system.Model", "metrics": "system.Metrics"},
+    ),
     "evaluate": (
         {"dataset", "model", "spec", "overrides"},
         {"metrics": "system.Metrics", "report": "system.HTML"},
