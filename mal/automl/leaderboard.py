@@ -41,9 +41,9 @@ def leaderboard_csv(records: Sequence[TrialRecord]) -> str:
     return text.getvalue()
 
 
-def leaderboard_markdown(records: Sequence[TrialRecord]) -> str:
-    """Return the same as a Markdown table."""
-    header, *rows = csv.reader(io.StringIO(leaderboard_csv(records)))
+def markdown_from_csv(text: str) -> str:
+    """Return the table of `leaderboard_csv` in Markdown."""
+    header, *rows = csv.reader(io.StringIO(text))
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines) + "\n"
 

@@ -11,7 +11,7 @@ import csv
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import optuna
 
 from mal.artifacts import write_text
 from mal.automl.leaderboard import leaderboard_csv, short_value
-from mal.automl.study import SearchStudy, TrialEnd, TrialRecord
+from mal.automl.study import TrialEnd, TrialRecord, best_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,21 +51,30 @@ class Plot:
     missing: str = ""
 
 
-def write_search_report(path: Path, study: SearchStudy, *, facts: Mapping[str, str]) -> None:
+def write_search_report(
+    path: Path,
+    records: Sequence[TrialRecord],
+    study: optuna.Study,
+    *,
+    has_baseline: bool,
+    facts: Mapping[str, str],
+) -> None:
     """Write the page.
 
     Args:
         path: The HTML file.
-        study: The search, finished or not.
+        records: All trials.
+        study: That the plots are drawn of.
+        has_baseline: Whether trial 0 has the values that were there before.
         facts: What the page is about, by name.
     """
-    records, best = study.records(), study.best()
-    baseline = records[0] if records else None
+    best, baseline = best_of(records), records[0] if records and has_baseline else None
     num_complete = sum(record.end is TrialEnd.COMPLETE for record in records)
     header, *rows = csv.reader(io.StringIO(leaderboard_csv(records)))
     content = {
         "title": "AutoML search",
         "best": best,
+        "has_baseline": has_baseline,
         "best_values": _short_values(best),
         "baseline": baseline if baseline and baseline.mean_iou is not None else None,
         "baseline_values": _short_values(baseline),
@@ -73,7 +82,7 @@ def write_search_report(path: Path, study: SearchStudy, *, facts: Mapping[str, s
         "num_epochs": sum(record.num_epochs for record in records),
         "header": header,
         "rows": [[_short_cell(cell) for cell in row] for row in rows],
-        "plots": list(_plots(study.study)) if num_complete >= MIN_TRIALS_TO_DRAW else [],
+        "plots": list(_plots(study)) if num_complete >= MIN_TRIALS_TO_DRAW else [],
         "facts": facts,
     }
     environment = jinja2.Environment(

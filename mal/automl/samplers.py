@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
@@ -28,19 +33,29 @@ _USES_TPE = (Algorithm.BAYESIAN, Algorithm.BOHB)
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+def distribution_of(parameter: Parameter) -> BaseDistribution:
+    """Return a parameter as Optuna has it."""
+    if isinstance(parameter, Options):
+        return CategoricalDistribution(parameter.values)
+    if parameter.is_whole:
+        low, high, step = int(parameter.low), int(parameter.high), int(parameter.step) or 1
+        return IntDistribution(low, high, log=parameter.is_log, step=step)
+    return FloatDistribution(
+        parameter.low, parameter.high, log=parameter.is_log, step=parameter.step or None
+    )
+
+
 def suggest(trial: Trial, parameter: Parameter) -> Any:
     """Let the sampler choose a parameter's value for a trial; asked again, it answers the same."""
-    key = parameter.key
-    if isinstance(parameter, Options):
-        return trial.suggest_categorical(key, parameter.values)
-    if parameter.is_whole:
-        low, high = int(parameter.low), int(parameter.high)
-        return trial.suggest_int(
-            key, low, high, log=parameter.is_log, step=int(parameter.step) or 1
-        )
-    return trial.suggest_float(
-        key, parameter.low, parameter.high, log=parameter.is_log, step=parameter.step or None
-    )
+    key, known = parameter.key, distribution_of(parameter)
+    match known:
+        case IntDistribution():
+            return trial.suggest_int(key, known.low, known.high, log=known.log, step=known.step)
+        case FloatDistribution():
+            return trial.suggest_float(key, known.low, known.high, log=known.log, step=known.step)
+        case CategoricalDistribution():
+            return trial.suggest_categorical(key, known.choices)
+    raise AssertionError(known)
 
 
 def sampler_for(

@@ -167,9 +167,14 @@ class SearchStudy:
         return [_record(frozen) for frozen in self.study.get_trials(deepcopy=False)]
 
     def best(self) -> TrialRecord | None:
-        """Return the complete trial of the highest mIoU, the earliest of equals."""
-        complete = [r for r in self.records() if r.end is TrialEnd.COMPLETE]
-        return max(complete, key=lambda r: (r.mean_iou or 0.0, -r.number), default=None)
+        """Return the best trial so far."""
+        return best_of(self.records())
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial of the highest mIoU, the earliest of equals."""
+    complete = [record for record in records if record.end is TrialEnd.COMPLETE]
+    return max(complete, key=lambda r: (r.mean_iou or 0.0, -r.number), default=None)
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:

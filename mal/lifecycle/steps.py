@@ -28,7 +28,7 @@ ERROR_PREFIX = "error: "
 EXIT_USER_ERROR = 2
 LABELS_FILE = "labels.json"
 
-_ARTIFACT_KEYS = frozenset(
+ARTIFACT_KEYS = frozenset(
     {
         "results_dir",
         "dataset.train_ann_path",
@@ -238,7 +238,7 @@ def _step_spec(
     problems = [
         f"{key} must not be overridden in a pipeline: its steps set it. Leave it out."
         for key in map(_key_of, overrides)
-        if key in _ARTIFACT_KEYS
+        if key in ARTIFACT_KEYS
     ]
     # A JSON string is a YAML string, whatever characters the path has.
     assignments = [

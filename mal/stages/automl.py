@@ -28,7 +28,7 @@ from mal.automl.space import build_search_space
 from mal.errors import MalError, MissingExtraError, SpecError
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.load import write_experiment_yaml
+from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder
@@ -71,6 +71,10 @@ class SearchResult:
     leaderboard: Path
     report: Path
     num_trials: int
+
+    def read_best_spec(self) -> ExperimentSpec:
+        """Return the spec with the best values."""
+        return load_spec("train", self.best_spec)
 
     def lines(self) -> Iterator[str]:
         """Yield what `mal automl` prints: the figures first, the place of the results last."""
@@ -251,7 +255,9 @@ def _write_report(plan: SearchPlan, study: SearchStudy) -> None:
         "training set": plan.base.dataset.train_ann_path,
         "validation set": plan.base.dataset.val_ann_path,
     }
-    write_search_report(plan.folder / REPORT_FILE, study, facts=facts)
+    write_search_report(
+        plan.folder / REPORT_FILE, study.records(), study.study, has_baseline=True, facts=facts
+    )
 
 
 @contextmanager

@@ -242,6 +242,9 @@ class EpochRecords(Callback):
         }
         _require_finite(figures)
         append_record(self.path, line)
+        if VALIDATION_FIGURE in figures:  # in the form that Katib's collector reads
+            figure = figures[VALIDATION_FIGURE]
+            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, figure)
         text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.status.write(
             Status.RUNNING,

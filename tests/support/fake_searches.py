@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mal.automl import trial
+from mal.automl import cost, trial
 from mal.automl.cost import TrialCost
 from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.search import Search, SearchPlan
@@ -26,7 +26,8 @@ BASELINE_LR = 1e-5
 
 
 def use_fake_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TRIAL_MODULE", "fake_trial")
+    for module in (trial, cost):
+        monkeypatch.setattr(module, "TRIAL_MODULE", "fake_trial")
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 

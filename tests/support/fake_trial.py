@@ -20,9 +20,14 @@ def final_figure(lr: float) -> float:
     return 0.9 - 0.1 * abs(math.log10(lr / BEST_LR))
 
 
-def main(spec_file: str) -> int:
+def main(spec_file: str, cost_file: str = "") -> int:
     folder = Path(spec_file).parent
     train = yaml.safe_load(Path(spec_file).read_text())["train"]
+    if cost_file:
+        epochs = train["num_epochs"]
+        cost = {"num_epochs": epochs, "num_steps": epochs, "step_s": 0.1, "validation_s": 0.2}
+        Path(cost_file).write_text(json.dumps({**cost, "device": "cpu", "measured_s": 0}))
+        return 0
     if train["lr"] > HIGHEST_LR:
         status = {"status": "FAILURE", "message": "train failed: train_loss must be finite\nmore"}
         (folder / "status.json").write_text(json.dumps(status) + "\n")
