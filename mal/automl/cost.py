@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mal.artifacts import write_text
-from mal.automl.trial import TRIAL_MODULE
+from mal.automl.trial import start_process
 from mal.errors import MalError
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
@@ -70,13 +67,7 @@ def measure_cost(
         spec_file, answer_file = Path(name) / "spec.yaml", Path(name) / "cost.json"
         write_text(spec_file, write_experiment_yaml(spec))
         with (Path(name) / "log.txt").open("w+b") as log_file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", TRIAL_MODULE, str(spec_file), str(answer_file)],
-                env={**os.environ, **variables},
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = start_process([str(spec_file), str(answer_file)], variables, log_file)
             try:
                 while process.poll() is None:
                     check_stop()

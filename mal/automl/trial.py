@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
@@ -18,6 +19,7 @@ from mal.artifacts import (
     STATUS_FILE,
     write_text,
 )
+from mal.distributed.workers import PARENT_VARIABLE
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 
@@ -34,11 +36,21 @@ def trial_folder(search_folder: Path, number: int) -> Path:
     return search_folder / "trials" / f"{number:04d}"
 
 
+def start_process(
+    arguments: Sequence[str], variables: Mapping[str, str], log_file: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Start `mal.stages.trial`, which ends with this process: nothing trains on unwatched."""
+    return subprocess.Popen(
+        [sys.executable, "-m", TRIAL_MODULE, *arguments],
+        env={**os.environ, **variables, PARENT_VARIABLE: str(os.getpid())},
+        stdout=log_file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the search alone, which passes it on
+    )
+
+
 class TrialProcess:
     """A running trial.
-
-    It ends with the process that started it: nothing trains on unwatched, and a search that goes
-    on finds nobody in its folders.
 
     Args:
         folder: Of the trial.
@@ -51,13 +63,7 @@ class TrialProcess:
         self._last_epoch = 0
         write_text(folder / SPEC_FILE, write_experiment_yaml(spec))
         with (folder / LOG_FILE).open("ab") as log_file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", TRIAL_MODULE, str(folder / SPEC_FILE)],
-                env={**os.environ, **variables},
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the search alone, which passes it on
-            )
+            self._process = start_process([str(folder / SPEC_FILE)], variables, log_file)
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""

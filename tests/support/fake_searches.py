@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mal.automl import cost, trial
+from mal.automl import trial
 from mal.automl.cost import TrialCost
 from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.search import Search, SearchPlan
@@ -26,8 +26,7 @@ BASELINE_LR = 1e-5
 
 
 def use_fake_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (trial, cost):
-        monkeypatch.setattr(module, "TRIAL_MODULE", "fake_trial")
+    monkeypatch.setattr(trial, "TRIAL_MODULE", "fake_trial")
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 
