@@ -219,7 +219,8 @@ class Search:
         for epoch, mean_iou in running.process.new_figures():
             running.figures.append(mean_iou)
             log.info("trial %d epoch %d: mIoU=%.4f", trial.number, epoch, mean_iou)
-            if self.study.should_prune(trial, epoch, mean_iou):
+            is_hopeless = self.study.should_prune(trial, epoch, mean_iou)
+            if is_hopeless and epoch < self.epochs_per_trial:
                 running.process.end()
                 self.study.prune(trial, f"ended after epoch {epoch}: others were better by then")
                 self._finish(running)
