@@ -8,13 +8,19 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stand_in import Fault, StandIn
+import yaml
+from kfp import dsl
+from stand_in import NAMESPACE, Fault, StandIn
+from tiny_sets import HYBRID, write_tiny_set
 
 from cluster.katib_searching import SEARCH, TRIAL_IMAGE, search
 from cluster.launching import IMAGE, JOB
+from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
 from mal.errors import ClusterError
+from mal.model.checkpoint import read_checkpoint
 
 TESTS = Path(__file__).parents[2]
 
@@ -155,3 +161,55 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
     for plural in ("experiments", "trials", "pytorchjobs"):
         assert katib.objects(plural) == []
     katib.wait_until(lambda: katib.pod_names() == [], "the pods go")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
+    cluster: StandIn, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.snapshot_dataset import snapshot_dataset
+    from components.tune import tune
+
+    prepare(cluster, s3)
+    upload(s3, write_tiny_set(tmp_path / "set", num_images=4))
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.meta.endpoint_url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "cache"))
+    artifacts = {
+        name: kind(uri=str(tmp_path / name))
+        for name, kind in {
+            "model": dsl.Model, "metrics": dsl.Metrics, "leaderboard": dsl.Markdown,
+            "report": dsl.HTML,
+        }.items()
+    }  # fmt: skip
+    dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
+    images, boxes = "s3://bucket/set/images.tar.gz", "s3://bucket/set/boxes.json"
+    snapshot_dataset.python_func(
+        dataset=dataset,
+        train_images=images, train_annotations=boxes, val_images=images, val_annotations=boxes,
+    )  # fmt: skip
+    values, metric, spec = tune.python_func(
+        dataset=dataset,
+        **artifacts,
+        spec=SPEC,
+        overrides=list(HYBRID),
+        backend="katib",
+        ranges=["train.lr=1e-5:1e-2:log"],
+        trials=3,
+        parallel=2,
+        image=IMAGE,
+        namespace=NAMESPACE,
+        outputs_uri="s3://bucket/search",
+        job={"resources": {"gpus_per_node": 0, "cpu": "1", "memory": "4Gi", "shm_size": "1Gi"}},
+    )
+    trials = cluster.objects("trials")
+    observed = [t["status"]["observation"]["metrics"][0]["max"] for t in trials]
+    assert metric == max(map(float, observed))
+    assert yaml.safe_load(spec)["train"]["lr"] == values["train.lr"]
+    position = read_checkpoint(tmp_path / "model" / "mal_model_latest.pth")["mal_position"]
+    assert position["best_figure"] == pytest.approx(metric, abs=1e-4)
+    assert (tmp_path / "leaderboard").read_text().count("\n") == 2 + 3
+    assert artifacts["model"].metadata["val_mIoU"] == metric
