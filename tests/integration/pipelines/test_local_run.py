@@ -68,6 +68,7 @@ def finished(
         f"val_images={demo / 'images'}",
         f"val_annotations={demo / 'val.json'}",
         f"spec={TINY_SPEC}",
+        "automl_policy=off",
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process, output
@@ -166,6 +167,7 @@ def test_a_set_with_boxes_only_runs_through(demo: Path, boxes_only: Path, tmp_pa
         f"spec={TINY_SPEC}",
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    assert "training plainly: automl_policy is auto, but dataset.val_ann_path" in process.stdout
     assert "measuring on the training part" in process.stdout
     assert json.loads((tmp_path / "latest" / "metrics.json").read_text())["mIoU"] is None
     labels = json.loads((tmp_path / "latest" / "labels.json").read_text())
