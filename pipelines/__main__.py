@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components._images import COMMITTED, ImageReferenceError, image_references
 from mal.errors import MalError
+from pipelines import _promote, _schedule, _submit
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
 
 EXIT_FAILURE = 1
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
     )
     running.set_defaults(command=_run)
+
+    for module in (_submit, _schedule, _promote):
+        module.add_command(commands)
     return parser
 
 

@@ -20,7 +20,7 @@ DIGESTS = {name: f"sha256:{str(position) * 64}" for position, name in enumerate(
 def compile_auto_label(folder: Path, *options: str) -> dict[str, str]:
     """Return the image of each step."""
     assert main(["compile", "auto_label", "-o", str(folder), *options]) == 0
-    document: dict[str, Any] = yaml.safe_load((folder / "auto_label.yaml").read_text())
+    document: dict[str, Any] = next(yaml.safe_load_all((folder / "auto_label.yaml").read_text()))
     executors = document["deploymentSpec"]["executors"]
     return {
         name.removeprefix("exec-"): executor["container"]["image"]
