@@ -121,18 +121,18 @@ def test_images_have_the_versions_that_the_tests_run_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "locks"),
+    ("groups", "locks"),
     [
-        (["s3", "export"], ["torch-cuda", "train"]),
-        (["s3", "export", "kfp", "cluster"], ["torch-cuda", "train", "component", "sdists"]),
+        (["own", "s3", "export"], ["torch-cuda", "train"]),
+        (["own", "s3", "export", "kfp", "cluster"], ["torch-cuda", "train", "component", "sdists"]),
+        (["s3", "kfp", "cluster"], ["control", "sdists"]),
     ],
-    ids=["train", "component"],
+    ids=["train", "component", "control"],
 )
-def test_locks_hold_every_requirement_of_the_package(extras: list[str], locks: list[str]) -> None:
+def test_locks_hold_every_requirement_of_the_package(groups: list[str], locks: list[str]) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    required = project["dependencies"] + [
-        each for extra in extras for each in project["optional-dependencies"][extra]
-    ]
+    grouped = {**project["optional-dependencies"], "own": project["dependencies"]}
+    required = [each for group in groups for each in grouped[group]]
     names = {canonical(re.split(r"[<>=!\[;]", each)[0]) for each in required}
     locked = {name for lock in locks for name in pins(LOCKS / f"{lock}.txt")}
     assert names - locked == set(), "run: make lock"
