@@ -67,7 +67,7 @@ def draw(seed: int, height: int, width: int) -> tuple[Array, Array, Array]:
     return image, rng.uniform(size=(height, width)), box
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     kernel_size=st.sampled_from([3, 5]),
