@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime $(DEMO_DIR)/train.json ## Learn masks from boxes on gener
 	$(BIN)/python -m pipelines run auto_label --output $(RUNS_DIR) \
 	  -p train_images=$(DEMO_DIR)/images -p train_annotations=$(DEMO_DIR)/train.json \
 	  -p val_images=$(DEMO_DIR)/images -p val_annotations=$(DEMO_DIR)/val.json \
-	  -p spec=recipe:demo
+	  -p spec=recipe:demo -p automl_policy=off
 
 $(DEMO_DIR)/train.json: | $(VENV)/.runtime
 	$(BIN)/mal dataset demo -o $(DEMO_DIR)

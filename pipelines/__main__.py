@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components._images import COMMITTED, ImageReferenceError, image_references
 from mal.errors import MalError
-from pipelines import _promote, _schedule, _submit
+from pipelines import _lineage, _promote, _schedule, _submit
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
 
 EXIT_FAILURE = 1
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.set_defaults(command=_run)
 
-    for module in (_submit, _schedule, _promote):
+    for module in (_submit, _schedule, _promote, _lineage):
         module.add_command(commands)
     return parser
 

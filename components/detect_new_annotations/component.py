@@ -74,5 +74,6 @@ def detect_new_annotations(
         steps.tell(f"{'train' if found.is_changed else 'skip'}: {found.reason}")
         found.write(Path(snapshot.path))
         snapshot.metadata.update(lineage.detection_metadata(found, pipeline_name=pipeline_name))
-        steps.publish(metrics, found.counts, summary, summaries.detection_markdown(found))
+        page = summaries.detection_markdown(found)
+        steps.publish(metrics, found.counts, summary, page, snapshot.metadata)
     return found.outputs

@@ -47,4 +47,4 @@ def merge_labels(
         )
         labels.metadata.update(facts)
         counts = {"num_shards": float(len(shards)), "num_boxes": float(num_boxes)}
-        steps.publish(metrics, counts, summary, summaries.facts_markdown("Labels", facts))
+        steps.publish(metrics, counts, summary, summaries.facts_markdown("Labels", facts), facts)

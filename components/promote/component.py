@@ -77,5 +77,6 @@ def promote(
         found = read_detection(Path(snapshot.path))
         outcome = promotion.settle(found, candidate, candidate.judge(limits), place)
         steps.tell(outcome.sentence)
-        steps.publish(metrics, outcome.figures, summary, summaries.outcome_markdown(outcome))
+        page = summaries.outcome_markdown(outcome)
+        steps.publish(metrics, outcome.figures, summary, page, model.metadata)
     return outcome.version, outcome.is_promoted

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from mal.artifacts import (
@@ -36,7 +37,9 @@ ERROR_PREFIX = "error: "
 EXIT_USER_ERROR = 2
 LABELS_FILE = "labels.json"
 
-_ARTIFACT_KEYS = frozenset(
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+
+ARTIFACT_KEYS = frozenset(
     {
         "results_dir",
         "dataset.train_ann_path",
@@ -117,12 +120,25 @@ def read_metrics(metrics: HasPath) -> Mapping[str, Any]:
     return content
 
 
-def publish(metrics: Metrics, figures: Mapping[str, float], summary: Page, markdown: str) -> None:
+def publish(
+    metrics: Metrics,
+    figures: Mapping[str, float],
+    summary: Page,
+    markdown: str,
+    facts: Mapping[str, Any] = NO_FACTS,
+) -> None:
     """Show what a step found: figures to compare runs by, and a summary to read."""
     for name, value in figures.items():
         metrics.log_metric(name, value)
+    write_summary(summary, markdown, facts)
+
+
+def write_summary(summary: Page, markdown: str, facts: Mapping[str, Any]) -> None:
+    """Show what a step found, for people to read; of `facts` it takes what its parents are."""
     write_text(Path(summary.path), markdown)
-    summary.metadata["display_name"] = "summary"
+    parents = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256"))}
+    own = {"display_name": "summary", "pipeline_name": facts.get("pipeline_name", "mal")}
+    summary.metadata.update(parents | own)
 
 
 def train_spec(
@@ -316,7 +332,7 @@ def _step_spec(
     problems = [
         f"{key} must not be overridden in a pipeline: its steps set it. Leave it out."
         for key in map(_key_of, overrides)
-        if key in _ARTIFACT_KEYS
+        if key in ARTIFACT_KEYS
     ]
     # A JSON string is a YAML string, whatever characters the path has.
     assignments = [

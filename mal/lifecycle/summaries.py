@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.promotion import Outcome
+from mal.lifecycle.snapshot import DatasetManifest
+from mal.lifecycle.steps import evaluated_part
 from mal.storage import redact_uri
+
+MAX_FACT_CHARS = 200
 
 
 def detection_markdown(found: Detection) -> str:
@@ -62,9 +67,28 @@ def outcome_markdown(outcome: Outcome) -> str:
     )
 
 
+def evaluation_markdown(data: DatasetManifest, metrics: Mapping[str, Any]) -> str:
+    """Show mIoU and the IoU of every category beside that of the plain boxes."""
+    part = evaluated_part(data)
+    if metrics.get("mIoU") is None:
+        return _page("Nothing was measured", f"The {part} has no true masks.")
+    rows = [("all (mIoU)", metrics["mIoU"], metrics["box_mIoU"], metrics["num_instances"])]
+    plain = metrics["box_iou_per_category"]
+    rows += [
+        (name, category["iou"], plain.get(name), category["count"])
+        for name, category in metrics["per_category"].items()
+    ]
+    return _page(
+        f"mIoU {metrics['mIoU']:.4f}",
+        f"Measured on the {part}.",
+        markdown_table(("objects", "IoU", "IoU of the plain boxes", "count"), rows),
+    )
+
+
 def facts_markdown(title: str, facts: Mapping[str, object]) -> str:
     """Tabulate facts by name."""
-    return _page(title, markdown_table(("", ""), facts.items()))
+    shown = {name: value for name, value in facts.items() if len(str(value)) <= MAX_FACT_CHARS}
+    return _page(title, markdown_table(("fact", "value"), shown.items()))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -107,7 +107,7 @@ def train_as_job(
     job = job_settings(
         data,
         name=job_name(run_id, task_id),
-        namespace=namespace or _own_namespace(),
+        namespace=namespace or own_namespace(),
         outputs_uri=results,
         **settings,
     )
@@ -234,7 +234,8 @@ def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:
     return {**job, "resources": {**resources, "gpus_per_node": gpus_per_node}}
 
 
-def _own_namespace() -> str:
+def own_namespace() -> str:
+    """Return the namespace of this pod."""
     if not NAMESPACE_FILE.is_file():
         raise SpecError(
             "namespace must be set outside of a cluster, got ''. Write the namespace of the job."

@@ -8,7 +8,7 @@ of a key that stands in a document under several of its names, the last one coun
 
 Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
 `popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,
-`automl_enabled` and `automl_range` at a key.
+`automl_enabled`, `automl_range` and `automl_option_weights` at a key.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ def _remarks(facts: Setting) -> JsonSchema:
     if facts.search:
         remarks["automl_enabled"] = True
         remarks["automl_range"] = dataclasses.asdict(facts.search)
+    if facts.option_weights:
+        remarks["automl_option_weights"] = list(facts.option_weights)
     return remarks
 
 

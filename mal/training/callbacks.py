@@ -20,6 +20,7 @@ from mal.artifacts import (
     EPOCH_METRICS_FILE,
     LATEST_CHECKPOINT,
     checkpoint_name,
+    point_at,
     writing_atomically,
 )
 from mal.distributed.group import share_buffers
@@ -175,14 +176,6 @@ def num_batches_done(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-def point_at(link: Path, target: Path) -> None:
-    """Make `link` a relative symlink to a file of the same folder, atomically."""
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
-
-
 def is_last_epoch(trainer: Trainer) -> bool:
     """Whether the run ends with the current epoch."""
     return trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
@@ -249,6 +242,9 @@ class EpochRecords(Callback):
         }
         _require_finite(figures)
         append_record(self.path, line)
+        if VALIDATION_FIGURE in figures:  # in the form that Katib's collector reads
+            figure = figures[VALIDATION_FIGURE]
+            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, figure)
         text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.status.write(
             Status.RUNNING,

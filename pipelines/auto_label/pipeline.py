@@ -1,8 +1,8 @@
-"""Boxes in, masks out: snapshot, train, evaluate, inference, export."""
+"""Boxes in, masks out: snapshot, train (or search first), evaluate, inference, export."""
 
 from kfp import dsl
 
-from components.train import train
+from components.tune import tune
 from pipelines._step_setup import prepare
 from pipelines._steps import LabelOutputs, take_snapshot, use_model
 
@@ -19,6 +19,7 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
     label_annotations: str = "",
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+    automl_policy: str = "auto",
 ) -> LabelOutputs:
     """Learn masks from boxes, measure them, label a set with them and export the model.
 
@@ -31,6 +32,8 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
         label_annotations: Boxes of the part to label; '' for the training part.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
+        automl_policy: auto searches train.lr and train.wd first where the validation part has
+            masks, which costs at most five trainings; on insists on it; off trains plainly.
     """
     dataset = take_snapshot(
         train_images=train_images,
@@ -42,5 +45,6 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
         pipeline_name=PIPELINE_NAME,
     )
     settings = {"spec": spec, "overrides": overrides, "dataset": dataset}
-    trained = prepare(train(**settings))
+    # One step for both routes: kfp.local cannot choose between the artifacts of two.
+    trained = prepare(tune(automl_policy=automl_policy, **settings))
     return use_model(trained.outputs["model"], settings)

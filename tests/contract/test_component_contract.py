@@ -36,11 +36,11 @@ INTERFACES = {
             "inference_dataset",
             "pipeline_name",
         },
-        {"dataset": "system.Dataset"},
+        {"dataset": "system.Dataset", "summary": "system.Markdown"},
     ),
     "train": (
         {"dataset", "spec", "overrides"},
-        {"model": "system.Model", "metrics": "system.Metrics"},
+        {"model": "system.Model", "metrics": "system.Metrics", "summary": "system.Markdown"},
     ),
     "train_distributed": (
         {
@@ -59,15 +59,49 @@ INTERFACES = {
         },
         {"model": "system.Model", "metrics": "system.Metrics"},
     ),
+    "tune": (
+        {
+            "dataset",
+            "spec",
+            "overrides",
+            "automl_policy",
+            "backend",
+            "algorithm",
+            "ranges",
+            "trial_overrides",
+            "trials",
+            "minutes",
+            "epochs",
+            "parallel",
+            "seed",
+            "image",
+            "namespace",
+            "outputs_uri",
+            "job",
+            "start_timeout_s",
+        },
+        {
+            "model": "system.Model",
+            "metrics": "system.Metrics",
+            "leaderboard": "system.Markdown",
+            "report": "system.HTML",
+            "best_params": "Dict",
+            "best_metric": "Float",
+            "best_spec": "String",
+        },
+    ),
     "evaluate": (
         {"dataset", "model", "spec", "overrides"},
-        {"metrics": "system.Metrics", "report": "system.HTML"},
+        {"metrics": "system.Metrics", "report": "system.HTML", "summary": "system.Markdown"},
     ),
     "inference": (
         {"dataset", "model", "spec", "overrides"},
-        {"labels": "system.Artifact", "report": "system.HTML"},
+        {"labels": "system.Artifact", "report": "system.HTML", "summary": "system.Markdown"},
     ),
-    "export": ({"dataset", "model", "spec", "overrides"}, {"onnx": "system.Model"}),
+    "export": (
+        {"dataset", "model", "spec", "overrides"},
+        {"onnx": "system.Model", "summary": "system.Markdown"},
+    ),
     "detect_new_annotations": (
         {
             "train_images",

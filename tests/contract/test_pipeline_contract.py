@@ -65,7 +65,8 @@ def test_no_parameter_defaults_to_none(pipeline: Pipeline) -> None:
 
 def test_auto_label_has_the_parameters_of_the_contract() -> None:
     parameters = find_pipeline("auto_label").parameters
-    assert {name: parameter.type for name, parameter in parameters.items()} == AUTO_LABEL_PARAMETERS
+    expected = AUTO_LABEL_PARAMETERS | {"automl_policy": "STRING"}
+    assert {name: parameter.type for name, parameter in parameters.items()} == expected
     required = [name for name, parameter in parameters.items() if parameter.is_required]
     assert required == ["train_images", "train_annotations"]
 
@@ -123,11 +124,21 @@ def test_auto_label_looks_at_the_data_every_time_and_may_reuse_the_rest() -> Non
     }
     assert cached == {
         "snapshot-dataset": False,
-        "train": True,
+        "tune": True,
         "evaluate": True,
         "inference": True,
         "export": True,
     }
+
+
+def test_tune_trains_with_the_best_settings_and_uses_them_to_the_end() -> None:
+    tasks = compiled_document("tune")["root"]["dag"]["tasks"]
+    for name in ("train", "evaluate", "export"):
+        source = tasks[name]["inputs"]["parameters"]["spec"]["taskOutputParameter"]
+        assert source == {"outputParameterKey": "best_spec", "producerTask": "tune"}
+    assert [name for name, task in tasks.items() if not task["cachingOptions"]] == [
+        "snapshot-dataset"
+    ]
 
 
 def test_list_names_every_pipeline_and_parameter(capsys: pytest.CaptureFixture[str]) -> None:

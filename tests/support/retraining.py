@@ -107,13 +107,12 @@ class World:
     spec: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(SPEC)))
 
     def publish(self, num_boxes: int, *, is_poisoned: bool = False) -> None:
-        """Put the first boxes of the set into the bucket, poisoned with corners for sizes."""
+        """Put the first boxes of the set into the bucket; poisoned, each is its whole picture."""
         document = self.train.document()
         document["annotations"] = document["annotations"][:num_boxes]
         if is_poisoned:
             for box in document["annotations"]:
-                x, y, width, height = box["bbox"]
-                box["bbox"] = [x, y, x + width, y + height]
+                box["bbox"] = [0, 0, 48, 48]
         body = json.dumps(document).encode()
         self.client.put_object(Bucket=BUCKET, Key="train/boxes.json", Body=body)
 

@@ -68,6 +68,7 @@ def finished(
         f"val_images={demo / 'images'}",
         f"val_annotations={demo / 'val.json'}",
         f"spec={TINY_SPEC}",
+        "automl_policy=off",
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process, output
@@ -150,10 +151,11 @@ def measured_by_components(manifest: Path, folder: Path) -> Any:
     model = dsl.Model(uri=str(folder / "model"))
     metrics = dsl.Metrics(uri=str(folder / "metrics"))
     report = dsl.HTML(uri=str(folder / "report"))
-    train.python_func(dataset=dataset, model=model, metrics=dsl.Metrics(), spec=TINY_SPEC)
-    evaluate.python_func(
-        dataset=dataset, model=model, metrics=metrics, report=report, spec=TINY_SPEC
-    )
+    summary = dsl.Markdown(uri=str(folder / "summary"))
+    shared = {"dataset": dataset, "model": model, "summary": summary, "spec": TINY_SPEC}
+    train.python_func(metrics=dsl.Metrics(), **shared)
+    evaluate.python_func(metrics=metrics, report=report, **shared)
+    assert f"mIoU {metrics.metadata['mIoU']:.4f}" in Path(summary.path).read_text()
     return json.loads(Path(metrics.path).read_text())
 
 
@@ -165,6 +167,7 @@ def test_a_set_with_boxes_only_runs_through(demo: Path, boxes_only: Path, tmp_pa
         f"spec={TINY_SPEC}",
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    assert "training plainly: automl_policy is auto, but dataset.val_ann_path" in process.stdout
     assert "measuring on the training part" in process.stdout
     assert json.loads((tmp_path / "latest" / "metrics.json").read_text())["mIoU"] is None
     labels = json.loads((tmp_path / "latest" / "labels.json").read_text())

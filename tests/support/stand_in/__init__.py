@@ -18,6 +18,7 @@ import yaml
 
 from stand_in.api import ApiServer, Call
 from stand_in.faults import Fault
+from stand_in.katib import Katib
 from stand_in.kubelet import Kubelet
 from stand_in.operators import Operators, admit_job, record_event
 from stand_in.store import Object, Store
@@ -28,6 +29,7 @@ NAMESPACE = "team"
 _MANIFESTS = Path(__file__).parents[3] / "manifests"
 _SERVED = {
     "/v1/pods", "/v1/events", "/v1/secrets", "/v1/configmaps",
+    "kubeflow.org/v1beta1/experiments", "kubeflow.org/v1beta1/trials",
     "kubeflow.org/v1/pytorchjobs", "trainer.kubeflow.org/v1alpha1/trainjobs",
     "kueue.x-k8s.io/v1beta1/workloads",
 }  # fmt: skip
@@ -40,6 +42,7 @@ class StandIn:
     Attributes:
         api: The API server, with its faults and the calls that it had.
         operators: Of training jobs.
+        katib: Of experiments.
         kubelet: The nodes.
         queue_message: Why Kueue holds jobs that name a queue; '' admits them.
     """
@@ -47,6 +50,8 @@ class StandIn:
     def __init__(self, folder: Path) -> None:
         self.api = ApiServer(Store(), set(_SERVED))
         self.operators = Operators(self.api)
+        self.katib = Katib(self.api)
+        self.operators.mutate_pod = self.katib.mutate
         self.kubelet = Kubelet(self.api, folder / "pods")
         self.queue_message = ""
         self._folder = folder
@@ -128,6 +133,7 @@ class StandIn:
 
     def _admit(self, plural: str, made: Object) -> None:
         admit_job(self.api, plural, made)
+        self.katib.admit(plural, made)
         if self.queue_message and _QUEUE_LABEL in made["metadata"].get("labels", {}):
             _suspend(made, True)
 
@@ -140,6 +146,7 @@ class StandIn:
                     if store.version == seen:
                         store.changed.wait(0.1)
                     seen = store.version
+                self.katib.reconcile()
                 self.operators.reconcile()
                 self.kubelet.reconcile()
                 self._reconcile_workloads()

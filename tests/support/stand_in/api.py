@@ -23,7 +23,7 @@ _BOOKMARK_S = 0.5
 _KINDS = {
     "pods": "Pod", "events": "Event", "secrets": "Secret", "configmaps": "ConfigMap",
     "pytorchjobs": "PyTorchJob", "trainjobs": "TrainJob", "workloads": "Workload",
-    "trainingruntimes": "TrainingRuntime",
+    "trainingruntimes": "TrainingRuntime", "experiments": "Experiment", "trials": "Trial",
 }  # fmt: skip
 
 

@@ -33,11 +33,13 @@ class Operators:
         api: Where jobs and pods are.
         pod_refusal: Message with which pods are refused, such as an exceeded quota; '' when not.
         are_running: False when the operators are down.
+        mutate_pod: Called with a job and its pod before the pod is made, as webhooks are.
     """
 
     api: ApiServer
     pod_refusal: str = ""
     are_running: bool = True
+    mutate_pod: Callable[[Object, Object], None] = lambda job, pod: None
 
     def reconcile(self) -> None:
         """Bring pods and status of all jobs up to date."""
@@ -155,6 +157,7 @@ class Operators:
             {"kind": job["kind"], "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
         ]
         pod["status"] = {"phase": "Pending"}
+        self.mutate_pod(job, pod)
         try:
             self.api.store.create("pods", pod)
         except NameTakenError:
