@@ -79,6 +79,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def point_at(link: Path, target: Path) -> None:
+    """Make `link` a relative symlink to a file, atomically."""
+    temporary = link.with_name(f".{link.name}.link")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
 def sha256_of_file(path: Path) -> str:
     """Hash a file's content."""
     digest = hashlib.sha256()

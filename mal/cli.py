@@ -10,12 +10,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mal import __version__
 from mal.errors import MalError, SpecError
-from mal.spec.experiment import ACTIONS
+from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _ERRORS_OF_A_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
 
+_RESUMED = ("train", "automl")
 _JOB_OPTIONS = ("train_datasets", "eval_dataset", "inference_dataset", "parent_job")
 
 ACTION_HELP = {
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except BaseException as error:
-        return _report_failure(error, resumes=getattr(args, "action", "") == "train")
+        return _report_failure(error, resumes=getattr(args, "action", "") in _RESUMED)
 
 
 def _report_failure(error: BaseException, *, resumes: bool) -> int:
@@ -90,13 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for action in ACTIONS:
         command = commands.add_parser(action, help=ACTION_HELP[action])
-        command.add_argument(
-            "-e", "--experiment", action="append", default=[], metavar="SPEC",
-            help="spec file, recipe:NAME or env:VARIABLE (its YAML text); the later wins",
-        )  # fmt: skip
-        _add_job_options(command)
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")
+        _add_spec_options(command)
         command.set_defaults(run=_run_action, action=action)
+    _add_automl_command(commands)
     _add_spec_command(commands)
     _add_schema_command(commands)
     _add_dataset_commands(commands)
@@ -106,6 +104,46 @@ def build_parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?")
     recipes.set_defaults(run=_print_recipes)
     return parser
+
+
+def _add_spec_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-e", "--experiment", action="append", default=[], metavar="SPEC",
+        help="spec file, recipe:NAME or env:VARIABLE (its YAML text); the later wins",
+    )  # fmt: skip
+    _add_job_options(command)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")
+
+
+def _add_automl_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("automl", help="search the settings of a training")
+    _add_spec_options(command)
+    search = command.add_argument_group("search", "what is not limited by 0 is not limited at all")
+    search.add_argument(
+        "--algorithm",
+        default="bayesian",
+        help="bayesian (default), random, hyperband, asha or bohb",
+    )
+    search.add_argument(
+        "--range", dest="ranges", action="append", default=[], metavar="KEY=RANGE",
+        help="LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP or OPTION,OPTION@WEIGHT",
+    )  # fmt: skip
+    search.add_argument(
+        "--parameter", dest="keys", action="append", default=[], metavar="KEY",
+        help="vary this key and no default one; may be given several times",
+    )  # fmt: skip
+    search.add_argument(
+        "--trial", dest="trial_overrides", action="append", default=[], metavar="key=value",
+        help="override of the trials alone, e.g. train.max_steps=200",
+    )  # fmt: skip
+    search.add_argument("--trials", type=int, default=0, help="at most so many trials")
+    search.add_argument("--minutes", type=float, default=0, help="at most so long")
+    search.add_argument(
+        "--epochs", type=int, default=0, help="at most so many epochs of all trials"
+    )
+    search.add_argument("--parallel", type=int, default=1, help="trials at a time; 0: by the GPUs")
+    search.add_argument("--seed", type=int, default=0, help="of the choice of values")
+    command.set_defaults(run=_run_automl, action="automl")
 
 
 def _add_job_options(command: argparse.ArgumentParser) -> None:
@@ -152,28 +190,63 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
 
 
 def _run_action(args: argparse.Namespace) -> int:
-    from mal.jobs import load_job_spec
-
-    job = {name: getattr(args, name) for name in _JOB_OPTIONS}
-    is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
-    if not (args.experiment or args.overrides or is_told_job):
-        raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
-    spec = load_job_spec(args.action, args.experiment, args.overrides, **job)
+    spec = _load_spec(args, args.action)
     from mal import stages
     from mal.runtime import handling_stop_signals, set_up_logging
 
     set_up_logging()
     with handling_stop_signals():
         result = getattr(stages, f"run_{args.action}")(spec)
-    _print_result(args.action, result)
+    from mal.stages.session import results_uri
+
+    _print_result(args.action, result, results_uri(args.action, spec))
     return 0
 
 
-def _print_result(action: str, result: object) -> None:
+def _run_automl(args: argparse.Namespace) -> int:
+    from mal.automl.settings import Budget, SearchSettings, algorithm_from
+
+    settings = SearchSettings(
+        algorithm=algorithm_from(args.algorithm),
+        keys=tuple(args.keys),
+        ranges=tuple(args.ranges),
+        trial_overrides=tuple(args.trial_overrides),
+        budget=Budget(num_trials=args.trials, minutes=args.minutes, num_epochs=args.epochs),
+        num_parallel=args.parallel,
+        seed=args.seed,
+    )
+    spec = _load_spec(args, "train")
+    from mal.runtime import handling_stop_signals, set_up_logging
+    from mal.stages.automl import run_automl, search_uri
+
+    set_up_logging()
+    with handling_stop_signals():
+        result = run_automl(spec, settings)
+    _print_lines(result.lines(), result.results_dir, search_uri(spec))
+    return 0
+
+
+def _load_spec(args: argparse.Namespace, action: str) -> ExperimentSpec:
+    from mal.jobs import load_job_spec
+
+    job = {name: getattr(args, name) for name in _JOB_OPTIONS}
+    is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
+    if not (args.experiment or args.overrides or is_told_job):
+        raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
+    return load_job_spec(action, args.experiment, args.overrides, **job)
+
+
+def _print_result(action: str, result: Any, results_uri: str) -> None:
     from mal.evaluation.summary import result_lines
 
-    for line in result_lines(action, result):
-        print(line)
+    _print_lines(result_lines(action, result), result.results_dir, results_uri)
+
+
+def _print_lines(lines: Iterable[str], results_dir: Path, results_uri: str) -> None:
+    """Print figures and places; those of a bucket as they are there, not as their local twins."""
+    is_remote = "://" in results_uri
+    for line in lines:
+        print(line.replace(str(results_dir), results_uri) if is_remote else line)
 
 
 def _print_spec(args: argparse.Namespace) -> int:

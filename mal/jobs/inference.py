@@ -18,6 +18,7 @@ from types import MappingProxyType
 from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
 from mal.errors import ArtifactError, SpecError
 from mal.jobs.local_paths import Place, looking_at, shown
+from mal.status import MONITORED_METRIC
 from mal.storage import fetch_file, redact_uri
 from mal.storage.objects import StoredObject, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -49,7 +50,7 @@ SPEC_PARAMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 _BEST, _LATEST = "best", "latest"
 _FIGURE = "val_mIoU"
-_TRAIN_FOLDER = "train"
+_TRAIN_FOLDER, _SEARCH_FOLDER = "train", "automl"
 _CHECKPOINT_NAME = re.compile(r"mal_model_epoch_([0-9]+)_step_([0-9]+)\.pth")
 _WANTED = re.compile(r"(?:epoch[=_]([0-9]+))?(?:(?:^|_)step[=_]([0-9]+))?")
 _MAX_NAMES_TOLD = 8
@@ -235,9 +236,9 @@ def _open_parent(place: Place) -> _JobFolder:
 
 
 def _find_job(results_uri: str) -> _JobFolder | None:
-    """Look for checkpoints below `train`, then in the folder itself."""
+    """Look for checkpoints below `train`, below a search's `automl`, then in the folder itself."""
     remote = parse_remote_uri(results_uri)
-    for name in (_TRAIN_FOLDER, ""):
+    for name in (_TRAIN_FOLDER, _SEARCH_FOLDER, ""):
         if remote is None:
             path = Path(results_uri).expanduser() / name
             job = _JobFolder(str(path), _list_local(path))
@@ -374,7 +375,8 @@ def _read_figures(text: str) -> Iterator[tuple[tuple[int, int], float]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-            place, figure = (int(record["epoch"]), int(record["step"])), float(record[_FIGURE])
+            place = (int(record["epoch"]), int(record["step"]))
+            figure = float(record[_FIGURE if _FIGURE in record else MONITORED_METRIC])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
         if math.isfinite(figure):

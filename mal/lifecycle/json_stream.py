@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mal.artifacts import writing_atomically
-from mal.errors import AnnotationError
+from mal.data.annotation_stream import read_members
 
 
 def stream_entries(path: Path, key: str) -> Iterator[Any]:
@@ -18,7 +17,11 @@ def stream_entries(path: Path, key: str) -> Iterator[Any]:
     Raises:
         AnnotationError: The file is no JSON.
     """
-    yield from _items(path, f"{key}.item")
+    for member in read_members(path):
+        if member.key == key and member.entries is not None:
+            for entry in member.entries:
+                yield entry.value
+            return
 
 
 def read_value(path: Path, key: str) -> Any:
@@ -27,7 +30,14 @@ def read_value(path: Path, key: str) -> Any:
     Raises:
         AnnotationError: The file is no JSON.
     """
-    return next(_items(path, key), None)
+    for member in read_members(path):
+        if member.key == key:
+            return (
+                member.value
+                if member.entries is None
+                else [entry.value for entry in member.entries]
+            )
+    return None
 
 
 def list_keys(path: Path) -> list[str]:
@@ -36,14 +46,7 @@ def list_keys(path: Path) -> list[str]:
     Raises:
         AnnotationError: The file is no JSON.
     """
-    import ijson
-
-    with _explaining(path), path.open("rb") as file:
-        return [
-            str(value)
-            for prefix, event, value in ijson.parse(file)
-            if event == "map_key" and not prefix
-        ]
+    return [member.key for member in read_members(path)]
 
 
 def write_stream(path: Path, content: Mapping[str, Any]) -> None:
@@ -64,22 +67,3 @@ def _list_parts(entries: Iterable[Any]) -> Iterator[str]:
         yield f"{separator}\n{json.dumps(entry)}"
         separator = ","
     yield "[]" if separator == "[" else "\n]"
-
-
-def _items(path: Path, prefix: str) -> Iterator[Any]:
-    import ijson
-
-    with _explaining(path), path.open("rb") as file:
-        yield from ijson.items(file, prefix, use_float=True)
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    import ijson
-
-    try:
-        yield
-    except ijson.JSONError as error:
-        raise AnnotationError(
-            f"annotation file must be whole, valid JSON, got {path} ({error}). Write it again."
-        ) from error

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
-from mal.errors import MalError
+from mal.artifacts import LATEST_CHECKPOINT, MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.errors import ArtifactError, MalError
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.label_job import Shard
 from mal.lifecycle.model_fetch import FetchedModel
@@ -149,8 +149,18 @@ def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:
 def model_metadata(
     experiment: ExperimentSpec, model_dir: str | Path, measured: Mapping[str, float]
 ) -> Facts:
-    """Describe a trained model folder."""
-    sha256 = sha256_of_file(checkpoint_of(model_dir))
+    """Describe a trained model folder; its checkpoints may lie elsewhere, its manifest may not.
+
+    Args:
+        experiment: What was trained.
+        model_dir: Local folder with the manifest of the training.
+        measured: Flat figures.
+
+    Raises:
+        ArtifactError: It has no manifest, or that names no checkpoint.
+    """
+    manifest = _training_manifest(Path(model_dir))
+    sha256 = manifest["outputs"][LATEST_CHECKPOINT]["sha256"]
     facts: Facts = {
         "display_name": f"model {_short(sha256)} ({experiment.model.arch})",
         "sha256": sha256,
@@ -162,7 +172,7 @@ def model_metadata(
         **measured,
     }
     known = {
-        "git_sha": _git_commit(Path(model_dir)),
+        "git_sha": manifest.get("git_commit") or "",
         "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE, ""),
         **_parent_model(experiment.train.pretrained_model_path),
     }
@@ -276,12 +286,15 @@ def _parent_model(uri: str) -> Facts:
     return facts
 
 
-def _git_commit(results_dir: Path) -> str:
-    """Commit of the code that wrote a result folder, or '' where it is not known."""
+def _training_manifest(results_dir: Path) -> Mapping[str, Any]:
     path = results_dir / MANIFEST_FILE
-    if not path.is_file():
-        return ""
-    return json.loads(path.read_text(encoding="utf-8")).get("git_commit") or ""
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if LATEST_CHECKPOINT not in manifest.get("outputs", {}):
+        raise ArtifactError(
+            f"model must be a folder whose {MANIFEST_FILE} names {LATEST_CHECKPOINT}, got "
+            f"{results_dir}. Give the results folder of a finished training."
+        )
+    return manifest
 
 
 def _is_figure(value: Any) -> bool:

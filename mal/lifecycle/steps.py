@@ -39,7 +39,7 @@ LABELS_FILE = "labels.json"
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
-_ARTIFACT_KEYS = frozenset(
+ARTIFACT_KEYS = frozenset(
     {
         "results_dir",
         "dataset.train_ann_path",
@@ -332,7 +332,7 @@ def _step_spec(
     problems = [
         f"{key} must not be overridden in a pipeline: its steps set it. Leave it out."
         for key in map(_key_of, overrides)
-        if key in _ARTIFACT_KEYS
+        if key in ARTIFACT_KEYS
     ]
     # A JSON string is a YAML string, whatever characters the path has.
     assignments = [

@@ -32,7 +32,7 @@ BACKBONE_ARCHS = (
 class DatasetSpec:
     """Where the boxes and images are, and which boxes count."""
 
-    type: str = setting("coco", "Annotation format.", choices=("coco",))
+    type: str = setting("coco", "Annotation format.", choices=("coco",), is_searchable=False)
     train_ann_path: str = setting(
         "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
     )
@@ -48,8 +48,12 @@ class DatasetSpec:
     min_obj_side: float = setting(
         0.0, "Ours. Train on boxes whose both sides reach this, px.", minimum=0
     )
-    num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
-    load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
+    num_workers_per_gpu: int = setting(
+        2, "Loader processes a device; 0 loads inline.", minimum=0, is_searchable=False
+    )
+    load_mask: bool = setting(
+        True, "Read true masks of the validation set, to measure.", is_searchable=False
+    )
     crop_size: int = setting(
         512,
         "Side of the network's input, px; a multiple of the patch size.",
@@ -139,31 +143,59 @@ class TrainSpec:
     """The optimisation, the losses and the crop windows."""
 
     num_gpus: int = setting(
-        1, "Devices a node; on CPU the number of processes.", minimum=1, is_popular=True
+        1,
+        "Devices a node; on CPU the number of processes.",
+        minimum=1,
+        is_popular=True,
+        is_searchable=False,
     )
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(
-        1, "Nodes; the environment of a launcher beats it.", minimum=1, is_popular=True
+        1,
+        "Nodes; the environment of a launcher beats it.",
+        minimum=1,
+        is_popular=True,
+        is_searchable=False,
     )
-    seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
+    seed: int = setting(
+        1234, "Seed of all randomness; -1 draws one.", minimum=-1, is_searchable=False
+    )
     cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
     num_epochs: int = setting(
-        10, "Passes over the training boxes (or cached crops).", minimum=1, is_popular=True
+        10,
+        "Passes over the training boxes (or cached crops).",
+        minimum=1,
+        is_popular=True,
+        is_searchable=False,
     )
     max_steps: int = setting(
-        0, "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.", minimum=0
+        0,
+        "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.",
+        minimum=0,
+        is_searchable=False,
     )
     checkpoint_interval: int = setting(
-        1, "Write a checkpoint every so many units.", minimum=1, is_popular=True
+        1,
+        "Write a checkpoint every so many units.",
+        minimum=1,
+        is_popular=True,
+        is_searchable=False,
     )
     checkpoint_interval_unit: str = setting(
-        "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step")
+        "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step"), is_searchable=False
     )
     validation_interval: int = setting(
-        1, "Validate every so many epochs, and at the end.", minimum=1, is_popular=True
+        1,
+        "Validate every so many epochs, and at the end.",
+        minimum=1,
+        is_popular=True,
+        is_searchable=False,
     )
     max_val_boxes: int = setting(
-        0, "Ours. Validate during training on so many boxes at most; 0: on all.", minimum=0
+        0,
+        "Ours. Validate during training on so many boxes at most; 0: on all.",
+        minimum=0,
+        is_searchable=False,
     )
     resume_training_checkpoint_path: str = setting(
         "", "Checkpoint to go on from. Empty: the latest in the results folder, if any."
@@ -189,6 +221,7 @@ class TrainSpec:
         "Ours. box: learn from boxes alone; mask: train the same network on true masks, the "
         "upper bound that tells what the boxes cost.",
         choices=("box", "mask"),
+        is_searchable=False,
     )
     cached_crops: int = setting(
         0,
@@ -200,17 +233,23 @@ class TrainSpec:
         20.0,
         "Ours. Most that the cached features of all runs may take, GiB; the longest unused go.",
         exclusive_minimum=0,
+        is_searchable=False,
     )
     compile: bool = setting(
-        False, "Ours. Compile the student's backbone (torch.compile); a CPU needs a C++ compiler."
+        False,
+        "Ours. Compile the student's backbone (torch.compile); a CPU needs a C++ compiler.",
+        is_searchable=False,
     )
     profile: bool = setting(
-        False, "Ours. Tell at the end where the time went: a table, and profile.json."
+        False,
+        "Ours. Tell at the end where the time went: a table, and profile.json.",
+        is_searchable=False,
     )
     oom_fallback: bool = setting(
         False,
         "Ours. When memory runs out, train again by itself at the next smaller crop, backbone or "
         "batch.",
+        is_searchable=False,
     )
     optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
     optim_momentum: float = setting(0.9, "No effect with adamw.", minimum=0, maximum=1)
@@ -224,7 +263,7 @@ class TrainSpec:
     min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
     min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
     num_wave: float = setting(
-        1.0, "Half periods of the cosine; 1 falls once to the lower end.", exclusive_minimum=0
+        1.0, "Half periods of the cosine; 1 falls once to the lower end, 0 never.", minimum=0
     )
     warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
     warmup_rate: float = setting(
@@ -318,6 +357,7 @@ class TrainSpec:
         "Ours. clamped: the probabilities, clamped (the paper); balanced: only their side of "
         "0.5, at the clamps; soft: another name of clamped. The outside is at the lower clamp.",
         choices=("clamped", "balanced", "soft"),
+        option_weights=(1, 1, 0),
     )
     crf_start_thres: float = setting(
         0.5,
@@ -414,7 +454,7 @@ class ExportSpec:
         "int8: matrix products in 8 bits, for ONNX Runtime on a CPU.",
         choices=("fp32", "int8"),
     )
-    batch_size: int = setting(-1, "Fixed batch; -1: dynamic.", minimum=-1)
+    batch_size: int = setting(-1, "Fixed batch; -1 or 0: dynamic.", minimum=-1)
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/export.")
     use_mixed_model_test: bool = setting(False, "Export the mean of student and teacher.")
     use_teacher_test: bool = setting(False, "Export the teacher.")

@@ -188,7 +188,7 @@ def _known_settings(
                     f"Write its keys below it, or {key}.KEY=VALUE."
                 )
         else:
-            problems.append(f"{key} is not a key of the spec{entry.place}. {_suggest(key)}")
+            problems.append(f"{key} is not a key of the spec{entry.place}. {suggest_key(key)}")
     return known
 
 
@@ -199,7 +199,8 @@ def _drop_ignored(given: dict[str, _Given]) -> None:
             log.warning("%s has no effect: nothing is encrypted here. It is left out.", key)
 
 
-def _suggest(key: str) -> str:
+def suggest_key(key: str) -> str:
+    """Return the sentence that names the nearest known key."""
     candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else SECTIONS)]
     nearest = difflib.get_close_matches(key[:100], candidates, n=1, cutoff=0.6)
     if not nearest:
@@ -236,7 +237,7 @@ def _assign(
         return True
     sentence = f"{entry.written_key} must {rule}, got {yaml_text(entry.value)}{entry.place}."
     if not any(problem.startswith(sentence) for problem in problems):  # a shorthand sets several
-        problems.append(f"{sentence} {remedy_for(hint, facts, default)}")
+        problems.append(f"{sentence} {remedy_for(given, hint, facts, default)}")
     return False
 
 

@@ -2,12 +2,13 @@
 
 A schema accepts what `load_spec` accepts, and nothing else, for documents that JSON can hold. What
 it cannot say: a key that must be set may still be absent or `???`, since a template is valid too;
+an integer must lie in the range of a float where a number is asked for;
 of a key that stands in a document under several of its names, the last one counts; a reference
 `${key}` must name a key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
 
 Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
 `popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,
-`automl_enabled` and `automl_range` at a key.
+`automl_enabled`, `automl_range` and `automl_option_weights` at a key.
 """
 
 from __future__ import annotations
@@ -163,6 +164,8 @@ def _remarks(facts: Setting) -> JsonSchema:
     if facts.search:
         remarks["automl_enabled"] = True
         remarks["automl_range"] = dataclasses.asdict(facts.search)
+    if facts.option_weights:
+        remarks["automl_option_weights"] = list(facts.option_weights)
     return remarks
 
 

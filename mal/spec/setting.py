@@ -32,6 +32,7 @@ class Setting:
         is_odd: Whether even numbers are refused.
         choices: The known names; empty for any.
         lengths: How many values a list may have; empty for any.
+        option_weights: Odds of each choice in a search; 0: not tried. Empty: all alike.
         search: AutoML's range by default; None: not varied unless the user asks.
         is_searchable: Whether a user may ask AutoML to vary it.
         is_popular: Whether people often set it.
@@ -46,6 +47,7 @@ class Setting:
     is_odd: bool = False
     choices: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
+    option_weights: tuple[float, ...] = ()
     search: SearchRange | None = None
     is_searchable: bool = True
     is_popular: bool = False

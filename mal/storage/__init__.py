@@ -17,7 +17,7 @@ from mal.storage.image_folder import (
     open_image_folder,
 )
 from mal.storage.places import child_uri, list_files, put_file, put_files
-from mal.storage.results_folder import ResultsFolder
+from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "describe_source",
     "fetch_file",
     "fetch_images",
+    "fetch_results",
     "find_image",
     "list_files",
     "open_image_folder",

@@ -20,14 +20,16 @@ from mal.artifacts import (
     EPOCH_METRICS_FILE,
     LATEST_CHECKPOINT,
     checkpoint_name,
+    point_at,
     writing_atomically,
 )
+from mal.distributed.group import share_buffers
 from mal.errors import MalError, StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
-from mal.status import Status, StatusLog
+from mal.status import MONITORED_METRIC, Status, StatusLog
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,14 @@ class Checkpoints(Callback):
             "batch": 0 if self._is_epoch_over else num_batches_done(trainer),
         }
 
+    def on_train_start(self, *_: Any) -> None:
+        """Take signals back from Lightning.
+
+        Its handler ends a run with exit code 0 where the signal falls between two batches, and
+        broadcasts: ranks without a signal would take that for another message.
+        """
+        self.stop.take_signals()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Know that checkpoints now lie inside an epoch."""
         self._is_epoch_over = False
@@ -123,8 +133,9 @@ class Checkpoints(Callback):
             assert figure is not None
             self.best_figure = float(figure)
         is_last = is_last_epoch(trainer)
+        must_stop = self.stop.agree()
         if (
-            self.stop.agree()
+            must_stop
             or is_last
             or is_best
             or self._is_due(trainer, "epoch", trainer.current_epoch + 1)
@@ -136,7 +147,8 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
-        self.stop.raise_if_received()
+        if must_stop:  # a signal since then would stop this rank alone
+            self.stop.raise_if_received()
 
     def _is_due(self, trainer: Trainer, unit: str, count: int) -> bool:
         train = self.spec.train
@@ -162,14 +174,6 @@ class Checkpoints(Callback):
 def num_batches_done(trainer: Trainer) -> int:
     """Return how many batches of the current epoch have been trained on, the present one too."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-
-def point_at(link: Path, target: Path) -> None:
-    """Make `link` a relative symlink to a file of the same folder, atomically."""
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
@@ -202,6 +206,7 @@ class Validation(Callback):
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
             del trainer.callback_metrics[name]
         if is_validated_epoch(trainer, self.interval):
+            share_buffers(module)
             with contextlib.suppress(Interrupted):
                 module.log_dict(dict(self.measure(module)), logger=True)
 
@@ -237,12 +242,22 @@ class EpochRecords(Callback):
         }
         _require_finite(figures)
         append_record(self.path, line)
+        if VALIDATION_FIGURE in figures:  # in the form that Katib's collector reads
+            figure = figures[VALIDATION_FIGURE]
+            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, figure)
         text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
-            kpi=figures,
+            kpi=kpi_of(figures),
         )
+
+
+def kpi_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures for `status.json`, that of the validation under the watched name too."""
+    if VALIDATION_FIGURE not in figures:
+        return dict(figures)
+    return {**figures, MONITORED_METRIC: figures[VALIDATION_FIGURE]}
 
 
 def _require_finite(figures: Mapping[str, float]) -> None:

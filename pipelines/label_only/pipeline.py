@@ -7,6 +7,7 @@ from kfp import dsl
 from components.label_shard import label_shard
 from components.merge_labels import merge_labels
 from components.split_boxes import split_boxes
+from pipelines._step_setup import prepare
 
 PIPELINE_NAME = "label-only"
 MAX_PARALLEL_SHARDS = 16
@@ -67,5 +68,5 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
     )
     # Shards know by themselves whether they are done; a set may change behind its uri.
     for step in (shards, labelled, merged):
-        step.set_caching_options(False)
+        prepare(step, is_cached=False)
     return LabelOnlyOutputs(labels=merged.outputs["labels"], summary=merged.outputs["summary"])

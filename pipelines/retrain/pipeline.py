@@ -12,6 +12,7 @@ from components.promote import promote
 from components.record_skip import record_skip
 from components.snapshot_dataset import snapshot_dataset
 from components.train import train
+from pipelines._step_setup import prepare
 
 PIPELINE_NAME = "retrain"
 
@@ -122,12 +123,12 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         for step in (against_champion, as_first):
             step.set_display_name("promote")
         for step in (trained, measured, exported, best):
-            step.set_caching_options(True)
+            prepare(step)
         # What lies behind a uri changes while the uri does not; the store changes all the time.
         for step in (pinned, current, against_champion, as_first):
-            step.set_caching_options(False)
+            prepare(step, is_cached=False)
     with dsl.Else(name="unchanged"):
         skipped = record_skip(snapshot=snapshot)
     for step in (found, skipped):
-        step.set_caching_options(False)
+        prepare(step, is_cached=False)
     return RetrainOutputs(snapshot=snapshot, summary=found.outputs["summary"])

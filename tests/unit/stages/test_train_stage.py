@@ -1,7 +1,9 @@
 """`mal train`: what it reads, what it writes, and what it survives."""
 
 import json
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,9 @@ from tiny_sets import TINY_VIT, TinySet, training_spec, write_tiny_set
 
 from mal.cli import main
 from mal.errors import AnnotationError, SpecError, StorageError
+from mal.runtime import Interrupted
 from mal.stages import run_train
+from mal.training.callbacks import Checkpoints
 
 
 @pytest.fixture
@@ -198,6 +202,47 @@ def test_a_foreign_checkpoint_cannot_be_resumed(
     assert "train.pretrained_model_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_remote", [False, True], ids=["local", "s3"])
+def test_a_checkpoint_of_the_own_folder_is_a_wish_to_go_back(
+    data: TinySet, tmp_path: Path, s3: Any, is_remote: bool
+) -> None:
+    folder = "s3://bucket/runs/one" if is_remote else str(tmp_path / "run")
+    first = run_train(training_spec(data, folder))
+    written_ns = first.checkpoint.stat().st_mtime_ns
+    for epoch, is_trained_again in ((2, False), (1, True)):
+        name = f"mal_model_epoch_00{epoch}_step_0000{2 * epoch}.pth"
+        resume = f"train.resume_training_checkpoint_path={folder}/{name}"
+        again = run_train(training_spec(data, folder, resume)).checkpoint
+        assert again.resolve().name == "mal_model_epoch_002_step_00004.pth"
+        assert (again.stat().st_mtime_ns > written_ns) is is_trained_again
+
+
+def test_the_figure_of_a_validation_has_the_name_that_services_watch(
+    data: TinySet, tmp_path: Path
+) -> None:
+    result = run_train(training_spec(data, tmp_path / "run", val=data))
+    status = (result.results_dir / "status.json").read_text().splitlines()
+    records = (result.results_dir / "metrics.jsonl").read_text().splitlines()
+    watched = [kpi["mIoU"] for kpi in (json.loads(line)["kpi"] for line in status) if kpi]
+    recorded = [json.loads(record)["val_mIoU"] for record in records]
+    assert watched == [*recorded, recorded[-1]]
+
+
+def test_what_a_training_lacks_is_named_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"results_dir={tmp_path}"]) == 2
+    told = capsys.readouterr().err.removeprefix("mal: ").splitlines()
+    assert told == [
+        f"{key} must be set, got ''. Write {key}=PATH, or give a root that holds {file} as "
+        "train_datasets."
+        for key, file in (
+            ("dataset.train_img_dir", "images.tar.gz"),
+            ("dataset.train_ann_path", "annotations.json"),
+        )
+    ]
+
+
 def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     data: TinySet, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,3 +256,24 @@ def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     assert torch.load(resumed.checkpoint, weights_only=True)["global_step"] == 4
     records = (resumed.results_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2]
+
+
+@pytest.mark.parametrize("batch", ["the last of an epoch", "one inside an epoch"])
+def test_a_signal_between_two_batches_stops_the_run_after_a_checkpoint(
+    data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
+) -> None:
+    # Lightning looks for a signal of its own there, and leaves with exit code 0.
+    look = Checkpoints.on_train_batch_end
+    num_batches = 2 if batch == "the last of an epoch" else 1
+
+    def look_and_be_asked_to_stop(self: Checkpoints, *arguments: Any) -> None:
+        look(self, *arguments)
+        if arguments[0].global_step == num_batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", look_and_be_asked_to_stop)
+    spec = training_spec(data, tmp_path / "run", "train.num_epochs=3")
+    with pytest.raises(Interrupted) as interrupt:
+        run_train(spec)
+    assert interrupt.value.exit_code == 143
+    assert (tmp_path / "run" / "mal_model_latest.pth").exists()

@@ -1,0 +1,1 @@
+from components.tune.component import tune as tune

@@ -1,0 +1,154 @@
+"""Optuna's samplers and pruners for each algorithm.
+
+A sampler is made for one trial and seeded by the search's seed and the trial's number, so that a
+search that was interrupted and goes on tries what it would have tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from mal.automl.settings import Algorithm
+from mal.automl.space import Options, Parameter
+
+NUM_RANDOM_TRIALS = 5
+MEDIAN_MIN_TRIALS = 3
+REDUCTION_FACTOR = 3
+
+_USES_TPE = (Algorithm.BAYESIAN, Algorithm.BOHB)
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def distribution_of(parameter: Parameter) -> BaseDistribution:
+    """Return a parameter as Optuna has it."""
+    if isinstance(parameter, Options):
+        return CategoricalDistribution(parameter.values)
+    if parameter.is_whole:
+        low, high, step = int(parameter.low), int(parameter.high), int(parameter.step) or 1
+        return IntDistribution(low, high, log=parameter.is_log, step=step)
+    return FloatDistribution(
+        parameter.low, parameter.high, log=parameter.is_log, step=parameter.step or None
+    )
+
+
+def suggest(trial: Trial, parameter: Parameter) -> Any:
+    """Let the sampler choose a parameter's value for a trial; asked again, it answers the same."""
+    key, known = parameter.key, distribution_of(parameter)
+    match known:
+        case IntDistribution():
+            return trial.suggest_int(key, known.low, known.high, log=known.log, step=known.step)
+        case FloatDistribution():
+            return trial.suggest_float(key, known.low, known.high, log=known.log, step=known.step)
+        case CategoricalDistribution():
+            return trial.suggest_categorical(key, known.choices)
+    raise AssertionError(known)
+
+
+def sampler_for(
+    algorithm: Algorithm, space: Sequence[Parameter], *, seed: int, trial_number: int
+) -> BaseSampler:
+    """Return what chooses the values of one trial."""
+    own_seed = int(np.random.SeedSequence([seed, trial_number]).generate_state(1)[0])
+    odds = {
+        parameter.key: parameter.weights
+        for parameter in space
+        if isinstance(parameter, Options) and len(set(parameter.weights)) > 1
+    }
+    if algorithm in _USES_TPE:
+        return _WeightedTPESampler(odds, seed=own_seed)
+    return _WeightedRandomSampler(odds, seed=own_seed)
+
+
+def pruner_for(algorithm: Algorithm, epochs_per_trial: int) -> BasePruner:
+    """Return what ends trials early, by their validation mIoU after each epoch.
+
+    The median is not asked during the first third of a trial, while rates and losses warm up.
+    """
+    match algorithm:
+        case Algorithm.HYPERBAND | Algorithm.BOHB:
+            return HyperbandPruner(1, epochs_per_trial, REDUCTION_FACTOR)
+        case Algorithm.ASHA:
+            return SuccessiveHalvingPruner(1, REDUCTION_FACTOR)
+        case _:
+            return MedianPruner(MEDIAN_MIN_TRIALS, n_warmup_steps=math.ceil(epochs_per_trial / 3))
+
+
+class BaselineSampler(RandomSampler):
+    """Gives the values of the baseline."""
+
+    def __init__(self, baseline: Mapping[str, Any]) -> None:
+        super().__init__(seed=0)
+        self._baseline = baseline
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._baseline[param_name]
+
+
+class _WeightedRandomSampler(RandomSampler):
+    """Draws options by their weights."""
+
+    def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
+        super().__init__(seed=seed)
+        self._odds = odds
+        self._draws = np.random.default_rng(seed)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        if param_name in self._odds:
+            assert isinstance(param_distribution, CategoricalDistribution)
+            return _draw(self._draws, param_distribution, self._odds[param_name])
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class _WeightedTPESampler(TPESampler):
+    """Draws options by their weights until there is something to learn from."""
+
+    def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
+        super().__init__(n_startup_trials=NUM_RANDOM_TRIALS, seed=seed)
+        self._odds = odds
+        self._draws = np.random.default_rng(seed)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        num_finished = len(study.get_trials(deepcopy=False, states=_FINISHED))
+        if param_name in self._odds and num_finished < NUM_RANDOM_TRIALS:
+            assert isinstance(param_distribution, CategoricalDistribution)
+            return _draw(self._draws, param_distribution, self._odds[param_name])
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+def _draw(
+    rng: np.random.Generator, distribution: CategoricalDistribution, weights: Sequence[float]
+) -> Any:
+    chances = np.asarray(weights) / sum(weights)
+    return distribution.choices[int(rng.choice(len(chances), p=chances))]

@@ -1,0 +1,242 @@
+"""What a search varies: each key with its interval or its options, from the schema of `mal train`.
+
+A user's range beats the schema's: `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log`, `KEY=LOW:HIGH:STEP`, or
+`KEY=OPTION,OPTION@WEIGHT`. The conditions between keys are the loader's: a combination that it
+refuses is never trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mal.errors import SpecError
+from mal.spec.convert import convert_value, is_number, yaml_text
+from mal.spec.experiment import ExperimentSpec
+from mal.spec.load import ALIASES, SHORTHANDS, iterate_settings, suggest_key
+from mal.spec.sources import parse_yaml
+
+Value = float | int | str | bool
+
+_RANGE_FORMS = "LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP or OPTION,OPTION"
+_SETTINGS = {key: (hint, facts) for key, hint, facts, _ in iterate_settings(ExperimentSpec)}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number between two bounds, both included.
+
+    Attributes:
+        key: Dotted key of the spec.
+        low: Least value.
+        high: Greatest value.
+        is_log: Whether each decade gets as many values as the next.
+        is_whole: Whether only whole numbers are tried.
+        step: Distance of the values from `low`; 0: any.
+    """
+
+    key: str
+    low: float
+    high: float
+    is_log: bool = False
+    is_whole: bool = False
+    step: float = 0
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value lies on it."""
+        if not is_number(value) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+    def describe(self) -> str:
+        """Say it in words."""
+        scale = ", log scale" if self.is_log else f", step {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{scale}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """One of several values.
+
+    Attributes:
+        key: Dotted key of the spec.
+        values: Those that are tried.
+        weights: Odds of each while nothing has been learned.
+    """
+
+    key: str
+    values: tuple[Value, ...]
+    weights: tuple[float, ...]
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value is one of them."""
+        return any(type(value) is type(option) and value == option for option in self.values)
+
+    def describe(self) -> str:
+        """Say it in words."""
+        odds = self.weights if len(set(self.weights)) > 1 else ()
+        words = [yaml_text(value) for value in self.values]
+        return ", ".join(
+            f"{word} (weight {odds[place]:g})" if odds else word for place, word in enumerate(words)
+        )
+
+
+Parameter = Interval | Options
+
+
+def build_search_space(
+    schema: Mapping[str, Any], keys: Sequence[str] = (), ranges: Sequence[str] = ()
+) -> tuple[Parameter, ...]:
+    """Return what the search varies.
+
+    Args:
+        schema: Of the spec of `mal train`.
+        keys: What to vary; none: the schema's `automl_default_parameters`.
+        ranges: `KEY=RANGE` each; a key that is not among `keys` is added.
+
+    Raises:
+        SpecError: With every key that cannot be searched, and every range that cannot be used.
+    """
+    problems: list[str] = []
+    given = dict(_split_range(text, problems) for text in ranges)
+    wanted = [_full_key(key, problems) for key in keys or schema["automl_default_parameters"]]
+    space: list[Parameter] = []
+    for key in dict.fromkeys([*wanted, *given]):
+        problem = _refusal(schema, key) if key else None
+        if problem:
+            problems.append(problem)
+        elif key:
+            try:
+                space.append(_parameter(schema, key, given.get(key)))
+            except SpecError as error:
+                problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return tuple(space)
+
+
+def value_of(spec: ExperimentSpec, key: str) -> Any:
+    """Return the value of a dotted key."""
+    target: Any = spec
+    for name in key.split("."):
+        target = getattr(target, name)
+    return target
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Write values as the `key=value` of a command line."""
+    return [
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in values.items()
+    ]
+
+
+def _split_range(text: str, problems: list[str]) -> tuple[str, str]:
+    key, separator, words = text.partition("=")
+    if not separator or not words.strip():
+        problems.append(f"range must read KEY=RANGE, got {yaml_text(text)}. Use {_RANGE_FORMS}.")
+        return "", ""
+    return _full_key(key.strip(), problems), words.strip()
+
+
+def _full_key(key: str, problems: list[str]) -> str:
+    """Return the dotted key that an alias or a shorthand stands for; '' for none."""
+    several = SHORTHANDS.get(key, (ALIASES.get(key, key),))
+    for name in several:  # batch_size is train.batch_size first
+        if name in _SETTINGS:
+            return name
+    problems.append(f"{key} is not a key of the spec. {suggest_key(key)}")
+    return ""
+
+
+def _described(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    described: Any = schema
+    for name in key.split("."):
+        described = described["properties"][name]
+    return dict(described)
+
+
+def _refusal(schema: Mapping[str, Any], key: str) -> str | None:
+    """Return why a key is not searched, or None."""
+    described = _described(schema, key)
+    if described.get("type") == "array":
+        reason = "it is a list, and single values are searched"
+    elif key in schema["automl_disabled_parameters"]:
+        reason = "it says where, how long or on what a trial runs, not how it learns"
+    elif key.partition(".")[0] not in ("dataset", "model", "train"):
+        reason = "training does not depend on it"
+    elif described.get("type") not in ("number", "integer", "boolean") and "enum" not in described:
+        reason = "it is free text"
+    else:
+        return None
+    return f"{key} must not be searched: {reason}. Leave it out, or set it to one value."
+
+
+def _parameter(schema: Mapping[str, Any], key: str, words: str | None) -> Parameter:
+    described = _described(schema, key)
+    if words is not None:
+        is_number_key = described.get("type") in ("number", "integer")
+        if is_number_key and ":" in words:
+            return _interval_from(key, words, is_whole=described["type"] == "integer")
+        return _options_from(key, words)
+    if "automl_range" in described:
+        low, high, is_log = (described["automl_range"][name] for name in ("low", "high", "log"))
+        return Interval(key, low, high, is_log, described["type"] == "integer")
+    if described.get("type") == "boolean":
+        return Options(key, (False, True), (1.0, 1.0))
+    if "enum" in described:
+        options = tuple(described["enum"])
+        weights = described.get("automl_option_weights", [1.0] * len(options))
+        kept = [pair for pair in zip(options, weights, strict=True) if pair[1] > 0]
+        return Options(key, tuple(o for o, _ in kept), tuple(float(w) for _, w in kept))
+    if "minimum" in described and "maximum" in described and described["type"] == "number":
+        return Interval(key, described["minimum"], described["maximum"])
+    raise SpecError(
+        f"{key} must have a range to be searched, got none. Add --range {key}=LOW:HIGH."
+    )
+
+
+def _interval_from(key: str, words: str, *, is_whole: bool) -> Interval:
+    low, high, *last = words.split(":")
+    bounds = [_checked(key, text) for text in (low, high)]
+    scale = last[0].strip() if last else ""
+    step = parse_yaml(scale, key) if scale not in ("", "log") else 0
+    is_step = is_number(step) and 0 <= step <= bounds[1] - bounds[0]
+    if len(last) > 1 or not is_step or not bounds[0] < bounds[1]:
+        raise SpecError(_unusable(key, words, "have LOW below HIGH and a step that fits"))
+    if scale == "log" and bounds[0] <= 0:
+        raise SpecError(_unusable(key, words, "begin above 0 on a log scale"))
+    if is_whole and not float(step).is_integer():
+        raise SpecError(_unusable(key, words, "have a whole step"))
+    return Interval(key, bounds[0], bounds[1], scale == "log", is_whole, step)
+
+
+def _options_from(key: str, words: str) -> Options:
+    pairs = [option.partition("@") for option in words.strip("[]").split(",")]
+    values = tuple(_checked(key, text) for text, _, _ in pairs)
+    weights = [parse_yaml(weight, key) if at else 1.0 for _, at, weight in pairs]
+    if not all(is_number(weight) and weight > 0 for weight in weights):
+        raise SpecError(_unusable(key, words, "have weights above 0"))
+    if len(set(values)) < 2 or len(set(values)) < len(values):
+        raise SpecError(_unusable(key, words, "have several different options"))
+    return Options(key, values, tuple(float(weight) for weight in weights))
+
+
+def _checked(key: str, text: str) -> Any:
+    """Return the value that a text stands for.
+
+    Raises:
+        SpecError: The spec would not take it.
+    """
+    hint, facts = _SETTINGS[key]
+    value, rule = convert_value(parse_yaml(text, key), hint, facts)
+    if rule:
+        raise SpecError(_unusable(key, text.strip(), rule))
+    return value
+
+
+def _unusable(key: str, words: str, rule: str) -> str:
+    return f"range of {key} must {rule}, got {words}. Use {_RANGE_FORMS}."

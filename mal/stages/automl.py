@@ -1,0 +1,300 @@
+"""`mal automl`: search the settings of a training on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mal.artifacts import (
+    BEST_CHECKPOINT,
+    EXPERIMENT_FILE,
+    REPORT_FILE,
+    write_json,
+    write_manifest,
+    write_text,
+)
+from mal.automl.cost import TrialCost, measure_cost
+from mal.automl.devices import share_devices
+from mal.automl.settings import SearchSettings
+from mal.automl.space import build_search_space
+from mal.errors import MalError, MissingExtraError, SpecError
+from mal.runtime import StopRequest, handling_stop_signals
+from mal.spec.experiment import ExperimentSpec
+from mal.spec.load import load_spec, write_experiment_yaml
+from mal.spec.schema import action_schema
+from mal.status import Status, StatusLog
+from mal.storage import ResultsFolder
+
+if TYPE_CHECKING:
+    from mal.automl.search import SearchPlan
+    from mal.automl.study import SearchStudy, TrialRecord
+
+log = logging.getLogger(__name__)
+
+ACTION = "automl"
+_RESTORED = ("study.db", "cost.json", "status.json", "trials/*")
+_COST_FILE = "cost.json"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        results_dir: Folder of everything below (local, or the local twin of an s3:// one).
+        best_trial: Number of the best trial; 0: the baseline was not beaten.
+        best_values: Of the searched keys.
+        best_mean_iou: Validation mIoU of the best trial's best epoch.
+        baseline_mean_iou: The same of the baseline; None where it failed.
+        checkpoint: `mal_model_best.pth`.
+        best_spec: The spec with the best values, for `mal train`.
+        leaderboard: A line a trial, CSV.
+        report: One self-contained page.
+        num_trials: In all.
+    """
+
+    results_dir: Path
+    best_trial: int
+    best_values: Mapping[str, Any]
+    best_mean_iou: float
+    baseline_mean_iou: float | None
+    checkpoint: Path
+    best_spec: Path
+    leaderboard: Path
+    report: Path
+    num_trials: int
+
+    def read_best_spec(self) -> ExperimentSpec:
+        """Return the spec with the best values."""
+        return load_spec("train", self.best_spec)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what `mal automl` prints: the figures first, the place of the results last."""
+        yield f"mIoU={self.best_mean_iou:.4f}"
+        if self.baseline_mean_iou is not None:
+            yield f"baseline_mIoU={self.baseline_mean_iou:.4f}"
+        yield from (f"{key}={value}" for key, value in self.best_values.items())
+        yield f"trials: {self.num_trials}, the best is {self.best_trial}"
+        yield f"checkpoint: {self.checkpoint}"
+        yield f"spec: {self.best_spec}"
+        yield f"report: {self.report}"
+        yield f"results: {self.results_dir}"
+
+
+def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
+    """Search; the same call again goes on where it was stopped, or with a larger budget further on.
+
+    Trials train on `dataset.train_*` and are ranked by their mIoU on `dataset.val_*`.
+
+    Raises:
+        SpecError: A key cannot be searched, or there are no masks to rank trials by.
+        MissingExtraError: Optuna is not installed.
+        MalError: No trial could be trained, or none came to its end.
+    """
+    require_optuna()
+    spec = _with_plain_seed(spec)
+    space = build_search_space(action_schema("train"), settings.keys, settings.ranges)
+    _require_one_node(spec)
+    slots = share_devices(spec, settings.num_parallel, os.environ)
+    from mal.automl.search import SearchPlan
+
+    results = ResultsFolder(search_uri(spec))
+    plan = SearchPlan(results.path, spec, space, settings, slots)
+    with handling_stop_signals() as stop, _recording(results, spec) as status:
+        study = _search(plan, results, status, stop)
+        result = _result(plan, study)
+        _write_report(plan, study)
+        message = f"best is trial {result.best_trial}, mIoU {result.best_mean_iou:.4f}"
+        status.write(Status.RUNNING, message, kpi={"val_mIoU": result.best_mean_iou})
+    return result
+
+
+def require_optuna() -> None:
+    """Check that what a search needs is installed.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    for package in ("optuna", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, ACTION)
+
+
+def search_uri(spec: ExperimentSpec) -> str:
+    """Return the results folder of a search.
+
+    Raises:
+        SpecError: The spec names none.
+    """
+    if not spec.results_dir:
+        raise SpecError("results_dir must be set, got ''. Write results_dir=FOLDER.")
+    return f"{spec.results_dir.rstrip('/')}/{ACTION}"
+
+
+def _search(
+    plan: SearchPlan, results: ResultsFolder, status: StatusLog, stop: StopRequest
+) -> SearchStudy:
+    from mal.automl.search import Search
+    from mal.automl.study import SearchStudy
+
+    tell_space(plan)
+    cost = _cost(plan, stop)
+    tell_budget(plan, cost)
+    study = SearchStudy(
+        plan.folder,
+        algorithm=plan.settings.algorithm,
+        space=plan.space,
+        baseline=plan.baseline,
+        epochs_per_trial=cost.num_epochs,
+        seed=plan.settings.seed,
+        fingerprint=plan.fingerprint,
+    )
+
+    def on_finished(record: TrialRecord) -> None:
+        message = f"trial {record.number} {record.end.value} {record.reason}".rstrip()
+        status.write(Status.RUNNING, message, kpi={"val_mIoU": record.mean_iou})
+        results.upload()
+
+    Search(plan, study, cost, on_finished).run(stop)
+    return study
+
+
+def tell_space(plan: SearchPlan) -> None:
+    """Say what is varied, before anything starts."""
+    log.info("searching with %s (seed %d):", plan.settings.algorithm, plan.settings.seed)
+    for parameter in plan.space:
+        own = plan.baseline[parameter.key]
+        outside = "" if parameter.contains(own) else " (outside)"
+        log.info("  %s: %s; baseline %s%s", parameter.key, parameter.describe(), own, outside)
+
+
+def tell_budget(plan: SearchPlan, cost: TrialCost) -> None:
+    """Say how many trials there may be, and how long they take."""
+    budget = plan.settings.budget.resolved(cost.num_epochs)
+    log.info(
+        "a trial: %d epochs, %d steps of %.3g s and validations of %.3g s, about %s on %s",
+        cost.num_epochs, cost.num_steps, cost.step_s, cost.validation_s,
+        _time_text(cost.trial_s), cost.device,
+    )  # fmt: skip
+    most = budget.most_trials(cost.num_epochs)
+    at_a_time = len(plan.slots)
+    worth = (
+        f": that is {most} whole trials, about {_time_text(cost.trial_s * -(-most // at_a_time))}"
+        if most
+        else ""
+    )
+    log.info(
+        "budget: %s, %d at a time%s. Trials that are ended early leave room for more.",
+        budget.describe(), at_a_time, worth,
+    )  # fmt: skip
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _cost(plan: SearchPlan, stop: StopRequest) -> TrialCost:
+    """Measure what a trial costs, once a search."""
+    path = plan.folder / _COST_FILE
+    if path.exists():
+        return TrialCost(**json.loads(path.read_text(encoding="utf-8")))
+    log.info("measuring some steps")
+    slot = plan.slots[0]
+    spec = plan.trial_spec(plan.baseline, plan.folder, slot)
+    with stop.deferring():
+        cost = measure_cost(spec, slot.variables, stop.raise_if_received)
+    write_json(path, cost.as_json())
+    return cost
+
+
+def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
+    from mal.automl.search import BEST_SPEC_FILE, LEADERBOARD_FILE
+
+    records, best = study.records(), study.best()
+    if best is None:
+        reasons = [f"trial {record.number}: {record.reason}" for record in records[:3]]
+        raise MalError(
+            f"search must finish a trial, got none of {len(records)} ({'; '.join(reasons)}). "
+            "Mend that, choose another results_dir and search again."
+        )
+    assert best.mean_iou is not None
+    return SearchResult(
+        results_dir=plan.folder,
+        best_trial=best.number,
+        best_values=best.values,
+        best_mean_iou=best.mean_iou,
+        baseline_mean_iou=records[0].mean_iou,
+        checkpoint=plan.folder / BEST_CHECKPOINT,
+        best_spec=plan.folder / BEST_SPEC_FILE,
+        leaderboard=plan.folder / LEADERBOARD_FILE,
+        report=plan.folder / REPORT_FILE,
+        num_trials=len(records),
+    )
+
+
+def _write_report(plan: SearchPlan, study: SearchStudy) -> None:
+    from mal.automl.report import write_search_report
+
+    settings = plan.settings
+    facts = {
+        "algorithm": settings.algorithm.value,
+        "seed": str(settings.seed),
+        "searched": "; ".join(f"{p.key}: {p.describe()}" for p in plan.space),
+        "trial overrides": " ".join(settings.trial_overrides) or "none",
+        "training set": plan.base.dataset.train_ann_path,
+        "validation set": plan.base.dataset.val_ann_path,
+    }
+    write_search_report(
+        plan.folder / REPORT_FILE, study.records(), study.study, has_baseline=True, facts=facts
+    )
+
+
+@contextmanager
+def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusLog]:
+    """Record the search as every action is recorded."""
+    results.restore(_RESTORED)
+    status = StatusLog(results.path)
+    dataset = spec.dataset
+    inputs = {
+        "dataset.train_ann_path": dataset.train_ann_path,
+        "dataset.train_img_dir": dataset.train_img_dir,
+        "dataset.val_ann_path": dataset.val_ann_path,
+        "dataset.val_img_dir": dataset.val_img_dir,
+    }
+    try:
+        write_text(results.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
+        status.write(Status.STARTED, f"{ACTION} started")
+        yield status
+        write_manifest(results.path, action=ACTION, inputs=inputs)
+        status.write(Status.SUCCESS, f"{ACTION} finished")
+    except BaseException as error:
+        status.write(Status.FAILURE, f"{ACTION} failed: {error}", verbosity="ERROR")
+        results.upload()
+        raise
+    results.upload()
+
+
+def _with_plain_seed(spec: ExperimentSpec) -> ExperimentSpec:
+    """Give all trials one seed: they are to differ by what is searched."""
+    if spec.train.seed >= 0:
+        return spec
+    return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=0))
+
+
+def _require_one_node(spec: ExperimentSpec) -> None:
+    if spec.train.num_nodes > 1:
+        raise SpecError(
+            f"train.num_nodes must be 1 to search on one machine, got {spec.train.num_nodes}. "
+            "Search on a cluster with the component tune, backend=katib."
+        )

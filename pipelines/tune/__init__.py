@@ -1,0 +1,1 @@
+from pipelines.tune.pipeline import tune as tune

@@ -1,0 +1,215 @@
+"""A search on Katib, against its controller's double: the launcher's side, and what trials get."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import dsl
+from stand_in import NAMESPACE, Fault, StandIn
+from tiny_sets import HYBRID, write_tiny_set
+
+from cluster.katib_searching import SEARCH, TRIAL_IMAGE, search
+from cluster.launching import IMAGE, JOB
+from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
+from mal.errors import ClusterError
+from mal.model.checkpoint import read_checkpoint
+
+TESTS = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def katib(cluster: StandIn) -> StandIn:
+    cluster.add_image(IMAGE, TRIAL_IMAGE)
+    return cluster
+
+
+def figure_of(lr: float) -> float:
+    return 0.9 - abs(math.log10(lr / 1e-3)) / 10
+
+
+def test_the_best_of_all_trials_is_found_by_what_they_print(katib: StandIn) -> None:
+    lines: list[str] = []
+    finished = search(lines.append)
+    assert len(finished.trials) == 5
+    assert {trial.end for trial in finished.trials} == {"Succeeded"}
+    for trial in finished.trials:
+        assert trial.metric == pytest.approx(figure_of(float(trial.values["train.lr"])), abs=1e-3)
+    assert finished.best.metric == max(trial.metric or 0 for trial in finished.trials)
+    assert f"succeeded: mIoU={finished.best.metric:.4f} of {finished.best.name}" in lines[-1]
+    assert any("running of 5 trials" in line for line in lines)
+
+
+def test_every_pod_of_a_trial_gets_the_same_words_whatever_the_webhook_does(
+    katib: StandIn,
+) -> None:
+    best = search(lambda _: None, num_trials=1).best
+    told = {
+        name: [text for _, text in log.read(since="", tail=None, follow=False)]
+        for (_, name), log in katib.api.logs.items()
+    }
+    assert set(told) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
+    for lines in told.values():
+        words = [line for line in lines if line.startswith("argument <")]
+        assert words == [
+            "argument <train>",
+            "argument <dataset.window_rate=[1.3, 2.2]>",
+            f"argument <train.lr={best.values['train.lr']}>",
+            f"argument <train.crf_view={best.values['train.crf_view']}>",
+            f"argument <results_dir={JOB.outputs_uri}/trials/{best.name}>",
+            f"argument <train.results_dir={JOB.outputs_uri}/trials/{best.name}>",
+        ]
+
+
+def test_faults_of_the_api_server_are_waited_out(katib: StandIn) -> None:
+    for fault in (
+        Fault("/experiments", "POST", status=503),
+        Fault("/experiments", "GET", status=500, times=2, is_watch=False),
+        Fault("/experiments", "GET", times=2, is_watch=True),
+        Fault("/trials", "GET", status=429, headers={"Retry-After": "1"}),
+    ):
+        katib.api.faults.add(fault)
+    assert search(lambda _: None, num_trials=2).best.metric
+    assert len(katib.objects("experiments")) == 1
+
+
+def test_a_failed_trial_is_told_and_the_others_go_on(katib: StandIn) -> None:
+    katib.add_image(IMAGE, f'[ -e "$ONCE" ] || {{ : > "$ONCE"; exit 3; }}\n{TRIAL_IMAGE}')
+    katib.kubelet.variables["ONCE"] = str(katib._folder / "once")
+    lines: list[str] = []
+    finished = search(lines.append)
+    assert [trial.end for trial in finished.trials].count("Failed") == 1
+    assert any("1 failed" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("script", "is_injecting", "reason"),
+    [
+        ("exit 3", True, "max failed trial count"),
+        ("echo nothing", True, "Label the namespace katib.kubeflow.org/metrics-collector"),
+        (TRIAL_IMAGE, False, "Label the namespace katib.kubeflow.org/metrics-collector"),
+    ],
+    ids=["all trials fail", "nothing is printed", "the namespace has no label"],
+)
+def test_a_search_without_figures_says_why(
+    cluster: StandIn, script: str, *, is_injecting: bool, reason: str
+) -> None:
+    cluster.add_image(IMAGE, script)
+    cluster.katib.is_injecting = is_injecting
+    with pytest.raises(ClusterError, match=JOB.name) as failed:
+        search(lambda _: None, num_trials=2)
+    assert reason in str(failed.value)
+
+
+def test_a_cluster_without_katib_is_told_so(katib: StandIn) -> None:
+    katib.api.served.remove("kubeflow.org/v1beta1/experiments")
+    with pytest.raises(ClusterError, match=r"Katib 0\.19 or later"):
+        search(lambda _: None)
+
+
+def test_a_controller_that_is_down_is_not_waited_for_without_end(
+    katib: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import katib_searching
+    from mal.cluster import WaitLimits
+
+    katib.katib.is_running = False
+    limits = WaitLimits(start_timeout_s=1, poll_interval_s=0.5)
+    monkeypatch.setattr(katib_searching, "LIMITS", limits)
+    with pytest.raises(ClusterError, match="must start a trial within 1 s"):
+        search(lambda _: None)
+    assert katib.objects("experiments") == []
+
+
+def test_a_retried_step_goes_on_with_the_experiment_of_its_earlier_try(
+    katib: StandIn, gate: Path
+) -> None:
+    katib.add_image(IMAGE, TRIAL_IMAGE)
+    first = threading.Thread(target=search, args=(lambda _: None,), daemon=True)
+    first.start()
+    katib.wait_until(lambda: bool(katib.kubelet.runs), "a trial runs")
+    lines: list[str] = []
+    gate.touch()
+    finished = search(lines.append)
+    first.join(60)
+    assert "is there already" in lines[0]
+    assert len(katib.objects("experiments")) == 1
+    assert len(finished.trials) == SEARCH.num_trials
+
+
+def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
+    katib: StandIn, gate: Path
+) -> None:
+    katib.add_image(IMAGE, TRIAL_IMAGE)
+    path = [str(TESTS / "integration"), str(TESTS / "support"), str(TESTS.parent)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cluster.katib_searching"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as step:
+        katib.wait_until(lambda: len(katib.kubelet.runs) >= 2, "trials run", timeout_s=60)
+        step.terminate()
+        assert step.wait(20) == 143
+    for plural in ("experiments", "trials", "pytorchjobs"):
+        assert katib.objects(plural) == []
+    katib.wait_until(lambda: katib.pod_names() == [], "the pods go")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
+    cluster: StandIn, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.snapshot_dataset import snapshot_dataset
+    from components.tune import tune
+
+    prepare(cluster, s3)
+    upload(s3, write_tiny_set(tmp_path / "set", num_images=4))
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.meta.endpoint_url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "cache"))
+    artifacts = {
+        name: kind(uri=str(tmp_path / name))
+        for name, kind in {
+            "model": dsl.Model, "metrics": dsl.Metrics, "leaderboard": dsl.Markdown,
+            "report": dsl.HTML,
+        }.items()
+    }  # fmt: skip
+    dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
+    images, boxes = "s3://bucket/set/images.tar.gz", "s3://bucket/set/boxes.json"
+    snapshot_dataset.python_func(
+        dataset=dataset,
+        train_images=images, train_annotations=boxes, val_images=images, val_annotations=boxes,
+    )  # fmt: skip
+    values, metric, spec = tune.python_func(
+        dataset=dataset,
+        **artifacts,
+        spec=SPEC,
+        overrides=list(HYBRID),
+        backend="katib",
+        ranges=["train.lr=1e-5:1e-2:log"],
+        trials=3,
+        parallel=2,
+        image=IMAGE,
+        namespace=NAMESPACE,
+        outputs_uri="s3://bucket/search",
+        job={"resources": {"gpus_per_node": 0, "cpu": "1", "memory": "4Gi", "shm_size": "1Gi"}},
+    )
+    trials = cluster.objects("trials")
+    observed = [t["status"]["observation"]["metrics"][0]["max"] for t in trials]
+    assert metric == max(map(float, observed))
+    assert yaml.safe_load(spec)["train"]["lr"] == values["train.lr"]
+    position = read_checkpoint(tmp_path / "model" / "mal_model_latest.pth")["mal_position"]
+    assert position["best_figure"] == pytest.approx(metric, abs=1e-4)
+    assert (tmp_path / "leaderboard").read_text().count("\n") == 2 + 3
+    assert artifacts["model"].metadata["val_mIoU"] == metric
