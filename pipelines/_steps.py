@@ -9,7 +9,7 @@ from components.evaluate import evaluate
 from components.export import export
 from components.inference import inference
 from components.snapshot_dataset import snapshot_dataset
-from pipelines._cluster import prepare
+from pipelines._step_setup import prepare
 
 
 class LabelOutputs(NamedTuple):

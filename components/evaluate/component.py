@@ -12,6 +12,7 @@ def evaluate(
     model: dsl.Input[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
@@ -25,17 +26,17 @@ def evaluate(
         model: Model folder of train.
         metrics: mIoU overall, by size and by category, AP and the IoU of the plain boxes.
         report: One self-contained page: figures, IoU distribution, best and worst masks.
+        summary: IoU overall and by category, beside that of the plain boxes.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.lifecycle import lineage, snapshot, steps, summaries
     from mal.stages import run_evaluate
 
     with steps.running_step():
-        data = read_dataset_manifest(Path(dataset.path))
+        data = snapshot.read_dataset_manifest(Path(dataset.path))
         steps.tell(f"measuring on the {steps.evaluated_part(data)}")
         experiment = steps.evaluate_spec(
             data,
@@ -48,7 +49,7 @@ def evaluate(
         steps.copy_file(result.report, report.path)
         steps.copy_file(result.results_dir / "metrics.json", metrics.path)
         figures = lineage.figures(result.metrics)
-        for name, value in figures.items():
-            metrics.log_metric(name, value)
-        report.metadata.update(lineage.parents(dataset, model))
-        report.metadata.update(lineage.report_metadata(data, report.path, figures))
+        page = summaries.evaluation_markdown(data, result.metrics)
+        report.metadata |= lineage.parents(dataset, model)
+        report.metadata |= lineage.report_metadata(data, report.path, figures)
+        steps.publish(metrics, figures, summary, page, report.metadata)

@@ -11,6 +11,7 @@ def export(
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
     onnx: dsl.Output[dsl.Model],
+    summary: dsl.Output[dsl.Markdown],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
@@ -20,10 +21,11 @@ def export(
         dataset: Manifest of snapshot_dataset; recorded as what the model came from.
         model: Model folder of train.
         onnx: Folder with mal_model.onnx and mal_model.json.
+        summary: The exported model, and how closely it agrees with PyTorch.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
-    from mal.lifecycle import lineage, steps
+    from mal.lifecycle import lineage, steps, summaries
     from mal.stages import run_export
 
     with steps.running_step():
@@ -33,3 +35,5 @@ def export(
         result = run_export(experiment)
         onnx.metadata.update(lineage.parents(dataset, model))
         onnx.metadata.update(lineage.onnx_metadata(experiment, onnx.path, result.max_abs_diff))
+        page = summaries.facts_markdown("ONNX", onnx.metadata)
+        steps.write_summary(summary, page, onnx.metadata)

@@ -12,6 +12,7 @@ def inference(
     model: dsl.Input[dsl.Model],
     labels: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
@@ -22,17 +23,17 @@ def inference(
         model: Model folder of train.
         labels: The annotation file with segmentation (RLE), area and score for every annotation.
         report: One self-contained page with masks drawn on their images.
+        summary: How many masks, of which boxes, by which model.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.lifecycle import lineage, snapshot, steps, summaries
     from mal.stages import run_inference
 
     with steps.running_step():
-        data = read_dataset_manifest(Path(dataset.path))
+        data = snapshot.read_dataset_manifest(Path(dataset.path))
         experiment = steps.inference_spec(
             data,
             model_dir=model.path,
@@ -44,7 +45,8 @@ def inference(
         steps.copy_file(result.labels, labels.path)
         steps.copy_file(result.report, report.path)
         parents = lineage.parents(dataset, model)
-        labels.metadata.update(parents)
-        labels.metadata.update(lineage.labels_metadata(data, labels.path, result.num_instances))
-        report.metadata.update(parents)
-        report.metadata.update(lineage.page_metadata("labels report", report.path))
+        labels.metadata |= parents
+        labels.metadata |= lineage.labels_metadata(data, labels.path, result.num_instances)
+        page = summaries.facts_markdown("Labels", labels.metadata)
+        steps.write_summary(summary, page, labels.metadata)
+        report.metadata |= parents | lineage.page_metadata("labels report", report.path)

@@ -9,6 +9,7 @@ from components._images import CONTROL_IMAGE
 def snapshot_dataset(
     *,
     dataset: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Markdown],
     train_images: str = "",
     train_annotations: str = "",
     val_images: str = "",
@@ -24,6 +25,7 @@ def snapshot_dataset(
 
     Args:
         dataset: The manifest: uris, counts and sha256 of every part.
+        summary: The same, to read.
         train_images: Folder or archive of the training images, local or s3://; '' with a root.
         train_annotations: COCO JSON with the training boxes, local or s3://; '' with a root.
         val_images: Images of the validation part; '' for none.
@@ -38,7 +40,7 @@ def snapshot_dataset(
     from pathlib import Path
 
     from mal.jobs import snapshot_uris
-    from mal.lifecycle import lineage, snapshot, steps
+    from mal.lifecycle import lineage, snapshot, steps, summaries
 
     with steps.running_step():
         uris = snapshot_uris(
@@ -56,3 +58,5 @@ def snapshot_dataset(
         steps.tell(manifest.summary)
         manifest.write(Path(dataset.path))
         dataset.metadata.update(lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))
+        page = summaries.facts_markdown("Data set", dataset.metadata)
+        steps.write_summary(summary, page, dataset.metadata)

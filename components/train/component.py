@@ -11,6 +11,7 @@ def train(
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
@@ -23,12 +24,13 @@ def train(
         model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
             and status.json.
         metrics: Figures of the last validation and of the run.
+        summary: The model, its figures and what it came from.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps
+    from mal.lifecycle import lineage, steps, summaries
     from mal.lifecycle.snapshot import read_dataset_manifest
     from mal.stages import run_train
 
@@ -38,7 +40,12 @@ def train(
         result = run_train(experiment)
         steps.replace_links_by_files(model.path)
         figures = lineage.figures(result.metrics)
-        for name, value in figures.items():
-            metrics.log_metric(name, value)
         model.metadata.update(lineage.parents(dataset))
         model.metadata.update(lineage.model_metadata(experiment, model.path, figures))
+        steps.publish(
+            metrics,
+            figures,
+            summary,
+            summaries.facts_markdown("Model", model.metadata),
+            model.metadata,
+        )

@@ -13,7 +13,9 @@ from mal.cluster.resources import Resource
 from mal.errors import ClusterError
 
 LAUNCHER_ACCOUNT = "mal-launcher"
-_MISSING_RUNTIME = re.compile(r"TrainingRuntime.* not found")
+_MISSING_RUNTIME = re.compile(
+    "trainingruntime.*not found|not found.*trainingruntime", re.IGNORECASE
+)
 _PASSING_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -25,7 +27,7 @@ class ServerUnreachableError(ClusterError):
     """The API server was out of reach for longer than the launcher waits; the job goes on."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ApiRefusal(Exception):  # noqa: N818 - an answer, turned into an error by `explain`
     """An answer other than success.
 
@@ -81,7 +83,8 @@ class ApiRefusal(Exception):  # noqa: N818 - an answer, turned into an error by 
     @property
     def is_resource_unknown(self) -> bool:
         """Whether the cluster has no such kind of objects."""
-        return self.status == 404 and not self.is_from_api
+        is_unknown = not self.is_from_api or "requested resource" in self.message
+        return self.status == 404 and is_unknown
 
     def __str__(self) -> str:
         return f"{self.status} {self.reason}: {self.message}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from mal.errors import ClusterError
 
 _MAX_COLLISIONS = 5
 _DIGEST_CHARACTERS = 16
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def submit(
     Raises:
         ClusterError: The name belongs to another step's job, or the cluster refused the job.
     """
-    identity = {names.RUN_LABEL: run_id, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
+    run = run_id if _LABEL_VALUE.fullmatch(run_id) else _digest(run_id)
+    identity = {names.RUN_LABEL: run, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
     job = dataclasses.replace(job, labels={**job.labels, **identity})
     for _ in range(_MAX_COLLISIONS):
         listed = client.list_objects(kind.resource, job.namespace, labels=identity).items

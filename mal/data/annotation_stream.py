@@ -1,4 +1,4 @@
-"""Annotation files read entry by entry: of a file of gigabytes, a megabyte or two are held."""
+"""Annotation files read entry by entry: of a file of gigabytes, a hundred kilobytes are held."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mal.errors import AnnotationError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")

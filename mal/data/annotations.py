@@ -89,6 +89,10 @@ class CocoBoxes:
         """Pixels of each image."""
         return np.array([image.width * image.height for image in self.images], dtype=np.int64)
 
+    def area_of(self, index: int) -> float:
+        """Return the area of one box, px^2, without computing all of them."""
+        return float(self.box_xywh_N4[index, 2] * self.box_xywh_N4[index, 3])
+
     def image_of(self, index: int) -> CocoImage:
         return self.images[int(self.image_index_N[index])]
 

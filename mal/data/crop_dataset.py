@@ -143,7 +143,7 @@ class TrainingCrops(Dataset[CropBatch]):
         return CropBatch(
             image_BCSS=_image_tensor(crop),
             unit_box_B4=torch.from_numpy(unit_box)[None],
-            box_area_B=torch.tensor([boxes.box_area_N[index]], dtype=torch.float32),
+            box_area_B=torch.tensor([boxes.area_of(index)], dtype=torch.float32),
             index_B=torch.tensor([index]),
             true_mask_BSS=self._cut_true_mask(index, window),
         )
@@ -207,7 +207,7 @@ class PredictionCrops(Dataset[CropBatch | None]):
         return CropBatch(
             image_BCSS=_image_tensor(cut_window(image, window, self.crop_size)),
             unit_box_B4=torch.from_numpy(unit_box)[None],
-            box_area_B=torch.tensor([boxes.box_area_N[index]], dtype=torch.float32),
+            box_area_B=torch.tensor([boxes.area_of(index)], dtype=torch.float32),
             index_B=torch.tensor([index]),
         )
 

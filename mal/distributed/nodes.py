@@ -281,7 +281,7 @@ def _seconds_of_waiting() -> Iterator[float]:
 
 
 def _store_host(topology: NodeTopology) -> str:
-    """A pod may not be able to resolve the name of its own service."""
+    """Return where a process finds the store; a pod may not resolve its own service's name."""
     return "localhost" if topology.node_rank == 0 else topology.master_addr
 
 

@@ -192,7 +192,7 @@ def _mask_of_box(
     if x0 >= x1 or y0 >= y1:
         return _empty_mask(boxes, index)
     prob_HW = probability_in_window(prob_MM, window, crops.crop_size, inside_xyxy)
-    mask_HW = prob_HW >= settings.threshold_of(float(boxes.box_area_N[index]))
+    mask_HW = prob_HW >= settings.threshold_of(boxes.area_of(index))
     if settings.keep_largest_part:
         mask_HW = keep_largest_part(mask_HW)
     area = int(np.count_nonzero(mask_HW))

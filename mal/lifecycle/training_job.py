@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
 
 _SMALL_FILES = (EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
 _ID_CHARACTERS = 32  # a label takes 63
+_TIMED = re.compile(r"\d\d:\d\d:\d\d ")
 _DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
 
 
@@ -114,7 +117,7 @@ def train_as_job(
         run_id=run_id,
         client=ClusterClient.connect(),
         limits=limits,
-        tell=steps.tell,
+        tell=_tell,
     )
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
@@ -208,6 +211,14 @@ def collect_results(results: str, folder: Path, is_artifact: bool) -> Path:
             "Look at the job's log, and that nothing else writes or deletes there."
         )
     return folder
+
+
+def _tell(line: str) -> None:
+    """Write a line to the step's log; those of the job's own log have their time already."""
+    if _TIMED.match(line):
+        sys.stderr.write(f"{line}\n")
+    else:
+        steps.tell(line)
 
 
 def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:

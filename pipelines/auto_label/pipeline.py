@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from components.tune import tune
-from pipelines._cluster import prepare
+from pipelines._step_setup import prepare
 from pipelines._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label"

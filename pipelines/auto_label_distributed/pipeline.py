@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components._images import TRAIN_IMAGE
 from components.train_distributed import train_distributed
-from pipelines._cluster import know_its_run, prepare
+from pipelines._step_setup import know_its_run, prepare
 from pipelines._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label-distributed"

@@ -9,7 +9,7 @@ from components.evaluate import evaluate
 from components.export import export
 from components.train import train
 from components.tune import tune as tune_step
-from pipelines._cluster import know_its_run, prepare
+from pipelines._step_setup import know_its_run, prepare
 from pipelines._steps import take_snapshot
 
 PIPELINE_NAME = "tune"

@@ -36,11 +36,11 @@ INTERFACES = {
             "inference_dataset",
             "pipeline_name",
         },
-        {"dataset": "system.Dataset"},
+        {"dataset": "system.Dataset", "summary": "system.Markdown"},
     ),
     "train": (
         {"dataset", "spec", "overrides"},
-        {"model": "system.Model", "metrics": "system.Metrics"},
+        {"model": "system.Model", "metrics": "system.Metrics", "summary": "system.Markdown"},
     ),
     "train_distributed": (
         {
@@ -92,13 +92,65 @@ INTERFACES = {
     ),
     "evaluate": (
         {"dataset", "model", "spec", "overrides"},
-        {"metrics": "system.Metrics", "report": "system.HTML"},
+        {"metrics": "system.Metrics", "report": "system.HTML", "summary": "system.Markdown"},
     ),
     "inference": (
         {"dataset", "model", "spec", "overrides"},
-        {"labels": "system.Artifact", "report": "system.HTML"},
+        {"labels": "system.Artifact", "report": "system.HTML", "summary": "system.Markdown"},
     ),
-    "export": ({"dataset", "model", "spec", "overrides"}, {"onnx": "system.Model"}),
+    "export": (
+        {"dataset", "model", "spec", "overrides"},
+        {"onnx": "system.Model", "summary": "system.Markdown"},
+    ),
+    "detect_new_annotations": (
+        {
+            "train_images",
+            "train_annotations",
+            "store",
+            "val_images",
+            "val_annotations",
+            "min_new_annotations",
+            "quiet_period_s",
+            "pipeline_name",
+        },
+        {
+            "snapshot": "system.Dataset",
+            "metrics": "system.Metrics",
+            "summary": "system.Markdown",
+            "changed": "Boolean",
+            "num_new": "Integer",
+            "num_changed": "Integer",
+            "num_removed": "Integer",
+            "frozen_train_annotations": "String",
+            "frozen_val_annotations": "String",
+        },
+    ),
+    "promote": (
+        {
+            "snapshot",
+            "dataset",
+            "model",
+            "onnx",
+            "report",
+            "challenger_metrics",
+            "champion_metrics",
+            "champion_version",
+            "miou_margin",
+            "category_margin",
+            "category_floor",
+            "max_parity_diff",
+            "registry",
+            "model_name",
+            "run_id",
+            "run_name",
+        },
+        {
+            "metrics": "system.Metrics",
+            "summary": "system.Markdown",
+            "version": "String",
+            "promoted": "Boolean",
+        },
+    ),
 }
 
 every_component = pytest.mark.parametrize("name", list_components())

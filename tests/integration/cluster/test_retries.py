@@ -112,3 +112,12 @@ def test_a_job_of_a_name_that_begins_alike_is_no_attempt(
 ) -> None:
     launch(name=f"{JOB.name}-run").result()
     assert launch().result().name == JOB.name
+
+
+def test_a_run_may_be_named_by_what_is_no_label(
+    cluster: StandIn, launch: Callable[..., Launch]
+) -> None:
+    finished = launch(run_id="s3://bucket/run:1/model").result()
+    assert launch(run_id="s3://bucket/run:1/model").result() == finished
+    with pytest.raises(ClusterError, match=r"job\.name must be free"):
+        launch(run_id="s3://bucket/run:2/model").result()

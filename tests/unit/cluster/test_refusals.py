@@ -41,10 +41,16 @@ def test_an_answer_is_read_as_a_status_object() -> None:
     assert (read.refused_kind, read.is_resource_unknown) == ("namespaces", False)
 
 
-def test_a_path_that_no_operator_brought_is_told_from_a_missing_object() -> None:
-    read = ApiRefusal.from_response(404, "Not Found", "404 page not found\n", "")
-    assert read.is_resource_unknown
-    assert str(read) == "404 Not Found: 404 page not found"
+@pytest.mark.parametrize(
+    "body",
+    [
+        "404 page not found\n",
+        json.dumps({"code": 404, "message": "the server could not find the requested resource"}),
+    ],
+    ids=["server", "proxy"],
+)
+def test_a_path_that_no_operator_brought_is_told_from_a_missing_object(body: str) -> None:
+    assert ApiRefusal.from_response(404, "Not Found", body, "").is_resource_unknown
 
 
 @pytest.mark.parametrize(

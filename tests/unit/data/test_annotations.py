@@ -301,3 +301,9 @@ def test_boxes_are_exact(tmp_path: Path) -> None:
         written(tmp_path, document(annotations=[annotation(1, bbox=box)])), with_masks=False
     )
     np.testing.assert_array_equal(boxes.box_xywh_N4[0], box)
+
+
+def test_the_area_of_a_box_is_that_of_the_array(tmp_path: Path) -> None:
+    entries = [annotation(1), annotation(2, bbox=[0.1, 1 / 3, 7.7, 8.9])]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    assert [boxes.area_of(row) for row in range(2)] == boxes.box_area_N.tolist()

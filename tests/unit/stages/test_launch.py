@@ -17,9 +17,11 @@ from mal.stages.launch import Exchange, _run_workers
 LOSS = ConnectionLostError("rank 0 of 2 must stay connected")
 CAUSE = AnnotationError("images must be there, got none.")
 ENDS_WITH = """
-import os, sys
+import os, sys, time
 from mal.distributed.workers import Worker
 code = int(sys.argv[1 + Worker.current().local_rank])
+if code == 2:
+    time.sleep(1)  # a connection is lost once the process at its other end is gone
 os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
 """
 

@@ -1,0 +1,39 @@
+"""`python -m pipelines lineage`: what made a model, and what was made from it."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mal.lifecycle.lineage_graph import lineage_lines, read_lineage
+from mal.lifecycle.lineage_page import write_lineage_page
+
+
+def add_command(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser("lineage", help="tell what made a model, and what it made")
+    parser.add_argument(
+        "place",
+        metavar="MODEL_OR_RUN",
+        help="a run's folder (runs/latest), a model store, or STORE/versions/VERSION",
+    )
+    parser.add_argument(
+        "--of",
+        default="",
+        metavar="NAME",
+        help="an artifact: its title, version, uri or the beginning of its sha256; default: the "
+        "newest version or model",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("lineage.html"), help="default: lineage.html"
+    )
+    parser.set_defaults(command=_lineage)
+
+
+def _lineage(options: argparse.Namespace) -> int:
+    graph = read_lineage(options.place)
+    node = graph.find(options.of) if options.of else graph.main_node()
+    sys.stdout.writelines(f"{line}\n" for line in lineage_lines(graph, node))
+    write_lineage_page(graph, options.output, title=f"Lineage of {node.title}", focus=node)
+    sys.stdout.write(f"{options.output}\n")
+    return 0
