@@ -39,7 +39,7 @@ def test_another_registry_and_tag_reach_every_step(tmp_path: Path) -> None:
         tmp_path, "--registry", "mirror.corp:5000/ml/mal", "--tag", "1.2-rc1"
     )
     heavy = dict.fromkeys(
-        ("train", "evaluate", "inference", "export"), "mirror.corp:5000/ml/mal/component:1.2-rc1"
+        ("tune", "evaluate", "inference", "export"), "mirror.corp:5000/ml/mal/component:1.2-rc1"
     )
     assert images == {**heavy, "snapshot-dataset": "mirror.corp:5000/ml/mal/control:1.2-rc1"}
     assert "registry.example.com" not in (tmp_path / "auto_label.yaml").read_text()
@@ -50,7 +50,7 @@ def test_digests_beat_the_tag(tmp_path: Path) -> None:
     images = compile_auto_label(
         tmp_path, "--registry", "mirror/mal", "--tag", "1", "--digests", file
     )
-    assert images["train"] == f"mirror/mal/component@{DIGESTS['component']}"
+    assert images["tune"] == f"mirror/mal/component@{DIGESTS['component']}"
     assert images["snapshot-dataset"] == f"mirror/mal/control@{DIGESTS['control']}"
 
 
