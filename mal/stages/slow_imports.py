@@ -34,9 +34,9 @@ def skipping_slow_imports() -> Iterator[None]:
 
 
 def _empty_matplotlib() -> dict[str, ModuleType | None]:
-    """Return what torchmetrics looks up in matplotlib.
+    """Return what torchmetrics looks up in matplotlib; nothing where it is in use or not there.
 
-    Nothing where somebody already uses it, nor where it is not installed, as torchmetrics asks.
+    Whoever asks whether it is there is told by its metadata, or by a search that a stand-in fails.
     """
     if "matplotlib" in sys.modules or importlib.util.find_spec("matplotlib") is None:
         return {}
