@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,29 @@ def test_the_best_of_all_trials_is_found_by_what_they_print(katib: StandIn) -> N
 
 
 def test_every_pod_of_a_trial_gets_the_same_words_whatever_the_webhook_does(
-    katib: StandIn,
+    katib: StandIn, gate: Path
 ) -> None:
-    best = search(lambda _: None, num_trials=1).best
-    told = {
-        name: [text for _, text in log.read(since="", tail=None, follow=False)]
-        for (_, name), log in katib.api.logs.items()
-    }
-    assert set(told) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
-    for lines in told.values():
-        words = [line for line in lines if line.startswith("argument <")]
+    katib.add_image(IMAGE, TRIAL_IMAGE)
+
+    def told() -> dict[str, list[str]]:
+        texts = {
+            name: [text for _, text in log.read(since="", tail=None, follow=False)]
+            for (_, name), log in katib.api.logs.items()
+        }
+        return {
+            name: [line for line in lines if line.startswith("argument <")]
+            for name, lines in texts.items()
+        }
+
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search, lambda _: None, num_trials=1)
+        katib.wait_until(
+            lambda: [len(words) for words in told().values()] == [6, 6], "both pods tell"
+        )
+        gate.touch()
+        best = searching.result().best
+    assert set(told()) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
+    for words in told().values():
         assert words == [
             "argument <train>",
             "argument <dataset.window_rate=[1.3, 2.2]>",
@@ -158,8 +172,9 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
         katib.wait_until(lambda: len(katib.kubelet.runs) >= 2, "trials run", timeout_s=60)
         step.terminate()
         assert step.wait(20) == 143
-    for plural in ("experiments", "trials", "pytorchjobs"):
-        assert katib.objects(plural) == []
+    assert katib.objects("experiments") == []
+    for plural in ("trials", "pytorchjobs"):
+        katib.wait_until(lambda kind=plural: katib.objects(kind) == [], f"the {plural} go")
     katib.wait_until(lambda: katib.pod_names() == [], "the pods go")
 
 
