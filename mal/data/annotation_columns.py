@@ -67,12 +67,12 @@ class AnnotationColumns:
         self.num_bytes.append(entry.num_bytes if value.get("segmentation") else 0)
 
     def box_xywh_N4(self) -> NDArray[np.float64]:  # noqa: N802 - shape letters
-        """Return the boxes."""
-        return np.array(self.box, dtype=np.float64).reshape(-1, 4)
+        """Return the boxes, without a copy."""
+        return np.asarray(self.box, dtype=np.float64).reshape(-1, 4)
 
     def image_index_N(self, images: ImageTable) -> NDArray[np.int64]:  # noqa: N802
         """Return the index of each annotation's image, -1 where there is none."""
-        id_I, wanted_N = images.id_I, np.array(self.image_id, dtype=np.int64)
+        id_I, wanted_N = images.id_I, np.asarray(self.image_id, dtype=np.int64)
         order_I = np.argsort(id_I)
         place_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
         index_N = order_I[np.minimum(place_N, len(id_I) - 1)]
@@ -104,7 +104,7 @@ class AnnotationColumns:
 
         leave_out("annotation of an unknown image", image_index_N < 0, "{name} (image {image_id})")
         if categories:
-            is_known_N = np.isin(np.array(self.category_id, dtype=np.int64), list(categories))
+            is_known_N = np.isin(np.asarray(self.category_id, dtype=np.int64), list(categories))
             leave_out(
                 "annotation of an unknown category", ~is_known_N, "{name} (category {category_id})"
             )

@@ -168,7 +168,7 @@ def _boxes_from_columns(
     rows = columns.usable_rows(image_index_N, images, categories, problems)
 
     def kept(values: Sequence[int]) -> NDArray[np.int64]:
-        return np.array(values, dtype=np.int64)[rows]
+        return np.asarray(values, dtype=np.int64)[rows]
 
     boxes = CocoBoxes(
         path=path,
@@ -179,7 +179,7 @@ def _boxes_from_columns(
         image_index_N=image_index_N[rows],
         category_id_N=kept(columns.category_id),
         box_xywh_N4=columns.box_xywh_N4()[rows],
-        is_crowd_N=np.array(columns.is_crowd, dtype=np.bool_)[rows],
+        is_crowd_N=np.asarray(columns.is_crowd, dtype=np.bool_)[rows],
         segmentations=(
             SegmentationsInFile(path, kept(columns.start), kept(columns.num_bytes))
             if with_masks
