@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
@@ -162,6 +163,10 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
     katib: StandIn, gate: Path
 ) -> None:
     katib.add_image(IMAGE, TRIAL_IMAGE)
+
+    def is_gone(plural: str) -> bool:
+        return katib.objects(plural) == []
+
     path = [str(TESTS / "integration"), str(TESTS / "support"), str(TESTS.parent)]
     with subprocess.Popen(
         [sys.executable, "-m", "cluster.katib_searching"],
@@ -174,7 +179,7 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
         assert step.wait(20) == 143
     assert katib.objects("experiments") == []
     for plural in ("trials", "pytorchjobs"):
-        katib.wait_until(lambda kind=plural: katib.objects(kind) == [], f"the {plural} go")
+        katib.wait_until(functools.partial(is_gone, plural), f"the {plural} go")
     katib.wait_until(lambda: katib.pod_names() == [], "the pods go")
 
 
