@@ -15,6 +15,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.data.points import (
+    NO_BOX_XYWH,
+    ON,
+    LabelledPoint,
+    PointPrompts,
+    parse_points,
+    split_unusable,
+)
 from mal.data.segmentations import Rle, rle_from_segmentation
 from mal.errors import AnnotationError
 
@@ -34,6 +42,7 @@ SMALL_MAX_AREA_PX2, MEDIUM_MAX_AREA_PX2 = 32.0**2, 96.0**2
 MAX_NAMED_SUBJECTS = 5
 MAX_BOX_RATE = 4.0
 CROWD = "crowd, neither trained nor measured"
+NO_POINT_ON_OBJECT = "annotation without a bbox or a point on the object"
 
 _UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -96,6 +105,8 @@ class CocoBoxes:
         segmentations: COCO segmentations, or None where none were asked for; an entry is None
             where the file has none.
         problems: What was left out, and why.
+        points: Labelled points; None where no annotation has any. Boxes of annotations with
+            points alone are NaN until they are estimated.
     """
 
     path: Path
@@ -109,6 +120,7 @@ class CocoBoxes:
     is_crowd_N: NDArray[np.bool_]
     segmentations: Sequence[Any] | None
     problems: Problems
+    points: PointPrompts | None = None
 
     def __len__(self) -> int:
         return len(self.annotation_id_N)
@@ -133,6 +145,7 @@ class CocoBoxes:
             self,
             **{name: getattr(self, name)[rows] for name in _ARRAYS},
             segmentations=self.segmentations and [self.segmentations[row] for row in rows],
+            points=self.points and self.points.select(rows),
         )
 
     def has_masks(self) -> bool:
@@ -215,7 +228,16 @@ def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
             [annotations[r[0]].get("segmentation") or None for r in rows] if with_masks else None
         ),
         problems=problems,
+        points=_join_points([r[6] for r in rows], [r[4] is NO_BOX_XYWH for r in rows]),
     )
+
+
+def _join_points(
+    points_of_each: Sequence[Sequence[LabelledPoint]], is_without_box: Sequence[bool]
+) -> PointPrompts | None:
+    if not any(points_of_each):
+        return None
+    return PointPrompts.from_lists(points_of_each, is_without_box)
 
 
 def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]:
@@ -258,8 +280,8 @@ def _parse_annotations(
     index_of_image: Mapping[int, int],
     categories: dict[int, str],
     problems: Problems,
-) -> Iterable[tuple[int, int, int, int, list[float], bool]]:
-    """Yield position, id, image index, category id, box and crowd flag of each usable box."""
+) -> Iterable[tuple[int, int, int, int, Sequence[float], bool, list[LabelledPoint]]]:
+    """Yield position, id, image index, category id, box, crowd flag and points of each object."""
     for position, entry in enumerate(entries):
         name = f"annotations[{position}]"
         try:
@@ -267,11 +289,12 @@ def _parse_annotations(
             name = f"annotation {annotation_id}"
             image_id = _id_from(entry["image_id"])
             category_id = _id_from(entry.get("category_id", 1))
-            box = _box_from(entry["bbox"])
+            has_box = bool(entry.get("bbox")) or not entry.get("points")
+            box = _box_from(entry["bbox"]) if has_box else NO_BOX_XYWH
         except _UNUSABLE:
             problems.add("annotation without image_id or a bbox of numbers", name)
             continue
-        if len(box) != 4 or not all(np.isfinite(box)):
+        if has_box and (len(box) != 4 or not all(np.isfinite(box))):
             problems.add("bbox that is not four finite numbers", name)
             continue
         if image_id not in index_of_image:
@@ -286,10 +309,31 @@ def _parse_annotations(
         if problem:
             problems.add(problem, f"{name} {box} in {images[image_index].file_name}")
             continue
+        points = _usable_points(entry, name, box, images[image_index], problems)
+        if not has_box and not any(label == ON for _, _, label in points):
+            problems.add(NO_POINT_ON_OBJECT, name)
+            continue
         crowd = bool(entry.get("iscrowd", 0))
         if crowd:
             problems.add(CROWD, name)
-        yield position, annotation_id, image_index, category_id, box, crowd
+        yield position, annotation_id, image_index, category_id, box, crowd, points
+
+
+def _usable_points(
+    entry: Mapping[str, Any],
+    name: str,
+    box_xywh: Sequence[float],
+    image: CocoImage,
+    problems: Problems,
+) -> list[LabelledPoint]:
+    if "points" not in entry:
+        return []
+    points = parse_points(entry["points"], name)
+    usable, unusable = split_unusable(points, box_xywh, image.width, image.height)
+    for problem, left_out in unusable.items():
+        for x, y, _ in left_out:
+            problems.add(problem, f"({x:g}, {y:g}) of {name} in {image.file_name}")
+    return usable
 
 
 def _id_from(value: Any) -> int:
@@ -297,14 +341,14 @@ def _id_from(value: Any) -> int:
     return int(np.int64(int(value)))
 
 
-def _box_from(values: Any) -> list[float]:
+def _box_from(values: Any) -> Sequence[float]:
     if not isinstance(values, list):
         raise TypeError
     return [float(value) for value in values]
 
 
 def _box_problem(box_xywh: Sequence[float], image: CocoImage) -> str | None:
-    x, y, w, h = box_xywh
+    x, y, w, h = box_xywh  # all NaN, where there is no box, is no problem
     if w <= 0 or h <= 0:
         return "box of zero or negative size"
     if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:

@@ -32,6 +32,7 @@ def mean_field(
     high: float = 0.9,
     dilations: Sequence[int] = (1,),
     start: str = "clamped",
+    known_BHW: Tensor | None = None,
 ) -> Tensor:
     """Sharpen a probability map along the colours of its image, inside the box.
 
@@ -47,6 +48,8 @@ def mean_field(
         dilations: Distances of the neighbours; the neighbourhoods of several are summed.
         start: clamped: the probabilities (the paper). balanced: only their side of 0.5, at the
             clamps; an undecided map is then not flooded by the certain outside. soft: as clamped.
+        known_BHW: 1 where a pixel is known to be object, -1 where not, else 0. Such a pixel stays
+            at its clamp, whatever its neighbours say.
 
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
@@ -55,8 +58,13 @@ def mean_field(
         _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
         dilations=dilations, start=start,
     )  # fmt: skip
+    if known_BHW is not None:
+        box_mask_BHW = torch.where(known_BHW == 0, box_mask_BHW, (known_BHW > 0).float())
+        is_object_BHW = known_BHW > 0
+    else:
+        is_object_BHW = None
     if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
-        return label_maps(image_BCHW, prob_BHW, box_mask_BHW)
+        return label_maps(image_BCHW, prob_BHW, box_mask_BHW, is_object_BHW)
     label_BHW = torch.zeros_like(prob_BHW, dtype=torch.float32)
     reach = kernel_size // 2 * max(dilations)
     for item, box_mask_HW in enumerate(box_mask_BHW):
@@ -67,6 +75,7 @@ def mean_field(
                 image_BCHW[one, :, rows, columns],
                 prob_BHW[one, rows, columns],
                 box_mask_BHW[one, rows, columns],
+                None if is_object_BHW is None else is_object_BHW[one, rows, columns],
             )
     return label_BHW
 
@@ -89,6 +98,7 @@ def _label_maps(
     image_BCHW: Tensor,
     prob_BHW: Tensor,
     box_mask_BHW: Tensor,
+    is_object_BHW: Tensor | None,
     *,
     kernel_size: int,
     zeta: float,
@@ -107,6 +117,8 @@ def _label_maps(
     is_outside_BHW = box_mask_BHW < 0.5
     logit_BHW = logit_BHW.masked_fill(is_outside_BHW, low_logit)
     highest_BHW = torch.where(is_outside_BHW, low_logit, high_logit)
+    if is_object_BHW is not None:
+        logit_BHW = logit_BHW.masked_fill(is_object_BHW, high_logit)
     # A neighbour is a fixed distance away in the rows of a padded map laid end to end: every
     # operand below is one contiguous run, and two maps take turns without a copy.
     pad = kernel_size // 2 * max(dilations)
@@ -119,6 +131,7 @@ def _label_maps(
 
     weights_BP = [run_of(weight_BHW) for _, _, weight_BHW in neighbours]
     highest_BP = run_of(highest_BHW)
+    is_object_BP = None if is_object_BHW is None else run_of(is_object_BHW.float()) > 0
     old_BQ = F.pad(logit_BHW, (pad, pad, pad, pad)).flatten(1)
     maps = [old_BQ, old_BQ.clone()]
     own_BP = [map_BQ[:, first : first + size] for map_BQ in maps]
@@ -131,6 +144,8 @@ def _label_maps(
         for weight_BP, value_BP in zip(weights_BP, neighbours_BP[old], strict=True):
             total_BP = torch.addcmul(total_BP, weight_BP, value_BP, out=own_BP[new])
         torch.minimum(total_BP, highest_BP, out=total_BP).clamp_(min=low_logit)
+        if is_object_BP is not None:
+            total_BP.masked_fill_(is_object_BP, high_logit)
     end_BHW = maps[num_iters % 2].view(-1, height + 2 * pad, row)
     return (end_BHW[:, pad : pad + height, pad : pad + width] > 0).float()
 

@@ -17,6 +17,7 @@ from mal.labeling.load import load_model, prediction_settings
 from mal.labeling.masks import InstanceMask
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.estimation import with_estimated_boxes
 from mal.stages.evaluate import report_facts
 from mal.stages.launch import on_every_device
 from mal.stages.measure import predict_rows
@@ -49,6 +50,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
+        reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
         rows = np.arange(len(reader.boxes))
         masks = list(predict_rows(loaded.model, reader, rows, settings, "label"))
         result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
