@@ -12,10 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install check format test test-slow bench compile clean
+.PHONY: help demo install check format test test-slow test-container bench compile \
+  images lock sbom audit clean
 
 help: ## List the commands
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime $(DEMO_DIR)/train.json ## Learn masks from boxes on generated pictures, through the whole pipeline
 	$(BIN)/python -m pipelines run auto_label --output $(RUNS_DIR) \
@@ -33,6 +34,7 @@ check: $(VENV)/.dev ## Check format, lint, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint images/Containerfile
 
 format: $(VENV)/.dev ## Format and mend what ruff can mend
 	$(BIN)/ruff format .
@@ -42,7 +44,11 @@ test: $(VENV)/.dev ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow and not gpu"
+
+test-container: $(VENV)/.dev ## Build the images and run them; skipped where Docker cannot run
+	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -m container --timeout 1800 --durations 5 -rs tests/container
 
 bench: $(VENV)/.dev ## Measure against the literal algorithm (CASE=name for one); writes docs/performance.md
 	$(BIN)/python tests/bench/run.py $(CASE)
@@ -52,6 +58,19 @@ compile: $(VENV)/.runtime ## Write every generated file: schemas, compiled compo
 	$(BIN)/python -m components
 	$(BIN)/python -m components._example_jobs
 	$(BIN)/python -m pipelines compile
+
+images: ## Build the images: REGISTRY=, TAG=, BASE_IMAGE=; images/README.md has the rest
+	images/build
+
+lock: $(VENV)/.release ## Lock anew what the images install; TORCH=cpu for another variant
+	PATH=$(CURDIR)/$(BIN):$$PATH images/lock
+
+sbom: ## List what the built images hold: dist/sbom/*.cdx.json and docs/licences.md
+	images/list-content
+
+audit: $(VENV)/.release ## Look the locked packages up among the known vulnerabilities
+	cat images/locks/torch-cuda.txt images/locks/train.txt images/locks/component.txt \
+	  images/locks/sdists.txt | $(BIN)/pip-audit --strict --disable-pip --no-deps -r /dev/stdin
 
 clean: ## Remove what was made here, but not .venv
 	rm -rf $(DEMO_DIR) $(RUNS_DIR) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -67,3 +86,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.release: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[release]'
+	touch $@

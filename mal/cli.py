@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mal import __version__
 from mal.errors import MalError, SpecError
@@ -165,15 +166,19 @@ def _run_action(args: argparse.Namespace) -> int:
     set_up_logging()
     with handling_stop_signals():
         result = getattr(stages, f"run_{args.action}")(spec)
-    _print_result(args.action, result)
+    from mal.stages.session import results_uri
+
+    _print_result(args.action, result, results_uri(args.action, spec))
     return 0
 
 
-def _print_result(action: str, result: object) -> None:
+def _print_result(action: str, result: Any, results_uri: str) -> None:
+    """Print figures and places; those of a bucket as they are there, not as their local twins."""
     from mal.evaluation.summary import result_lines
 
     for line in result_lines(action, result):
-        print(line)
+        is_remote = "://" in results_uri
+        print(line.replace(str(result.results_dir), results_uri) if is_remote else line)
 
 
 def _print_spec(args: argparse.Namespace) -> int:

@@ -49,6 +49,10 @@ class WorkerError(MalError):
     """A process of a run over several was lost, or cannot reach the others."""
 
 
+class ConnectionLostError(WorkerError):
+    """The end of another process, as this one saw it: never the cause itself."""
+
+
 class MissingExtraError(MalError):
     """An optional dependency that the requested work needs is not installed."""
 

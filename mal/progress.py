@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from mal.distributed.workers import Worker
+
 log = logging.getLogger(__name__)
 
 LINE_INTERVAL_S = 15.0
@@ -31,7 +33,8 @@ class Progress:
         self.unit = unit
         self.done = self._done_before = done
         self._started_s = self._last_line_s = time.monotonic()
-        self._bar = _TerminalBar(name, total, done) if sys.stderr.isatty() else None
+        has_bar = sys.stderr.isatty() and Worker.current().is_first
+        self._bar = _TerminalBar(name, total, done) if has_bar else None
 
     def update_to(self, done: int) -> None:
         """Say how much is done in all."""

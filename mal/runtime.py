@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mal.spec.experiment import ExperimentSpec
 
 SIGNAL_EXIT_BASE = 128
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -37,27 +39,21 @@ class StopRequest:
     Attributes:
         is_deferred: While true a first signal is only remembered, for the training loop to act on
             after its step; a second one interrupts at once.
-        received: The remembered signal.
+        received: The remembered signal, of this process or of another one of its run.
     """
 
     def __init__(self) -> None:
         self.is_deferred = False
         self.received: int | None = None
+        self._num_own = 0
 
     def handle(self, signal_number: int, _frame: Any) -> None:
         """Remember the signal or interrupt."""
-        if self.is_deferred and self.received is None:
-            self.received = signal_number
+        self._num_own += 1
+        if self.is_deferred and self._num_own == 1:
+            self.received = self.received or signal_number
             return
         raise Interrupted(signal_number)
-
-    def take_signals(self) -> dict[signal.Signals, Any]:
-        """Handle SIGINT and SIGTERM from now on; returns who did before.
-
-        Raises:
-            ValueError: This is not the main thread, which alone may choose.
-        """
-        return {each: signal.signal(each, self.handle) for each in (signal.SIGINT, signal.SIGTERM)}
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -78,6 +74,12 @@ class StopRequest:
             self.received = number
         return bool(number)
 
+    def take_signals(self) -> None:
+        """Handle them here alone (in a main thread), also where a library has put itself before."""
+        with contextlib.suppress(ValueError):
+            for number in STOP_SIGNALS:
+                signal.signal(number, self.handle)
+
     def raise_if_received(self) -> None:
         """Interrupt if a signal was remembered."""
         if self.received is not None:
@@ -88,16 +90,14 @@ class StopRequest:
 def handling_stop_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the block (in a main thread; elsewhere nothing changes)."""
     request = StopRequest()
-    try:
-        previous = request.take_signals()
-    except ValueError:
-        yield request
-        return
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    request.take_signals()
     try:
         yield request
     finally:
-        for signal_number, handler in previous.items():
-            signal.signal(signal_number, handler)
+        with contextlib.suppress(ValueError):
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
@@ -145,3 +145,4 @@ def set_up_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a class token

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mal.artifacts import STATUS_FILE
 
+MONITORED_METRIC = "mIoU"  # what services look for among a run's figures
+
 
 class Status(StrEnum):
     """States of a run."""
@@ -84,6 +86,15 @@ class StatusLog:
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def last_figures(path: Path) -> dict[str, float]:
+    """Return the figures of the last line of a `status.json` that has any."""
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        kpi = json.loads(line)["kpi"] if line.strip() else {}
+        if kpi:
+            return {name: value for name, value in kpi.items() if value is not None}
+    return {}
 
 
 def _finite_or_none(value: float | None) -> float | None:

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from components._images import COMMITTED, ImageReferenceError, image_references
 from mal.errors import MalError
+from pipelines import _promote, _schedule, _submit
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
 
 EXIT_FAILURE = 1
@@ -34,6 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument(
         "-o", "--output", type=Path, help="folder for NAME.yaml; default: the committed files"
     )
+    images = compiling.add_argument_group("images", "where your cluster gets them from; needs -o")
+    images.add_argument(
+        "--registry", metavar="R", help="HOST[:PORT][/PATH] in place of the default"
+    )
+    images.add_argument("--tag", metavar="T", help="in place of this version")
+    images.add_argument(
+        "--digests", type=Path, metavar="FILE", help="YAML as images/push writes it; beats the tag"
+    )
     compiling.set_defaults(command=_compile)
 
     running = commands.add_parser("run", help="run a pipeline on this machine")
@@ -50,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
     )
     running.set_defaults(command=_run)
+
+    for module in (_submit, _schedule, _promote):
+        module.add_command(commands)
     return parser
 
 
@@ -64,10 +77,16 @@ def _list(_options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     pipelines = [find_pipeline(name) for name in options.names] or list_pipelines()
+    images = image_references(options.registry, options.tag, options.digests)
+    if images != COMMITTED and options.output is None:
+        raise ImageReferenceError(
+            "--output must name a folder where images are given, got none. "
+            "The committed files keep the default references."
+        )
     for pipeline in pipelines:
         path = _compiled_path(pipeline, options.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(pipeline.compiled(), encoding="utf-8")
+        path.write_text(images.put_in(pipeline.compiled()), encoding="utf-8")
         sys.stdout.write(f"{path}\n")
     return 0
 

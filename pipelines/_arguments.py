@@ -1,6 +1,7 @@
 """From `-p key=value` to the typed arguments of a pipeline."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from mal.errors import MalError
 from pipelines._registry import Parameter, Pipeline
 
-_PATH_SUFFIXES = ("_images", "_annotations")
+_PLACE_NAME = re.compile(r"(\w+_)?(images|annotations|store|work_dir)|model")
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
@@ -28,7 +29,7 @@ def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str,
     """Read `key=value` pairs.
 
     Values of anything but text are YAML. A list may be given whole (`overrides=[a=1, b=2]`) or an
-    item at a time (`overrides=a=1`, repeated). Relative paths of images and annotations are made
+    item at a time (`overrides=a=1`, repeated). Relative paths of data, models and stores are made
     absolute; `spec` may name a file.
 
     Raises:
@@ -71,9 +72,11 @@ def _assign(
         arguments.setdefault(parameter.name, []).append(text)
         return
     try:
-        value = yaml.safe_load(text)
+        value: Any = yaml.safe_load(text)
     except yaml.YAMLError:
         value = None
+    if parameter.type == "NUMBER_DOUBLE" and type(value) is int:
+        value = float(value)
     accepted = _TYPES.get(parameter.type, (object,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
         problems.append(f"{parameter.name} must be a {parameter.type}, got '{text}'.")
@@ -84,7 +87,7 @@ def _assign(
 
 
 def _text_value(name: str, text: str) -> str:
-    if name.endswith(_PATH_SUFFIXES) and text and "://" not in text:
+    if _PLACE_NAME.fullmatch(name) and text and "://" not in text:
         return str(Path(text).expanduser().resolve())
     if name == "spec" and "\n" not in text and text.endswith((".yaml", ".yml")):
         return Path(text).expanduser().read_text(encoding="utf-8")

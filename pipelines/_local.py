@@ -96,6 +96,7 @@ def _execute(
         contextlib.redirect_stdout(log),
     ):
         warnings.filterwarnings("ignore", message=".*non-Python base image.*")
+        warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
             pipeline_root=str(output_dir),

@@ -57,8 +57,13 @@ class Pipeline:
 
     @property
     def num_steps(self) -> int:
-        """Tasks of its outermost graph."""
-        return len(self.function.pipeline_spec.root.dag.tasks)
+        """How many steps a run has; 0 where it depends on what they find."""
+        tasks = self.function.pipeline_spec.root.dag.tasks.values()
+        depends = any(self._is_graph(task.component_ref.name) for task in tasks)
+        return 0 if depends else len(tasks)
+
+    def _is_graph(self, component: str) -> bool:
+        return bool(self.function.pipeline_spec.components[component].HasField("dag"))
 
     @property
     def output_names(self) -> Sequence[str]:

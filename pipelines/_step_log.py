@@ -79,7 +79,8 @@ class StepLog(io.TextIOBase):
         if started := _STARTED.match(message):
             self.steps.append(StepRecord(started["step"], self._clock()))
             self._is_in_executor_input = False
-            self._show(f"\nstep {len(self.steps)} of {self._num_steps}: {started['step']}")
+            total = f" of {self._num_steps}" if self._num_steps else ""
+            self._show(f"\nstep {len(self.steps)}{total}: {started['step']}")
         elif ended := _ENDED.match(message):
             self._end_step(ended["step"], ended["status"])
         elif level in ("WARNING", "ERROR"):

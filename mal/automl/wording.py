@@ -81,7 +81,7 @@ _OFF = (
     r"automl free",
     r"automl (?:\w+ )?(?:not|never) (?:be )?(?:run|used?|start|started|happen)",
     r"(?:no|without|skip|skipping|avoid) search(?:ing)?",
-    r"(?:not|never) tune(?: anything)?$",
+    r"(?:not|never|no need to) tune(?: anything)?$",
 )
 _PLAIN = (
     r"plain (?:train|training|run)",

@@ -21,6 +21,10 @@ INSTANCE_LABEL = "app.kubernetes.io/instance"
 ISTIO_LABEL = "sidecar.istio.io/inject"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
+# By these a retried step finds its job: the run, and where the job writes.
+RUN_LABEL = "mal.kubeflow.org/run-id"
+OUTPUTS_LABEL = "mal.kubeflow.org/outputs"
+
 OWN_LABELS = frozenset({APP_LABEL, COMPONENT_LABEL, INSTANCE_LABEL, ISTIO_LABEL, QUEUE_LABEL})
 OPERATOR_LABEL_PREFIXES = (
     "training.kubeflow.org/", "trainer.kubeflow.org/", "jobset.sigs.k8s.io/",

@@ -42,10 +42,13 @@ def _replicas(job: JobSettings, template: Object, number: int) -> Object:
 def _run_policy(job: JobSettings) -> Object:
     policy: Object = {
         "activeDeadlineSeconds": job.lifetime.active_deadline_s,
-        "backoffLimit": job.lifetime.backoff_limit,
         "cleanPodPolicy": job.lifetime.clean_pod_policy,
         "ttlSecondsAfterFinished": job.lifetime.ttl_after_finished_s,
     }
+    # A limit of 0 says nothing that Never does not, and made operators before 1.9.4 delete the
+    # failed pod with its log, whatever the clean-up policy (kubeflow/trainer#3419).
+    if job.lifetime.backoff_limit:
+        policy["backoffLimit"] = job.lifetime.backoff_limit
     if job.num_nodes > 1:  # read by an operator with a gang scheduler: all nodes start, or none
         policy["schedulingPolicy"] = {"minAvailable": job.num_nodes}
         if job.placement.priority_class:

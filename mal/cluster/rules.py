@@ -148,7 +148,7 @@ def _outputs_problems(job: JobSettings) -> Problems:
     except StorageError as error:
         yield f"job.outputs_uri: {error}"
         return
-    if not any(_is_below(job.outputs_uri, c.mount_path) for c in _writable(job.storage.claims)):
+    if not any(is_below(job.outputs_uri, c.mount_path) for c in _writable(job.storage.claims)):
         yield (
             "job.outputs_uri must be s3://, minio:// or a folder on a claim that can be written, "
             f"got {job.outputs_uri!r}: it would be lost with the pod. Give a uri, or add the claim "
@@ -220,7 +220,7 @@ def _storage_problems(job: JobSettings) -> Problems:
         path = volume.mount_path
         if not path.startswith("/") or not path.strip("/") or ":" in path or ".." in path:
             yield f"job.{name}.mount_path must be an absolute folder, got {path!r}. Write /data."
-        elif any(_is_below(path, other) or _is_below(other, path) for other in taken):
+        elif any(is_below(path, other) or is_below(other, path) for other in taken):
             yield (
                 f"job.{name}.mount_path must be a folder of its own, got {path}, which meets "
                 "another mount. Choose another."
@@ -321,7 +321,8 @@ def _writable(claims: Collection[VolumeClaim]) -> Iterator[VolumeClaim]:
     return (claim for claim in claims if not claim.read_only)
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is a folder or lies in it."""
     path = posixpath.normpath(path)
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 

@@ -1,82 +1,40 @@
 """COCO annotation files as flat arrays: one path in for training, evaluation and inference.
 
+No object of Python is kept for a box or an image: the index of a million boxes is small, and
+loader processes share it without copying.
+
 Shape letters: N annotations of the file (crowds included), I images, 4 = x, y, w, h in pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.points import (
-    NO_BOX_XYWH,
-    ON,
-    LabelledPoint,
-    PointPrompts,
-    parse_points,
-    split_unusable,
+from mal.data.annotation_columns import UNUSABLE, AnnotationColumns, int64_from
+from mal.data.annotation_stream import Entry, read_members
+from mal.data.image_table import CocoImage, ImageTable
+from mal.data.points import PointPrompts
+from mal.data.problems import Problems
+from mal.data.segmentations import (
+    Rle,
+    Segmentations,
+    SegmentationsInFile,
+    rle_from_segmentation,
 )
-from mal.data.segmentations import Rle, rle_from_segmentation
 from mal.errors import AnnotationError
 
-__all__ = [
-    "CROWD",
-    "CocoBoxes",
-    "CocoImage",
-    "Problems",
-    "Rle",
-    "load_boxes",
-    "read_annotation_document",
-    "rle_from_segmentation",
-]
+__all__ = ["CROWD", "CocoBoxes", "CocoImage", "Problems", "Rle", "load_boxes"]
 
 # COCO's size classes by w * h of the box: small up to the first, medium up to the second.
 SMALL_MAX_AREA_PX2, MEDIUM_MAX_AREA_PX2 = 32.0**2, 96.0**2
-MAX_NAMED_SUBJECTS = 5
-MAX_BOX_RATE = 4.0
 CROWD = "crowd, neither trained nor measured"
-NO_POINT_ON_OBJECT = "annotation without a bbox or a point on the object"
-
-_UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-
-
-@dataclass
-class Problems:
-    """What is wrong with a data set, counted by kind, the first few of each named."""
-
-    subjects: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, subject: str) -> None:
-        self.subjects.setdefault(kind, []).append(subject)
-
-    def __bool__(self) -> bool:
-        return bool(self.subjects)
-
-    def lines(self, max_named: int = MAX_NAMED_SUBJECTS) -> list[str]:
-        """Describe each kind in one line: count, kind and the first subjects."""
-        return [
-            f"{len(names)} x {kind}: {', '.join(names[:max_named])}"
-            + (f" and {len(names) - max_named} more" if len(names) > max_named else "")
-            for kind, names in self.subjects.items()
-        ]
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """One image of the file; `width` and `height` in pixels."""
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-
 
 _ARRAYS = (
     "annotation_position_N",
@@ -102,15 +60,14 @@ class CocoBoxes:
         category_id_N: Keys of `categories`.
         box_xywh_N4: COCO boxes, float64.
         is_crowd_N: Crowds: never trained, never measured.
-        segmentations: COCO segmentations, or None where none were asked for; an entry is None
-            where the file has none.
+        segmentations: COCO segmentations, or None where none were asked for.
         problems: What was left out, and why.
         points: Labelled points; None where no annotation has any. Boxes of annotations with
             points alone are NaN until they are estimated.
     """
 
     path: Path
-    images: tuple[CocoImage, ...]
+    images: Sequence[CocoImage]
     categories: Mapping[int, str]
     annotation_position_N: NDArray[np.int64]
     annotation_id_N: NDArray[np.int64]
@@ -118,7 +75,7 @@ class CocoBoxes:
     category_id_N: NDArray[np.int64]
     box_xywh_N4: NDArray[np.float64]
     is_crowd_N: NDArray[np.bool_]
-    segmentations: Sequence[Any] | None
+    segmentations: Segmentations | None
     problems: Problems
     points: PointPrompts | None = None
 
@@ -136,6 +93,10 @@ class CocoBoxes:
         """Pixels of each image."""
         return np.array([image.width * image.height for image in self.images], dtype=np.int64)
 
+    def area_of(self, index: int) -> float:
+        """Return the area of one box, px^2, without computing all of them."""
+        return float(self.box_xywh_N4[index, 2] * self.box_xywh_N4[index, 3])
+
     def image_of(self, index: int) -> CocoImage:
         return self.images[int(self.image_index_N[index])]
 
@@ -144,50 +105,21 @@ class CocoBoxes:
         return dataclasses.replace(
             self,
             **{name: getattr(self, name)[rows] for name in _ARRAYS},
-            segmentations=self.segmentations and [self.segmentations[row] for row in rows],
-            points=self.points and self.points.select(rows),
+            segmentations=None if self.segmentations is None else self.segmentations.select(rows),
+            points=None if self.points is None else self.points.select(rows),
         )
 
     def has_masks(self) -> bool:
         """Whether any box has a true mask (and masks were asked for)."""
-        return self.segmentations is not None and any(s is not None for s in self.segmentations)
+        return self.segmentations is not None and bool(self.segmentations.is_given_N.any())
 
     def rle_of(self, index: int) -> Rle | None:
         """Return the true mask of a box as compressed RLE, or None where the file has none."""
-        if self.segmentations is None or self.segmentations[index] is None:
+        segmentation = None if self.segmentations is None else self.segmentations[index]
+        if segmentation is None:
             return None
         image = self.image_of(index)
-        return rle_from_segmentation(self.segmentations[index], image.height, image.width)
-
-
-def read_annotation_document(path: Path) -> dict[str, Any]:
-    """Read a COCO JSON file whole.
-
-    Raises:
-        AnnotationError: It is missing, not JSON or not a COCO instance file.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise AnnotationError(
-            f"annotation file must exist, got {path}. Give the path of a COCO JSON file."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise AnnotationError(
-            f"annotation file must be readable JSON, got {path} ({error}). Repair or replace it."
-        ) from error
-    if not isinstance(document, dict):
-        raise AnnotationError(
-            f"annotation file must hold a JSON object, got a {type(document).__name__} in {path}. "
-            "Give a COCO instance file."
-        )
-    for key in ("images", "annotations"):
-        if not isinstance(document.get(key), list):
-            raise AnnotationError(
-                f"annotation file must have a list '{key}', got none in {path}. "
-                "Give a COCO instance file."
-            )
-    return document
+        return rle_from_segmentation(segmentation, image.height, image.width)
 
 
 def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
@@ -195,63 +127,89 @@ def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
 
     Args:
         path: A local COCO JSON file.
-        with_masks: Keep segmentations. Training from boxes does not ask for them.
+        with_masks: Note where the segmentations stand; each is read when it is asked for.
+            Training from boxes does not ask for them.
 
     Raises:
         AnnotationError: The file cannot be read, or no image is left.
     """
-    document = read_annotation_document(path)
-    problems = Problems()
-    images = _parse_images(document["images"], problems)
+    problems, images, columns = Problems(), ImageTable(), AnnotationColumns(path)
+    categories: dict[int, str] = {}
+    missing = ["images", "annotations"]
+    for key, _, entries in read_members(path):
+        if entries is None:
+            continue
+        missing = [name for name in missing if name != key]
+        if key == "images":
+            _read_images(entries, images, problems)
+        elif key == "categories":
+            _read_categories(entries, categories, problems)
+        elif key == "annotations":
+            for position, entry in enumerate(entries):
+                columns.add(position, entry, problems)
+    for key in missing:
+        raise AnnotationError(
+            f"annotation file must have a list '{key}', got none in {path}. "
+            "Give a COCO instance file."
+        )
     if not images:
         raise AnnotationError(
             f"annotation file must list images, got none that can be used in {path}. "
             f"{'; '.join(problems.lines())}"
         )
-    categories = _parse_categories(document.get("categories"), problems)
-    index_of_image = {image.id: index for index, image in enumerate(images)}
-    rows = list(
-        _parse_annotations(document["annotations"], images, index_of_image, categories, problems)
-    )
-    annotations = document["annotations"]
-    return CocoBoxes(
+    return _boxes_from_columns(path, columns, images, categories, problems, with_masks=with_masks)
+
+
+def _boxes_from_columns(
+    path: Path,
+    columns: AnnotationColumns,
+    images: ImageTable,
+    categories: dict[int, str],
+    problems: Problems,
+    *,
+    with_masks: bool,
+) -> CocoBoxes:
+    image_index_N = columns.image_index_N(images)
+    rows = columns.usable_rows(image_index_N, images, categories, problems)
+    rows, points = columns.usable_points(rows, images.size_I2[image_index_N], problems)
+
+    def kept(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.array(values, dtype=np.int64)[rows]
+
+    boxes = CocoBoxes(
         path=path,
-        images=tuple(images),
-        categories=categories,
-        annotation_position_N=np.array([r[0] for r in rows], dtype=np.int64),
-        annotation_id_N=np.array([r[1] for r in rows], dtype=np.int64),
-        image_index_N=np.array([r[2] for r in rows], dtype=np.int64),
-        category_id_N=np.array([r[3] for r in rows], dtype=np.int64),
-        box_xywh_N4=np.array([r[4] for r in rows], dtype=np.float64).reshape(-1, 4),
-        is_crowd_N=np.array([r[5] for r in rows], dtype=np.bool_),
+        images=images,
+        categories=categories or {k: str(k) for k in kept(columns.category_id).tolist()},
+        annotation_position_N=kept(columns.position),
+        annotation_id_N=kept(columns.annotation_id),
+        image_index_N=image_index_N[rows],
+        category_id_N=kept(columns.category_id),
+        box_xywh_N4=columns.box_xywh_N4()[rows],
+        is_crowd_N=np.array(columns.is_crowd, dtype=np.bool_)[rows],
         segmentations=(
-            [annotations[r[0]].get("segmentation") or None for r in rows] if with_masks else None
+            SegmentationsInFile(path, kept(columns.start), kept(columns.num_bytes))
+            if with_masks
+            else None
         ),
         problems=problems,
-        points=_join_points([r[6] for r in rows], [r[4] is NO_BOX_XYWH for r in rows]),
+        points=points,
     )
+    for row in np.flatnonzero(boxes.is_crowd_N):
+        problems.add(CROWD, f"annotation {boxes.annotation_id_N[row]}")
+    return boxes
 
 
-def _join_points(
-    points_of_each: Sequence[Sequence[LabelledPoint]], is_without_box: Sequence[bool]
-) -> PointPrompts | None:
-    if not any(points_of_each):
-        return None
-    return PointPrompts.from_lists(points_of_each, is_without_box)
-
-
-def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]:
-    images: list[CocoImage] = []
+def _read_images(entries: Iterator[Entry], images: ImageTable, problems: Problems) -> None:
     seen: set[int] = set()
-    for position, entry in enumerate(entries):
+    for position, (entry, _, _) in enumerate(entries):
         try:
             image = CocoImage(
-                id=_id_from(entry["id"]),
+                id=int64_from(entry["id"]),
                 file_name=str(entry["file_name"]),
-                width=int(entry["width"]),
-                height=int(entry["height"]),
+                width=int64_from(entry["width"]),
+                height=int64_from(entry["height"]),
             )
-        except _UNUSABLE:
+        except UNUSABLE:
             problems.add("image without id, file_name, width or height", f"images[{position}]")
             continue
         if image.width <= 0 or image.height <= 0:
@@ -261,98 +219,13 @@ def _parse_images(entries: Iterable[Any], problems: Problems) -> list[CocoImage]
         else:
             seen.add(image.id)
             images.append(image)
-    return images
 
 
-def _parse_categories(entries: Any, problems: Problems) -> dict[int, str]:
-    categories: dict[int, str] = {}
-    for position, entry in enumerate(entries if isinstance(entries, list) else []):
+def _read_categories(
+    entries: Iterator[Entry], categories: dict[int, str], problems: Problems
+) -> None:
+    for position, (entry, _, _) in enumerate(entries):
         try:
-            categories[_id_from(entry["id"])] = str(entry.get("name", entry["id"]))
-        except _UNUSABLE:
+            categories[int64_from(entry["id"])] = str(entry.get("name", entry["id"]))
+        except UNUSABLE:
             problems.add("category without id", f"categories[{position}]")
-    return categories
-
-
-def _parse_annotations(
-    entries: Iterable[Any],
-    images: Sequence[CocoImage],
-    index_of_image: Mapping[int, int],
-    categories: dict[int, str],
-    problems: Problems,
-) -> Iterable[tuple[int, int, int, int, Sequence[float], bool, list[LabelledPoint]]]:
-    """Yield position, id, image index, category id, box, crowd flag and points of each object."""
-    for position, entry in enumerate(entries):
-        name = f"annotations[{position}]"
-        try:
-            annotation_id = _id_from(entry.get("id", position + 1))
-            name = f"annotation {annotation_id}"
-            image_id = _id_from(entry["image_id"])
-            category_id = _id_from(entry.get("category_id", 1))
-            has_box = bool(entry.get("bbox")) or not entry.get("points")
-            box = _box_from(entry["bbox"]) if has_box else NO_BOX_XYWH
-        except _UNUSABLE:
-            problems.add("annotation without image_id or a bbox of numbers", name)
-            continue
-        if has_box and (len(box) != 4 or not all(np.isfinite(box))):
-            problems.add("bbox that is not four finite numbers", name)
-            continue
-        if image_id not in index_of_image:
-            problems.add("annotation of an unknown image", f"{name} (image {image_id})")
-            continue
-        if categories and category_id not in categories:
-            problems.add("annotation of an unknown category", f"{name} (category {category_id})")
-            continue
-        categories.setdefault(category_id, str(category_id))
-        image_index = index_of_image[image_id]
-        problem = _box_problem(box, images[image_index])
-        if problem:
-            problems.add(problem, f"{name} {box} in {images[image_index].file_name}")
-            continue
-        points = _usable_points(entry, name, box, images[image_index], problems)
-        if not has_box and not any(label == ON for _, _, label in points):
-            problems.add(NO_POINT_ON_OBJECT, name)
-            continue
-        crowd = bool(entry.get("iscrowd", 0))
-        if crowd:
-            problems.add(CROWD, name)
-        yield position, annotation_id, image_index, category_id, box, crowd, points
-
-
-def _usable_points(
-    entry: Mapping[str, Any],
-    name: str,
-    box_xywh: Sequence[float],
-    image: CocoImage,
-    problems: Problems,
-) -> list[LabelledPoint]:
-    if "points" not in entry:
-        return []
-    points = parse_points(entry["points"], name)
-    usable, unusable = split_unusable(points, box_xywh, image.width, image.height)
-    for problem, left_out in unusable.items():
-        for x, y, _ in left_out:
-            problems.add(problem, f"({x:g}, {y:g}) of {name} in {image.file_name}")
-    return usable
-
-
-def _id_from(value: Any) -> int:
-    """Convert an id; one that 64 bits cannot hold raises OverflowError."""
-    return int(np.int64(int(value)))
-
-
-def _box_from(values: Any) -> Sequence[float]:
-    if not isinstance(values, list):
-        raise TypeError
-    return [float(value) for value in values]
-
-
-def _box_problem(box_xywh: Sequence[float], image: CocoImage) -> str | None:
-    x, y, w, h = box_xywh  # all NaN, where there is no box, is no problem
-    if w <= 0 or h <= 0:
-        return "box of zero or negative size"
-    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
-        return "box outside its image"
-    if w > MAX_BOX_RATE * image.width or h > MAX_BOX_RATE * image.height:
-        return "box far larger than its image"
-    return None

@@ -155,8 +155,8 @@ def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
 def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
     if boxes.segmentations is None or not boxes.has_masks():
         return
-    for index, segmentation in enumerate(boxes.segmentations):
-        if segmentation is None:
+    for index, is_given in enumerate(boxes.segmentations.is_given_N):
+        if not is_given:
             notes.add("box without a segmentation, others have one", _name_of(boxes, index))
             continue
         try:

@@ -308,7 +308,7 @@ def _left_out_boxes(
     if spec.train.supervision == "mask":
         assert boxes.segmentations is not None
         left_out["without a true mask"] = (
-            np.array([mask is None for mask in boxes.segmentations], dtype=np.bool_),
+            ~boxes.segmentations.is_given_N,
             "Set train.supervision=box, or give a set with masks.",
         )
     return left_out

@@ -7,14 +7,17 @@ Shape letters: N annotations, P points of all of them, K points of one (or the m
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.data.problems import Problems
 from mal.errors import AnnotationError
 
 ON, OFF, NO_POINT = 1, 0, -1
@@ -65,7 +68,17 @@ class PointPrompts:
         """How many points each annotation has."""
         return np.diff(self.start_N1)
 
+    def count_of(self, index: int) -> int:
+        """Return how many points an annotation has, without counting all."""
+        return int(self.start_N1[index + 1] - self.start_N1[index])
+
     @property
+    def has_point_on_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+        """Whether each annotation has a point on its object."""
+        owner_P = np.repeat(np.arange(len(self)), self.count_N)
+        return np.bincount(owner_P[self.label_P == ON], minlength=len(self)) > 0
+
+    @functools.cached_property
     def max_count(self) -> int:
         """The most points of any annotation."""
         return int(self.count_N.max(initial=0))
@@ -82,6 +95,41 @@ class PointPrompts:
         places = np.repeat(self.start_N1[rows] - start_N1[:-1], counts) + np.arange(start_N1[-1])
         return type(self)(
             self.xy_P2[places], self.label_P[places], start_N1, self.is_without_box_N[rows]
+        )
+
+    def without_unusable(
+        self,
+        box_xywh_N4: NDArray[np.float64],
+        image_size_N2: NDArray[np.int64],
+        names: Sequence[str],
+        problems: Problems,
+    ) -> Self:
+        """Leave out points outside their image, and those on the object outside its box.
+
+        Args:
+            box_xywh_N4: NaN where there is none: on such an object any point may lie.
+            image_size_N2: Width and height, px.
+            names: Of the annotations.
+            problems: Gets what is left out.
+        """
+        owner_P = np.repeat(np.arange(len(self)), self.count_N)
+        low_P2 = box_xywh_N4[owner_P, :2]
+        high_P2 = low_P2 + box_xywh_N4[owner_P, 2:]
+        is_outside_P = np.any((self.xy_P2 < 0) | (self.xy_P2 >= image_size_N2[owner_P]), axis=1)
+        is_beyond_P = np.any((self.xy_P2 < low_P2) | (self.xy_P2 > high_P2), axis=1)
+        is_beyond_P &= (self.label_P == ON) & ~is_outside_P
+        for kind, is_bad_P in (
+            ("point outside its image", is_outside_P),
+            ("point on the object, but outside its box", is_beyond_P),
+        ):
+            for place in np.flatnonzero(is_bad_P).tolist():
+                x, y = self.xy_P2[place].tolist()
+                problems.add(kind, f"({x:g}, {y:g}) of {names[owner_P[place]]}")
+        is_good_P = ~(is_outside_P | is_beyond_P)
+        counts = np.bincount(owner_P[is_good_P], minlength=len(self))
+        start_N1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return type(self)(
+            self.xy_P2[is_good_P], self.label_P[is_good_P], start_N1, self.is_without_box_N
         )
 
 
@@ -127,31 +175,39 @@ def is_labelled_point(point: Any) -> bool:
     )
 
 
-def split_unusable(
-    points: Iterable[LabelledPoint], box_xywh: Sequence[float], width: int, height: int
-) -> tuple[list[LabelledPoint], dict[str, list[LabelledPoint]]]:
-    """Return the points that can be used, and the others by what is wrong with them.
+def is_without_box(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation of a file has points only."""
+    return bool(annotation.get("points")) and not annotation.get("bbox")
 
-    Args:
-        points: Of one annotation.
-        box_xywh: Its box, or NO_BOX_XYWH.
-        width: Of the image, px.
-        height: Of the image, px.
-    """
-    usable: list[LabelledPoint] = []
-    unusable: dict[str, list[LabelledPoint]] = {}
-    x0, y0, box_width, box_height = box_xywh
-    for x, y, label in points:
-        if not (0 <= x < width and 0 <= y < height):
-            unusable.setdefault("point outside its image", []).append((x, y, label))
-        # A box without numbers compares false: every point may lie on such an object.
-        elif label == ON and (x < x0 or y < y0 or x > x0 + box_width or y > y0 + box_height):
-            unusable.setdefault("point on the object, but outside its box", []).append(
-                (x, y, label)
-            )
-        else:
-            usable.append((x, y, label))
-    return usable, unusable
+
+class PointColumns:
+    """The points of a file while it is read, as flat arrays."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+        self._counts = array("q")
+        self._is_without_box = array("b")
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, value: Any, name: str, *, has_box: bool) -> None:
+        """Take the field `points` of the next annotation; see `parse_points`."""
+        points = parse_points(value, name)
+        for point in points:
+            self._values.extend(point)
+        self._counts.append(len(points))
+        self._is_without_box.append(not has_box)
+
+    def joined(self) -> PointPrompts:
+        """Return the points of all annotations."""
+        values_P3 = np.array(self._values, dtype=np.float64).reshape(-1, 3)
+        return PointPrompts(
+            xy_P2=values_P3[:, :2],
+            label_P=values_P3[:, 2].astype(np.int64),
+            start_N1=np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)]),
+            is_without_box_N=np.array(self._is_without_box, dtype=np.bool_),
+        )
 
 
 def place_points(

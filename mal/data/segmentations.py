@@ -6,8 +6,11 @@ parse, and decodes a run-length code of too few pixels to whatever lies in memor
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,79 @@ Rle = dict[str, Any]
 
 MIN_POLYGON_NUMBERS = 6
 _MAX_SHOWN = 60
+
+
+def file_has_changed(path: Path) -> AnnotationError:
+    """Name an annotation file that is no longer the one whose boxes were read."""
+    return AnnotationError(
+        f"annotation file must stay as it is while it is used, got another {path}. Start again."
+    )
+
+
+def _stamp_of(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_size, facts.st_mtime_ns
+
+
+class Segmentations(Protocol):
+    """A COCO segmentation a box, None where there is none."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    @property
+    def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+        """Whether there is one."""
+
+    def select(self, rows: NDArray[np.int64]) -> Segmentations:
+        """Return those of these boxes."""
+
+
+class SegmentationsInFile:
+    """Segmentations that stay in their file, where each is read when it is asked for.
+
+    Those of COCO's training set would take more than a gigabyte.
+
+    Args:
+        path: The annotation file.
+        start_N: Byte at which each annotation begins.
+        num_bytes_N: Its length; 0 where it has no segmentation.
+    """
+
+    def __init__(
+        self, path: Path, start_N: NDArray[np.int64], num_bytes_N: NDArray[np.int64]
+    ) -> None:
+        self._path = path
+        self._start_N = start_N
+        self._num_bytes_N = num_bytes_N
+        self._stamp = _stamp_of(path.stat())
+
+    def __len__(self) -> int:
+        return len(self._start_N)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a segmentation.
+
+        Raises:
+            AnnotationError: The file is no longer what it was when the boxes were read.
+        """
+        if not self._num_bytes_N[index]:
+            return None
+        try:
+            with self._path.open("rb") as file:
+                if _stamp_of(os.fstat(file.fileno())) == self._stamp:
+                    file.seek(int(self._start_N[index]))
+                    return json.loads(file.read(int(self._num_bytes_N[index])))["segmentation"]
+        except OSError as error:
+            raise file_has_changed(self._path) from error
+        raise file_has_changed(self._path)
+
+    @property
+    def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+        """Whether there is one."""
+        return self._num_bytes_N > 0
+
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """Return those of these boxes."""
+        return type(self)(self._path, self._start_N[rows], self._num_bytes_N[rows])
 
 
 def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:

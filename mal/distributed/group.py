@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mal.artifacts import sha256_of_file
+from mal.distributed.nodes import connect_to_store, rendezvous_timeout_s
 from mal.distributed.workers import Worker
-from mal.errors import WorkerError
+from mal.errors import ConnectionLostError, WorkerError
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-RENDEZVOUS_TIMEOUT_VARIABLE = "MAL_RENDEZVOUS_TIMEOUT_S"
-RENDEZVOUS_TIMEOUT_S = 1800.0
 FILE_CHUNK_BYTES = 64 << 20
 _SIOCGIFADDR = 0x8915
-_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # What gloo, NCCL and the store say when another process is gone.
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection", "TCPStore", "Socket", "socket", "timed out")
 
@@ -46,31 +44,30 @@ def joining(worker: Worker, device: torch.device) -> Iterator[None]:
 
     topology = worker.topology
     _choose_interface(topology.master_addr)
-    timeout_s = float(os.environ.get(RENDEZVOUS_TIMEOUT_VARIABLE) or RENDEZVOUS_TIMEOUT_S)
     place = f"{topology.master_addr}:{topology.master_port}"
     log.info("rank %d of %d joins at %s", worker.rank, worker.num_ranks, place)
     try:
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{place}",
+            store=connect_to_store(topology),
             rank=worker.rank,
             world_size=worker.num_ranks,
-            timeout=datetime.timedelta(seconds=timeout_s),
+            timeout=datetime.timedelta(seconds=rendezvous_timeout_s()),
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:
         raise WorkerError(
-            f"rank {worker.rank} must reach the other {worker.num_ranks - 1} at {place}, got "
-            f"{_first_line(error)}. Start mal on every node, and check MASTER_ADDR, MASTER_PORT "
-            "and the network policy."
+            f"rank {worker.rank} must reach the other {worker.num_ranks - 1} by way of {place}, "
+            f"got {_first_line(error)}. Let the network policy allow all TCP ports between the "
+            "nodes, and set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where a node has several "
+            "networks."
         ) from error
     try:
         yield
     except RuntimeError as error:
         raise explain_loss(error, worker) from error
-    finally:
-        with contextlib.suppress(RuntimeError):
-            torch.distributed.destroy_process_group()
+    # Not after an error: a group whose other members wait for this one may never let it go.
+    torch.distributed.destroy_process_group()
 
 
 def explain_loss(error: BaseException, worker: Worker) -> BaseException:
@@ -78,7 +75,7 @@ def explain_loss(error: BaseException, worker: Worker) -> BaseException:
     is_loss = isinstance(error, RuntimeError) and any(s in str(error) for s in _SIGNS_OF_LOSS)
     if worker.num_ranks == 1 or not is_loss:
         return error
-    return WorkerError(
+    return ConnectionLostError(
         f"rank {worker.rank} of {worker.num_ranks} must stay connected to the others, got "
         f"{_first_line(error)}: another rank is gone, and its log says why. Run the same command "
         "on every node to go on from the last checkpoint."
@@ -169,12 +166,24 @@ def highest_of_ranks(number: int) -> int:
     return int(highest)
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give all ranks the first one's buffers, as DDP does before each step.
+
+    Between the last step and this the running statistics of batch norms are each rank's own.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def _choose_interface(master_addr: str) -> None:
     """Name the network interface that reaches the first node.
 
     Left alone, gloo takes that of the host's own name, which many machines resolve to loopback.
     """
-    if any(os.environ.get(name) for name in _INTERFACE_VARIABLES):
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((master_addr, 9))  # sends nothing

@@ -20,11 +20,18 @@ from dataclasses import dataclass
 from typing import Self
 
 from mal.distributed.topology import NodeTopology
-from mal.errors import WorkerError
+from mal.errors import ConnectionLostError, WorkerError
 
 WORKER_VARIABLE = "MAL_WORKER"
+PARENT_VARIABLE = "MAL_WORKER_PARENT"
 END_GRACE_S = 20.0
 POLL_INTERVAL_S = 0.1
+EXIT_EXPLAINED = 2
+_STOP_SIGNALS = {
+    code: number
+    for number in (signal.SIGINT, signal.SIGTERM)
+    for code in (128 + number, -number)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,17 @@ def run_workers(
     topology: NodeTopology,
     command: Sequence[str],
     received_signal: Callable[[], int | None] = lambda: None,
-) -> None:
+) -> int | None:
     """Start this node's workers and wait until all have ended.
 
     Args:
         topology: The nodes, seen from this one.
         command: Of each worker.
-        received_signal: A signal that the workers are to be stopped with, once there is one.
+        received_signal: A signal that the workers are to be stopped with, once there is one; raises
+            when they need not go on.
+
+    Returns:
+        The signal that they were stopped with, None if they have finished.
 
     Raises:
         WorkerError: One failed; the others were ended.
@@ -91,20 +102,30 @@ def run_workers(
     processes = [
         subprocess.Popen(
             command,
-            env={**os.environ, **Worker(topology, local_rank).environment()},
+            env={**os.environ, **_environment(topology, local_rank)},
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
         )
         for local_rank in range(topology.devices_per_node)
     ]
     try:
-        _watch(processes, topology, received_signal)
+        return _watch(processes, topology, received_signal)
     finally:
         _end_all(processes)
 
 
+def _environment(topology: NodeTopology, local_rank: int) -> dict[str, str]:
+    variables = Worker(topology, local_rank).environment()
+    variables[PARENT_VARIABLE] = str(os.getpid())
+    if topology.devices_per_node > 1 and not os.environ.get("OMP_NUM_THREADS"):
+        # Each would start as many threads as the machine has cores.
+        num_cores = len(os.sched_getaffinity(0))
+        variables["OMP_NUM_THREADS"] = str(max(num_cores // topology.devices_per_node, 1))
+    return variables
+
+
 def end_with_parent(interval_s: float = 1.0) -> None:
     """Kill this process when the one that started it is gone: nothing may go on unwatched."""
-    parent = os.getppid()
+    parent = int(os.environ[PARENT_VARIABLE])
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -118,38 +139,37 @@ def _watch(
     processes: Sequence[subprocess.Popen[bytes]],
     topology: NodeTopology,
     received_signal: Callable[[], int | None],
-) -> None:
-    is_stopping = False
+) -> int | None:
+    number: int | None = None
     while True:
         codes = [process.poll() for process in processes]
-        if not is_stopping and (number := received_signal()) is not None:
-            is_stopping = True
+        # One that was stopped has agreed on it with the others, who may still be writing.
+        number = number or next((_STOP_SIGNALS[c] for c in codes if c in _STOP_SIGNALS), None)
+        if None not in codes or (any(codes) and number is None):
+            break
+        if number is None and (number := received_signal()) is not None:
             for process in processes:
                 process.send_signal(number)
-        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-        if is_stopping:
-            if None not in codes:
-                return
-        elif failed:
-            # The others lose their connection to one that was killed, and fail as well.
-            raise _failure(processes, min(failed, key=lambda rank: codes[rank] or 0), topology)
-        elif None not in codes:
-            return
         time.sleep(POLL_INTERVAL_S)
+    if any(codes) and number is None:
+        raise _failure(codes, topology)
+    return number if any(codes) else None
 
 
-def _failure(
-    processes: Sequence[subprocess.Popen[bytes]], local_rank: int, topology: NodeTopology
-) -> WorkerError:
-    code = processes[local_rank].returncode
+def _failure(codes: Sequence[int | None], topology: NodeTopology) -> WorkerError:
+    """Name the worker that failed; not one that only lost its connection to that one."""
+    failed = {rank: code for rank, code in enumerate(codes) if code}
+    local_rank = min(failed, key=lambda rank: (failed[rank] == EXIT_EXPLAINED, failed[rank]))
+    code = failed[local_rank]
     rank = Worker(topology, local_rank).rank
     name = f"rank {rank} of {topology.world_size} (node {topology.node_rank})"
     if code < 0:
         reason = f"was killed by {signal.Signals(-code).name}"
         hint = " Did it run out of memory?" if -code == signal.SIGKILL else ""
     else:
-        reason, hint = f"failed with exit code {code}", " Its message stands above."
-    return WorkerError(
+        reason, hint = f"failed with exit code {code}", " The log of its node says why."
+    error_type = ConnectionLostError if code == EXIT_EXPLAINED else WorkerError
+    return error_type(
         f"{name} {reason}.{hint} The other workers were ended; run the same command on every node "
         "to go on from the last checkpoint."
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 NUM_BINS = 20
 WIDTH_PX = 720
@@ -14,6 +15,8 @@ HEIGHT_PX = 260
 _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 56, 12, 22, 48
 _BAR_GAP_PX = 2
 _MAX_TICKS = 5
+
+Values = Sequence[float] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,7 @@ class Histogram:
     summary: str
 
 
-def lay_out_histogram(
-    values: Sequence[float], x_title: str, reference: Sequence[float] = ()
-) -> Histogram:
+def lay_out_histogram(values: Values, x_title: str, reference: Values = ()) -> Histogram:
     """Place bars, axes and, as a stepped line, a second set of values to compare with.
 
     Args:
@@ -135,7 +136,7 @@ def _tick_step(top_count: int) -> int:
         decade *= 10
 
 
-def _summarize(values: Sequence[float], x_title: str) -> str:
+def _summarize(values: Values, x_title: str) -> str:
     if not len(values):
         return f"{x_title}: no values."
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

@@ -25,7 +25,7 @@ from mal.evaluation.metrics import (
     mean_over_categories,
 )
 from mal.evaluation.pictures import Picture, draw_object
-from mal.labeling.masks import InstanceMask
+from mal.labeling.masks import InstanceMask, PredictedMasks
 
 MAX_PAGE_BYTES = 3_000_000
 PICTURES_PER_GALLERY = 12
@@ -100,7 +100,7 @@ def write_report(
     title: str,
     figures: Mapping[str, Any],
     boxes: CocoBoxes,
-    masks: Sequence[InstanceMask],
+    masks: PredictedMasks,
     ious: Sequence[InstanceScore] | None,
     image_reader: ImageReader,
     facts: Mapping[str, str],
@@ -165,12 +165,12 @@ class _Page:
     def __init__(
         self,
         boxes: CocoBoxes,
-        masks: Sequence[InstanceMask],
+        masks: PredictedMasks,
         scores: Sequence[InstanceScore] | None,
         image_reader: ImageReader,
     ) -> None:
         self._boxes = boxes
-        self._mask_of = {mask.index: mask for mask in masks}
+        self._masks = masks
         self._scores = scores
         self._iou_of = {score.index: score.iou for score in scores or ()}
         self._read_image = image_reader
@@ -181,17 +181,17 @@ class _Page:
         return self._scores is not None
 
     def label_tiles(self) -> tuple[Tile, ...]:
-        masks = self._mask_of.values()
-        mean_score = float(np.mean([mask.score for mask in masks])) if masks else None
+        masks = self._masks
+        mean_score = float(masks.score_N.mean()) if len(masks) else None
         return (
             Tile("Masks predicted", f"{len(masks):,}"),
             Tile("Mean score", _decimal(mean_score)),
-            Tile("Empty masks", f"{sum(mask.area == 0 for mask in masks):,}"),
+            Tile("Empty masks", f"{len(masks) - masks.num_not_empty:,}"),
         )
 
     def histogram(self) -> Histogram:
         if self._scores is None:
-            return lay_out_histogram([mask.score for mask in self._mask_of.values()], "Score")
+            return lay_out_histogram(self._masks.score_N, "Score")
         return lay_out_histogram(
             [score.iou for score in self._scores],
             "IoU with the true mask",
@@ -205,8 +205,7 @@ class _Page:
 
     def galleries(self, num_pictures: int, seed: int) -> tuple[Gallery, ...]:
         """Draw both ends of the ranking and a sample of the rest; few objects are all drawn."""
-        value_of = self._iou_of or {k: mask.score for k, mask in self._mask_of.items()}
-        ranked = sorted(value_of, key=lambda index: (value_of[index], index))
+        ranked = self._from_worst_to_best()
         low, high = (
             ("Worst masks", "Best masks")
             if self.is_measured
@@ -217,20 +216,28 @@ class _Page:
         else:
             size_of_end = min(num_pictures, len(ranked) // 2)
             rest = ranked[size_of_end : len(ranked) - size_of_end]
-            sample = np.random.default_rng(seed).permutation(rest)[:num_pictures]
             chosen = {
                 low: ranked[:size_of_end],
-                "Random sample of the others": [int(index) for index in sample],
+                "Random sample of the others": np.random.default_rng(seed).permutation(rest)[
+                    :num_pictures
+                ],
                 high: ranked[: -size_of_end - 1 : -1],
             }
         return tuple(
-            Gallery(name, tuple(self._card(index) for index in indices))
+            Gallery(name, tuple(self._card(index) for index in indices.tolist()))
             for name, indices in chosen.items()
-            if indices
+            if len(indices)
         )
 
+    def _from_worst_to_best(self) -> NDArray[np.int64]:
+        """Rank the rows by IoU, or by score where nothing was measured."""
+        if not self.is_measured:
+            return self._masks.index_N[np.lexsort((self._masks.index_N, self._masks.score_N))]
+        ranked = sorted(self._iou_of, key=lambda index: (self._iou_of[index], index))
+        return np.array(ranked, dtype=np.int64)
+
     def _card(self, index: int) -> Card:
-        boxes, mask = self._boxes, self._mask_of[index]
+        boxes, mask = self._boxes, self._masks.mask_of(index)
         image = boxes.image_of(index)
         category = self._category_names[int(boxes.category_id_N[index])]
         annotation_id = int(boxes.annotation_id_N[index])
@@ -238,7 +245,7 @@ class _Page:
         iou = self._iou_of.get(index)
         measured = f", IoU {iou:.2f}" if iou is not None else ""
         return Card(
-            picture=self._draw(index, true),
+            picture=self._draw(mask, true),
             alt=f"{category} in {image.file_name}: mask drawn on the image{measured}",
             file_name=image.file_name,
             annotation_id=annotation_id,
@@ -248,14 +255,14 @@ class _Page:
             has_true_mask=true is not None,
         )
 
-    def _draw(self, index: int, true: Rle | None) -> Picture | None:
+    def _draw(self, mask: InstanceMask, true: Rle | None) -> Picture | None:
         """Draw one object; None where its image cannot be read."""
         try:
-            image_HW3 = self._read_image(int(self._boxes.image_index_N[index]))
+            image_HW3 = self._read_image(int(self._boxes.image_index_N[mask.index]))
         except (MalError, OSError):
             return None
-        box_xywh = self._boxes.box_xywh_N4[index].tolist()
-        return draw_object(image_HW3, box_xywh, self._mask_of[index].rle, true)
+        box_xywh = self._boxes.box_xywh_N4[mask.index].tolist()
+        return draw_object(image_HW3, box_xywh, mask.rle, true)
 
     def _true_rle(self, index: int) -> Rle | None:
         """Return the true mask; an unreadable one is not drawn, as it is not measured."""
@@ -288,25 +295,23 @@ class _Page:
         )
 
     def _labels_by_category(self) -> Table:
-        scores: dict[str, list[float]] = {}
-        for index, mask in self._mask_of.items():
-            name = self._category_names[int(self._boxes.category_id_N[index])]
-            scores.setdefault(name, []).append(mask.score)
-        ordered = sorted(scores, key=lambda name: (-len(scores[name]), name))
-        shown = ordered[:CATEGORIES_AT_EACH_END]
+        ids_K, kind_N, count_K = np.unique(
+            self._boxes.category_id_N[self._masks.index_N], return_inverse=True, return_counts=True
+        )
+        mean_K = np.bincount(kind_N, self._masks.score_N, len(ids_K)) / count_K
+        rows = sorted(
+            (-count, self._category_names[category_id], mean)
+            for category_id, count, mean in zip(
+                ids_K.tolist(), count_K.tolist(), mean_K.tolist(), strict=True
+            )
+        )
+        shown = rows[:CATEGORIES_AT_EACH_END]
         return Table(
             "By category"
-            if shown == ordered
-            else f"{len(shown)} most frequent of {len(ordered)} categories",
+            if len(shown) == len(rows)
+            else f"{len(shown)} most frequent of {len(rows)} categories",
             ("category", "objects", "mean score"),
-            tuple(
-                Row(
-                    name,
-                    (f"{len(scores[name]):,}", _decimal(float(np.mean(scores[name])))),
-                    float(np.mean(scores[name])),
-                )
-                for name in shown
-            ),
+            tuple(Row(name, (f"{-count:,}", _decimal(mean)), mean) for count, name, mean in shown),
         )
 
 

@@ -234,7 +234,7 @@ def _resolve(
             continue
         try:
             with looking_at(dataset, root):
-                found.update(_local_files(dataset, Path(root).expanduser(), names, problems))
+                found.update(_local_files(Path(root).expanduser(), names, problems))
         except SpecError as error:
             problems += error.problems
     if problems:
@@ -243,12 +243,8 @@ def _resolve(
 
 
 def _local_files(
-    dataset: str, root: Path, names: Mapping[str, DataSource], problems: list[str]
+    root: Path, names: Mapping[str, DataSource], problems: list[str]
 ) -> dict[str, str]:
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        problems.append(f"{dataset} must be a folder, got {found} at {root}. Check the path.")
-        return {}
     files = {}
     for name, source in names.items():
         path = root / source.file_name

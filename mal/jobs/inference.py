@@ -18,6 +18,7 @@ from types import MappingProxyType
 from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
 from mal.errors import ArtifactError, SpecError
 from mal.jobs.local_paths import Place, looking_at, shown
+from mal.status import MONITORED_METRIC
 from mal.storage import fetch_file, redact_uri
 from mal.storage.objects import StoredObject, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -374,7 +375,8 @@ def _read_figures(text: str) -> Iterator[tuple[tuple[int, int], float]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-            place, figure = (int(record["epoch"]), int(record["step"])), float(record[_FIGURE])
+            place = (int(record["epoch"]), int(record["step"]))
+            figure = float(record[_FIGURE if _FIGURE in record else MONITORED_METRIC])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
         if math.isfinite(figure):

@@ -57,10 +57,16 @@ def load_job_spec(
     try:
         spec = load_spec(action, [*sources, keys], overrides)
     except SpecError as error:
-        raise SpecError(problems + error.problems) from error
+        told = {_subject_of(problem) for problem in problems}
+        new = [problem for problem in error.problems if _subject_of(problem) not in told]
+        raise SpecError(problems + new) from error
     if problems:
         raise SpecError(problems)
     return spec
+
+
+def _subject_of(problem: str) -> str:
+    return problem.partition(" ")[0]
 
 
 def _keys_of(overrides: Sequence[str]) -> set[str]:

@@ -6,7 +6,7 @@ are therefore sorted by the longer side of their window, and each crop size has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch.utils.data import Dataset
 
@@ -29,6 +29,34 @@ class SizedCrops(Dataset[CropBatch | None]):
         return self.crops_of_size[crop_size][position]
 
 
+class BatchPlan(Iterable[list[Item]]):
+    """The batches of `plan_batches`, worked out anew whenever they are gone through.
+
+    Loader and reader of the batches each do: a list of a million boxes would take 200 MiB.
+
+    Args:
+        crops_of_size: Prediction crops, of which each box gets those that suit its window.
+        batch_size: Boxes a batch.
+    """
+
+    def __init__(self, crops_of_size: dict[int, PredictionCrops], batch_size: int) -> None:
+        self.crops_of_size = crops_of_size
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return plan_batches(self._crop_size_of_each_box(), self.batch_size)
+
+    def _crop_size_of_each_box(self) -> Iterator[int]:
+        sizes = sorted(self.crops_of_size)
+        crops = self.crops_of_size[sizes[0]]
+        for index in crops.indices:
+            if len(sizes) == 1:
+                yield sizes[0]
+            else:
+                x0, y0, x1, y1 = crops.window_of(int(index))
+                yield crop_size_for(max(x1 - x0, y1 - y0), sizes)
+
+
 def crop_size_for(window_side_px: int, crop_sizes: Sequence[int]) -> int:
     """Return the smallest crop that does not shrink the window, or else the largest."""
     enough = [size for size in crop_sizes if size >= window_side_px]
@@ -36,7 +64,7 @@ def crop_size_for(window_side_px: int, crop_sizes: Sequence[int]) -> int:
 
 
 def plan_batches(
-    crop_size_of_box: Sequence[int], batch_size: int, max_waiting: int = MAX_WAITING_BOXES
+    crop_size_of_box: Iterable[int], batch_size: int, max_waiting: int = MAX_WAITING_BOXES
 ) -> Iterator[list[Item]]:
     """Yield batches of one crop size, each box once.
 

@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from mal.artifacts import write_json
-from mal.data.annotations import CocoBoxes, read_annotation_document
+import numpy as np
+
+from mal.artifacts import writing_atomically
+from mal.data.annotation_stream import Entry, read_members
+from mal.data.annotations import CocoBoxes
+from mal.data.points import is_without_box
+from mal.data.segmentations import file_has_changed
 from mal.labeling.coco_rle import rle_to_json
-from mal.labeling.masks import InstanceMask
+from mal.labeling.masks import PredictedMasks
 
 
-def write_labels(path: Path, boxes: CocoBoxes, masks: Iterable[InstanceMask]) -> int:
+def write_labels(path: Path, boxes: CocoBoxes, masks: PredictedMasks) -> None:
     """Write the COCO file: `segmentation`, `area` and `score` of every usable object are new.
 
     So is `prompt` of those with points, and `estimated_bbox` of those with points only.
 
     All other fields, images without boxes and annotations that cannot be used stay as they were;
-    the latter get a score of 0.
+    the latter get a score of 0. The file is read again and copied entry by entry.
 
-    Returns:
-        How many masks are not empty.
+    Raises:
+        AnnotationError: It is not the one that the boxes were read from.
     """
-    document: dict[str, Any] = read_annotation_document(boxes.path)
-    annotations = document["annotations"]
-    labeled: set[int] = set()
-    num_masks = 0
-    for mask in masks:
-        position = int(boxes.annotation_position_N[mask.index])
-        labeled.add(position)
-        num_masks += mask.area > 0
-        annotations[position].update(
-            segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6)
-        )
-        annotations[position].update(_prompt_fields(boxes, mask.index))
-    for position, annotation in enumerate(annotations):
-        if position not in labeled and isinstance(annotation, dict):
+    with (
+        writing_atomically(path) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        separator = "{\n"
+        is_labeled = False
+        for key, value, entries in read_members(boxes.path):
+            file.write(f"{separator}{json.dumps(key)}: ")
+            if entries is None:
+                file.write(json.dumps(value))
+            elif key == "annotations":
+                is_labeled = True
+                _write_list(file, _with_masks(entries, boxes, masks))
+            else:
+                _write_list(file, (entry.value for entry in entries))
+            separator = ",\n"
+        if not is_labeled:
+            raise file_has_changed(boxes.path)
+        file.write("\n}\n")
+
+
+def _write_list(file: TextIO, values: Iterable[Any]) -> None:
+    """Write a list, an element a line."""
+    separator = "["
+    for value in values:
+        file.write(f"{separator}\n{json.dumps(value)}")
+        separator = ","
+    file.write("[]" if separator == "[" else "\n]")
+
+
+def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMasks) -> Iterator[Any]:
+    """Yield the annotations of the file, labelled.
+
+    Raises:
+        AnnotationError: A box is not where it was.
+    """
+    row = 0  # of the next usable box: they are in the order of the file
+    for position, (annotation, _, _) in enumerate(entries):
+        if row < len(boxes) and boxes.annotation_position_N[row] == position:
+            if not _is_same(annotation, boxes, row):
+                raise file_has_changed(boxes.path)
+            mask = masks.mask_of(row)
+            annotation.update(
+                segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6)
+            )
+            annotation.update(_prompt_fields(boxes, row))
+            row += 1
+        elif isinstance(annotation, dict):
             annotation["score"] = 0.0
-    write_json(path, document)
-    return num_masks
+        yield annotation
+    if row < len(boxes):
+        raise file_has_changed(boxes.path)
 
 
-def _prompt_fields(boxes: CocoBoxes, index: int) -> dict[str, Any]:
+def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
     """Return what the output says of an object's points; nothing where it has none."""
-    if boxes.points is None or not boxes.points.count_N[index]:
+    if boxes.points is None or not boxes.points.count_of(row):
         return {}
-    if not boxes.points.is_without_box_N[index]:
+    if not boxes.points.is_without_box_N[row]:
         return {"prompt": "box+points"}
-    return {"prompt": "point", "estimated_bbox": boxes.box_xywh_N4[index].round(2).tolist()}
+    return {"prompt": "point", "estimated_bbox": boxes.box_xywh_N4[row].round(2).tolist()}
+
+
+def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:
+    if boxes.points is not None and boxes.points.is_without_box_N[row]:
+        return isinstance(annotation, dict) and is_without_box(annotation)
+    try:
+        box_xywh = [float(value) for value in annotation["bbox"]]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return np.array_equal(box_xywh, boxes.box_xywh_N4[row])

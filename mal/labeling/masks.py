@@ -1,8 +1,16 @@
-"""What labelling yields: one mask a box, as RLE of the full image."""
+"""What labelling yields: one mask a box, as RLE of the full image.
+
+Shape letter: N masks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mal.data.annotations import Rle
 
@@ -22,3 +30,45 @@ class InstanceMask:
     rle: Rle
     score: float
     area: int
+
+
+@dataclass(frozen=True)
+class PredictedMasks:
+    """Many masks: their figures as arrays, each mask when it is asked for.
+
+    Attributes:
+        index_N: Rows of the boxes, each once.
+        score_N: Of each.
+        area_N: Of each, px.
+        mask_of: Returns the mask of a row.
+    """
+
+    index_N: NDArray[np.int64]
+    score_N: NDArray[np.float64]
+    area_N: NDArray[np.int64]
+    mask_of: Callable[[int], InstanceMask]
+
+    @classmethod
+    def held(cls, masks: Iterable[InstanceMask]) -> Self:
+        """Return masks that are held in memory."""
+        by_row = {mask.index: mask for mask in masks}
+        return cls(
+            index_N=np.array(list(by_row), dtype=np.int64),
+            score_N=np.array([mask.score for mask in by_row.values()], dtype=np.float64),
+            area_N=np.array([mask.area for mask in by_row.values()], dtype=np.int64),
+            mask_of=by_row.__getitem__,
+        )
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    @property
+    def num_not_empty(self) -> int:
+        """How many have a pixel."""
+        return int(np.count_nonzero(self.area_N))
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean score of those that have a pixel."""
+        scores = self.score_N[self.area_N > 0]
+        return float(scores.mean()) if len(scores) else None

@@ -25,7 +25,7 @@ from mal.data.crops import Window, xyxy_from_xywh
 from mal.data.datamodule import prediction_loader
 from mal.labeling.coco_rle import empty_rle, rle_from_window_mask
 from mal.labeling.connected import keep_largest_part
-from mal.labeling.crop_plan import SizedCrops, crop_size_for, plan_batches
+from mal.labeling.crop_plan import BatchPlan, SizedCrops
 from mal.labeling.map_resize import resize_map
 from mal.labeling.masks import InstanceMask
 from mal.model.network import MALNetwork, encode_each, size_class_of
@@ -222,7 +222,7 @@ def predict_masks(
         size: PredictionCrops(reader, indices, crop_size=size, margin_rate=settings.margin_rate)
         for size in settings.crop_sizes or [settings.crop_size]
     }
-    plan = list(plan_batches(_choose_crop_sizes(crops_of_size, indices), settings.batch_size))
+    plan = BatchPlan(crops_of_size, settings.batch_size)
     num_workers = min(settings.num_workers, len(indices) // settings.batch_size)
     loader = prediction_loader(SizedCrops(crops_of_size), plan, num_workers=num_workers)
     found: dict[int, InstanceMask] = {}
@@ -235,20 +235,6 @@ def predict_masks(
         while next_position < len(indices) and int(indices[next_position]) in found:
             yield found.pop(int(indices[next_position]))
             next_position += 1
-
-
-def _choose_crop_sizes(
-    crops_of_size: dict[int, PredictionCrops], indices: NDArray[np.int64]
-) -> list[int]:
-    """Return the crop size of each box."""
-    sizes = sorted(crops_of_size)
-    if len(sizes) == 1:
-        return sizes * len(indices)
-    chosen = []
-    for index in indices:
-        x0, y0, x1, y1 = crops_of_size[sizes[0]].window_of(int(index))
-        chosen.append(crop_size_for(max(x1 - x0, y1 - y0), sizes))
-    return chosen
 
 
 def _masks_of_batch(
@@ -274,7 +260,7 @@ def _mask_of_box(
     if x0 >= x1 or y0 >= y1:
         return _empty_mask(boxes, index)
     prob_HW = probability_in_window(prob_MM, window, crops.crop_size, inside_xyxy)
-    mask_HW = prob_HW >= settings.threshold_of(float(boxes.box_area_N[index]))
+    mask_HW = prob_HW >= settings.threshold_of(boxes.area_of(index))
     if settings.keep_largest_part:
         mask_HW = keep_largest_part(mask_HW)
     area = int(np.count_nonzero(mask_HW))

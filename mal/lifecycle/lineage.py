@@ -6,7 +6,7 @@ A None fails the launcher after the work is done, so an unknown fact is left out
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import json
 import math
 import os
@@ -14,10 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mal.artifacts import MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.artifacts import LATEST_CHECKPOINT, MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.errors import ArtifactError, MalError
+from mal.lifecycle.changes import Detection
+from mal.lifecycle.label_job import Shard
+from mal.lifecycle.model_fetch import FetchedModel
+from mal.lifecycle.model_store import now
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
 from mal.lifecycle.steps import checkpoint_of, evaluated_part, evaluated_split
 from mal.spec import ExperimentSpec, spec_as_dict
+from mal.storage import fetch_file
 
 Facts = dict[str, str | float]
 
@@ -56,7 +62,7 @@ def dataset_metadata(data: DatasetManifest, *, pipeline_name: str) -> Facts:
     facts: Facts = {
         "display_name": f"data set {_short(data.dataset_sha256)} ({data.train.num_boxes} boxes)",
         "pipeline_name": pipeline_name,
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created_at": now(),
         "dataset_sha256": data.dataset_sha256,
         **_split_facts("train", data.train),
     }
@@ -67,10 +73,70 @@ def dataset_metadata(data: DatasetManifest, *, pipeline_name: str) -> Facts:
     return facts
 
 
+def detection_metadata(found: Detection, *, pipeline_name: str) -> Facts:
+    """Describe what detect_new_annotations looked at."""
+    facts: Facts = {
+        "display_name": f"snapshot {_short(found.source_sha256)} ({found.train.num_boxes} boxes)",
+        "pipeline_name": pipeline_name,
+        "created_at": now(),
+        "sha256": found.source_sha256,
+        "store_uri": found.store_uri,
+        "num_new": float(found.changes.num_new),
+        "num_changed": float(found.changes.num_changed),
+        "num_removed": float(found.changes.num_removed),
+    }
+    for name, part in (("train", found.train), ("val", found.val)):
+        if part is not None:
+            facts |= {
+                f"{name}_images_uri": part.images_uri,
+                f"{name}_images_sha256": part.images_sha256,
+                f"{name}_annotations_uri": part.annotations_uri,
+                f"{name}_annotations_sha256": part.annotations_sha256,
+                f"{name}_annotations_version": part.annotations_version,
+            }
+    return {name: value for name, value in facts.items() if value != ""}
+
+
+def champion_metadata(champion: FetchedModel | None, snapshot: StepArtifact) -> Facts:
+    """Describe the champion that a run started from."""
+    facts: Facts = {
+        "display_name": f"champion {champion.version}" if champion else "no champion yet",
+        "pipeline_name": _pipeline_name(snapshot),
+    }
+    if champion is not None:
+        facts |= {
+            "sha256": champion.sha256,
+            "version": champion.version,
+            "model_uri": champion.checkpoint_uri,
+            "model_sha256": champion.sha256,
+        }
+    return facts
+
+
+def skip_metadata(found: Detection, snapshot: StepArtifact) -> Facts:
+    """Describe a run that trained nothing."""
+    return {
+        "display_name": f"skipped: {found.reason}",
+        "pipeline_name": _pipeline_name(snapshot),
+        "reason": found.reason,
+        "snapshot_uri": snapshot.uri,
+        "snapshot_sha256": found.source_sha256,
+    }
+
+
+def described(*artifacts: StepArtifact) -> dict[str, Facts]:
+    """Return uri and metadata of artifacts by the name of what they are, for a version's record."""
+    names = ("snapshot", "dataset", "model", "onnx", "report")
+    return {
+        name: {"uri": artifact.uri, **artifact.metadata}
+        for name, artifact in zip(names, artifacts, strict=True)
+    }
+
+
 def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:
     """Name what an artifact was made from: uri and sha256, read from the parents' own files."""
     facts: Facts = {
-        "pipeline_name": str(dataset.metadata.get("pipeline_name", DEFAULT_PIPELINE_NAME)),
+        "pipeline_name": _pipeline_name(dataset),
         "dataset_uri": dataset.uri,
         "dataset_sha256": read_dataset_manifest(Path(dataset.path)).dataset_sha256,
     }
@@ -83,8 +149,18 @@ def parents(dataset: StepArtifact, model: StepArtifact | None = None) -> Facts:
 def model_metadata(
     experiment: ExperimentSpec, model_dir: str | Path, measured: Mapping[str, float]
 ) -> Facts:
-    """Describe a trained model folder."""
-    sha256 = sha256_of_file(checkpoint_of(model_dir))
+    """Describe a trained model folder; its checkpoints may lie elsewhere, its manifest may not.
+
+    Args:
+        experiment: What was trained.
+        model_dir: Local folder with the manifest of the training.
+        measured: Flat figures.
+
+    Raises:
+        ArtifactError: It has no manifest, or that names no checkpoint.
+    """
+    manifest = _training_manifest(Path(model_dir))
+    sha256 = manifest["outputs"][LATEST_CHECKPOINT]["sha256"]
     facts: Facts = {
         "display_name": f"model {_short(sha256)} ({experiment.model.arch})",
         "sha256": sha256,
@@ -96,9 +172,9 @@ def model_metadata(
         **measured,
     }
     known = {
-        "git_sha": _git_commit(Path(model_dir)),
+        "git_sha": manifest.get("git_commit") or "",
         "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE, ""),
-        "parent_model_uri": experiment.train.pretrained_model_path,
+        **_parent_model(experiment.train.pretrained_model_path),
     }
     return facts | {key: value for key, value in known.items() if value}
 
@@ -134,6 +210,25 @@ def labels_metadata(data: DatasetManifest, labels: str | Path, num_instances: in
     }
 
 
+def merged_labels_metadata(
+    labels: str | Path, num_boxes: int, *, annotations_uri: str, shard: Shard, pipeline_name: str
+) -> Facts:
+    """Describe the labels of a whole set, of which `shard` is the first part."""
+    sha256 = sha256_of_file(Path(labels))
+    return {
+        "display_name": f"labels {_short(sha256)} ({num_boxes} boxes)",
+        "pipeline_name": pipeline_name,
+        "sha256": sha256,
+        "num_instances": float(num_boxes),
+        "source_annotations_uri": annotations_uri,
+        "source_annotations_sha256": sha256_of_file(fetch_file(annotations_uri)),
+        "source_images_uri": shard.images_uri,
+        "model_uri": shard.model_uri,
+        "model_version": shard.model_version or "unversioned",
+        "model_sha256": shard.model_sha256,
+    }
+
+
 def onnx_metadata(experiment: ExperimentSpec, onnx_dir: str | Path, max_abs_diff: float) -> Facts:
     """Describe an exported model folder."""
     sha256 = sha256_of_file(Path(onnx_dir) / ONNX_FILE)
@@ -149,6 +244,10 @@ def onnx_metadata(experiment: ExperimentSpec, onnx_dir: str | Path, max_abs_diff
     }
 
 
+def _pipeline_name(parent: StepArtifact) -> str:
+    return str(parent.metadata.get("pipeline_name", DEFAULT_PIPELINE_NAME))
+
+
 def _split_facts(name: str, split: SplitSnapshot) -> Facts:
     return {
         f"{name}_images_uri": split.images_uri,
@@ -160,12 +259,26 @@ def _split_facts(name: str, split: SplitSnapshot) -> Facts:
     }
 
 
-def _git_commit(results_dir: Path) -> str:
-    """Commit of the code that wrote a result folder, or '' where it is not known."""
+def _parent_model(uri: str) -> Facts:
+    """Name the weights that a training started from; those of a hub have no file to hash."""
+    if not uri:
+        return {}
+    facts: Facts = {"parent_model_uri": uri}
+    # The training is done: a parent that has gone meanwhile must not fail it.
+    with contextlib.suppress(MalError):
+        facts["parent_model_sha256"] = sha256_of_file(fetch_file(uri))
+    return facts
+
+
+def _training_manifest(results_dir: Path) -> Mapping[str, Any]:
     path = results_dir / MANIFEST_FILE
-    if not path.is_file():
-        return ""
-    return json.loads(path.read_text(encoding="utf-8")).get("git_commit") or ""
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if LATEST_CHECKPOINT not in manifest.get("outputs", {}):
+        raise ArtifactError(
+            f"model must be a folder whose {MANIFEST_FILE} names {LATEST_CHECKPOINT}, got "
+            f"{results_dir}. Give the results folder of a finished training."
+        )
+    return manifest
 
 
 def _is_figure(value: Any) -> bool:

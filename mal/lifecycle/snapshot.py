@@ -133,7 +133,7 @@ def snapshot_dataset(
         [split.annotations_sha256, split.images_sha256] if split else None
         for split in (train, val, label)
     ]
-    return DatasetManifest(_sha256_of(hashes), train, val, label)
+    return DatasetManifest(sha256_of(hashes), train, val, label)
 
 
 def read_dataset_manifest(path: Path) -> DatasetManifest:
@@ -208,9 +208,9 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
 
 
 def _sha256_of_images(files: Mapping[str, ImageFile]) -> str:
-    return _sha256_of(sorted([name, file.size, file.checksum] for name, file in files.items()))
+    return sha256_of(sorted([name, file.size, file.checksum] for name, file in files.items()))
 
 
-def _sha256_of(facts: object) -> str:
+def sha256_of(facts: object) -> str:
     """Hash plain values by their canonical JSON."""
     return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()

@@ -7,6 +7,7 @@ those keys of the spec are the pipeline's; everything else is the user's.
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import logging
 import os
@@ -14,8 +15,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, ONNX_FILE, writing_atomically
+from mal.artifacts import (
+    EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    ONNX_FILE,
+    write_text,
+    writing_atomically,
+)
 from mal.errors import ArtifactError, MalError, SpecError
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.runtime import Interrupted, set_up_logging
@@ -67,6 +75,54 @@ def running_step() -> Iterator[None]:
 def tell(line: str) -> None:
     """Write a line to the log of the step."""
     log.info("%s", line)
+
+
+class Metrics(Protocol):
+    """What is needed of a KFP metrics artifact."""
+
+    def log_metric(self, metric: str, value: float) -> None: ...
+
+
+class HasPath(Protocol):
+    """What is needed of a KFP artifact that is read."""
+
+    @property
+    def path(self) -> str: ...
+
+
+class Page(Protocol):
+    """What is needed of a KFP artifact that people read."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def write_page(path: str | Path, sentence: str) -> None:
+    """Write a page that has nothing but a sentence to show."""
+    write_text(Path(path), f"<!doctype html><meta charset=utf-8><p>{html.escape(sentence)}</p>\n")
+
+
+def read_metrics(metrics: HasPath) -> Mapping[str, Any]:
+    """Return what evaluate measured: the content of `metrics.json`.
+
+    Raises:
+        ArtifactError: It is something else.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads(Path(metrics.path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"metrics must be those of evaluate, got {metrics.path} ({error}). Evaluate again."
+        ) from error
+    return content
+
+
+def publish(metrics: Metrics, figures: Mapping[str, float], summary: Page, markdown: str) -> None:
+    """Show what a step found: figures to compare runs by, and a summary to read."""
+    for name, value in figures.items():
+        metrics.log_metric(name, value)
+    write_text(Path(summary.path), markdown)
+    summary.metadata["display_name"] = "summary"
 
 
 def train_spec(
@@ -148,11 +204,33 @@ def inference_spec(
         overrides,
         {
             **_dataset_keys(data),
-            "inference.ann_path": data.label.annotations_uri,
-            "inference.img_dir": data.label.images_uri,
-            "inference.label_dump_path": LABELS_FILE,
-            "results_dir": str(results_dir),
-            "inference.results_dir": str(results_dir),
+            **_inference_keys(data.label.annotations_uri, data.label.images_uri, results_dir),
+            "inference.checkpoint": str(checkpoint_of(model_dir)),
+        },
+    )
+
+
+def labelling_spec(
+    annotations: str | Path,
+    images: str,
+    *,
+    model_dir: str | Path,
+    spec: str,
+    overrides: Sequence[str],
+    results_dir: str | Path,
+) -> ExperimentSpec:
+    """Build the spec of an inference step on a part of a set.
+
+    Raises:
+        SpecError: With all problems found.
+        ArtifactError: The model folder has no checkpoint.
+    """
+    return _step_spec(
+        "inference",
+        _sources(model_dir, spec),
+        overrides,
+        {
+            **_inference_keys(str(annotations), images, results_dir),
             "inference.checkpoint": str(checkpoint_of(model_dir)),
         },
     )
@@ -265,6 +343,16 @@ def _dataset_keys(data: DatasetManifest) -> dict[str, str]:
         "dataset.train_img_dir": data.train.images_uri,
         "dataset.val_ann_path": data.val.annotations_uri if data.val else "",
         "dataset.val_img_dir": data.val.images_uri if data.val else "",
+    }
+
+
+def _inference_keys(annotations: str, images: str, results_dir: str | Path) -> dict[str, str]:
+    return {
+        "inference.ann_path": annotations,
+        "inference.img_dir": images,
+        "inference.label_dump_path": LABELS_FILE,
+        "results_dir": str(results_dir),
+        "inference.results_dir": str(results_dir),
     }
 
 

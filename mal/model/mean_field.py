@@ -10,14 +10,18 @@ Shape letters: B items, C colour channels, H W map height and width, P pixels of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# How much larger than the items' own regions a shared one may be: from then on each has its own.
+MAX_UNION_RATE = 1.2
+
 Neighbour = tuple[int, int, Tensor]
+Region = tuple[slice, slice]
 
 
 def mean_field(
@@ -49,7 +53,7 @@ def mean_field(
         start: clamped: the probabilities (the paper). balanced: only their side of 0.5, at the
             clamps; an undecided map is then not flooded by the certain outside. soft: as clamped.
         known_BHW: 1 where a pixel is known to be object, -1 where not, else 0. Such a pixel stays
-            at its clamp, whatever its neighbours say.
+            at its clamp, whatever box and neighbours say.
 
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
@@ -58,29 +62,55 @@ def mean_field(
         _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
         dilations=dilations, start=start,
     )  # fmt: skip
+    is_object_BHW = torch.zeros_like(box_mask_BHW, dtype=torch.bool)
     if known_BHW is not None:
-        box_mask_BHW = torch.where(known_BHW == 0, box_mask_BHW, (known_BHW > 0).float())
         is_object_BHW = known_BHW > 0
-    else:
-        is_object_BHW = None
+        box_mask_BHW = torch.where(known_BHW == 0, box_mask_BHW, is_object_BHW.float())
     if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
         return label_maps(image_BCHW, prob_BHW, box_mask_BHW, is_object_BHW)
     label_BHW = torch.zeros_like(prob_BHW, dtype=torch.float32)
     reach = kernel_size // 2 * max(dilations)
-    for item, box_mask_HW in enumerate(box_mask_BHW):
-        region = _region_around(box_mask_HW >= 0.5, reach)
-        if region is not None:
-            one, (rows, columns) = slice(item, item + 1), region
-            label_BHW[one, rows, columns] = label_maps(
-                image_BCHW[one, :, rows, columns],
-                prob_BHW[one, rows, columns],
-                box_mask_BHW[one, rows, columns],
-                None if is_object_BHW is None else is_object_BHW[one, rows, columns],
-            )
+    regions = {
+        item: region
+        for item, box_mask_HW in enumerate(box_mask_BHW)
+        if (region := _region_around(box_mask_HW >= 0.5, reach)) is not None
+    }
+    for items, (rows, columns) in _share_regions(regions):
+        label_BHW[items, rows, columns] = label_maps(
+            image_BCHW[items, :, rows, columns],
+            prob_BHW[items, rows, columns],
+            box_mask_BHW[items, rows, columns],
+            is_object_BHW[items, rows, columns],
+        )
     return label_BHW
 
 
-def _region_around(is_inside_HW: Tensor, reach: int) -> tuple[slice, slice] | None:
+def _share_regions(regions: Mapping[int, Region]) -> Iterator[tuple[slice, Region]]:
+    """Yield items to iterate together, and where: all at once where their regions are much alike.
+
+    An operation for all of them costs less than one for each.
+    """
+    if not regions:
+        return
+    union_rows, union_columns = (
+        slice(min(side.start for side in sides), max(side.stop for side in sides))
+        for sides in zip(*regions.values(), strict=True)
+    )
+    own_size = sum(_num_pixels(region) for region in regions.values())
+    items = slice(min(regions), max(regions) + 1)
+    union = union_rows, union_columns
+    if (items.stop - items.start) * _num_pixels(union) <= MAX_UNION_RATE * own_size:
+        yield items, union
+        return
+    for item, region in regions.items():
+        yield slice(item, item + 1), region
+
+
+def _num_pixels(region: Region) -> int:
+    return math.prod(side.stop - side.start for side in region)
+
+
+def _region_around(is_inside_HW: Tensor, reach: int) -> Region | None:
     """Return rows and columns of a mask and of all that its pixels look at; None if it is empty.
 
     Outside the mask nothing ever changes, so that the labels are the same without the rest.
@@ -98,7 +128,7 @@ def _label_maps(
     image_BCHW: Tensor,
     prob_BHW: Tensor,
     box_mask_BHW: Tensor,
-    is_object_BHW: Tensor | None,
+    is_object_BHW: Tensor,
     *,
     kernel_size: int,
     zeta: float,
@@ -116,9 +146,8 @@ def _label_maps(
         logit_BHW = torch.where(logit_BHW > 0, high_logit, low_logit)
     is_outside_BHW = box_mask_BHW < 0.5
     logit_BHW = logit_BHW.masked_fill(is_outside_BHW, low_logit)
-    highest_BHW = torch.where(is_outside_BHW, low_logit, high_logit)
-    if is_object_BHW is not None:
-        logit_BHW = logit_BHW.masked_fill(is_object_BHW, high_logit)
+    logit_BHW = logit_BHW.masked_fill(is_object_BHW, high_logit)
+    is_fixed_BHW = is_outside_BHW | is_object_BHW
     # A neighbour is a fixed distance away in the rows of a padded map laid end to end: every
     # operand below is one contiguous run, and two maps take turns without a copy.
     pad = kernel_size // 2 * max(dilations)
@@ -129,9 +158,10 @@ def _label_maps(
     def run_of(map_BHW: Tensor) -> Tensor:
         return F.pad(map_BHW, (pad, pad, pad, pad)).flatten(1)[:, first : first + size]
 
-    weights_BP = [run_of(weight_BHW) for _, _, weight_BHW in neighbours]
-    highest_BP = run_of(highest_BHW)
-    is_object_BP = None if is_object_BHW is None else run_of(is_object_BHW.float()) > 0
+    # To a pixel outside the box, or known, its neighbours are nothing: it stays at its clamp.
+    weights_BP = [
+        run_of(weight_BHW.masked_fill(is_fixed_BHW, 0)) for _, _, weight_BHW in neighbours
+    ]
     old_BQ = F.pad(logit_BHW, (pad, pad, pad, pad)).flatten(1)
     maps = [old_BQ, old_BQ.clone()]
     own_BP = [map_BQ[:, first : first + size] for map_BQ in maps]
@@ -143,9 +173,7 @@ def _label_maps(
         total_BP = own_BP[old]
         for weight_BP, value_BP in zip(weights_BP, neighbours_BP[old], strict=True):
             total_BP = torch.addcmul(total_BP, weight_BP, value_BP, out=own_BP[new])
-        torch.minimum(total_BP, highest_BP, out=total_BP).clamp_(min=low_logit)
-        if is_object_BP is not None:
-            total_BP.masked_fill_(is_object_BP, high_logit)
+        total_BP.clamp_(low_logit, high_logit)
     end_BHW = maps[num_iters % 2].view(-1, height + 2 * pad, row)
     return (end_BHW[:, pad : pad + height, pad : pad + width] > 0).float()
 

@@ -24,8 +24,13 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     return converted, rule or _broken_rule(converted, facts)
 
 
-def remedy_for(hint: Any, facts: Setting, default: Any) -> str:
+def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
     """Return the sentence that says what to write instead."""
+    if isinstance(value, str) and hint is not str:
+        if "${" in value:
+            return "Write the value itself; only texts may refer to other keys."
+        if _is_quoted(value, hint):
+            return "It is a text: write it without quotes."
     if facts.choices:
         return f"Use {_one_of(facts.choices)}."
     if default == REQUIRED:
@@ -51,6 +56,16 @@ def yaml_text(value: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is an int or float; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_quoted(text: str, hint: Any) -> bool:
+    """Whether a text would be a value of the key if it were none; PyYAML leaves 1e-6 a text."""
+    if hint is bool:
+        return text.strip().lower() in {"true", "false"}
+    try:
+        return hint in (int, float) and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 class _Shorten(reprlib.Repr):

@@ -224,7 +224,7 @@ class TrainSpec:
     min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
     min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
     num_wave: float = setting(
-        1.0, "Half periods of the cosine; 1 falls once to the lower end.", exclusive_minimum=0
+        1.0, "Half periods of the cosine; 1 falls once to the lower end, 0 never.", minimum=0
     )
     warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
     warmup_rate: float = setting(
@@ -417,7 +417,7 @@ class ExportSpec:
         "int8: matrix products in 8 bits, for ONNX Runtime on a CPU.",
         choices=("fp32", "int8"),
     )
-    batch_size: int = setting(-1, "Fixed batch; -1: dynamic.", minimum=-1)
+    batch_size: int = setting(-1, "Fixed batch; -1 or 0: dynamic.", minimum=-1)
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/export.")
     use_mixed_model_test: bool = setting(False, "Export the mean of student and teacher.")
     use_teacher_test: bool = setting(False, "Export the teacher.")

@@ -236,7 +236,7 @@ def _assign(
         return True
     sentence = f"{entry.written_key} must {rule}, got {yaml_text(entry.value)}{entry.place}."
     if not any(problem.startswith(sentence) for problem in problems):  # a shorthand sets several
-        problems.append(f"{sentence} {remedy_for(hint, facts, default)}")
+        problems.append(f"{sentence} {remedy_for(given, hint, facts, default)}")
     return False
 
 

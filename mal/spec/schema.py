@@ -2,6 +2,7 @@
 
 A schema accepts what `load_spec` accepts, and nothing else, for documents that JSON can hold. What
 it cannot say: a key that must be set may still be absent or `???`, since a template is valid too;
+an integer must lie in the range of a float where a number is asked for;
 of a key that stands in a document under several of its names, the last one counts; a reference
 `${key}` must name a key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
 

@@ -14,6 +14,7 @@ from mal.data.datamodule import open_image_set
 from mal.errors import SpecError
 from mal.evaluation.report import write_report
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
+from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
 from mal.labeling.training_free import TrainingFreeModel
 from mal.model.backbone import ViTBackbone
@@ -69,7 +70,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             title="Evaluation",
             figures=metrics,
             boxes=reader.boxes,
-            masks=measured.masks,
+            masks=PredictedMasks.held(measured.masks),
             ious=measured.measurement.instances,
             image_reader=reader,
             facts=report_facts(loaded, dataset.val_ann_path),

@@ -14,7 +14,8 @@ from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
 from mal.labeling.label_file import write_labels
 from mal.labeling.load import load_model, prediction_settings
-from mal.labeling.masks import InstanceMask
+from mal.labeling.mask_spool import MaskSpool
+from mal.labeling.masks import PredictedMasks
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
@@ -52,22 +53,27 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
         rows = np.arange(len(reader.boxes))
-        masks = list(predict_rows(loaded.model, reader, rows, settings, "label"))
-        result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(masks))
+        masks = predict_rows(loaded.model, reader, rows, settings, "label")
+        result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))
         if not session.is_first:
+            for _ in masks:  # every rank takes part until the last one
+                pass
             return result
-        num_masks = write_labels(labels, reader.boxes, masks)
-        figures = _figures(reader, masks, num_masks)
-        write_report(
-            session.path / REPORT_FILE,
-            title="Labels",
-            figures=figures,
-            boxes=reader.boxes,
-            masks=masks,
-            ious=None,
-            image_reader=reader,
-            facts=report_facts(loaded, section.ann_path),
-        )
+        with MaskSpool(reader.boxes, labels.parent) as spool:
+            predicted = spool.fill(masks)
+            write_labels(labels, reader.boxes, predicted)
+            figures = _figures(reader, predicted)
+            write_report(
+                session.path / REPORT_FILE,
+                title="Labels",
+                figures=figures,
+                boxes=reader.boxes,
+                masks=predicted,
+                ious=None,
+                image_reader=reader,
+                facts=report_facts(loaded, section.ann_path),
+            )
+        num_masks = predicted.num_not_empty
         session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=figures)
     return result
 
@@ -93,13 +99,10 @@ def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
     return path
 
 
-def _figures(
-    reader: ImageReader, masks: list[InstanceMask], num_masks: int
-) -> dict[str, float | None]:
-    scores = [mask.score for mask in masks if mask.area]
+def _figures(reader: ImageReader, masks: PredictedMasks) -> dict[str, float | None]:
     return {
         "num_images": len(reader.boxes.images),
         "num_boxes": len(masks),
-        "num_masks": num_masks,
-        "mean_score": sum(scores) / len(scores) if scores else None,
+        "num_masks": masks.num_not_empty,
+        "mean_score": masks.mean_score,
     }

@@ -15,23 +15,25 @@ import os
 import sys
 import tempfile
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mal.artifacts import write_text
 from mal.distributed import NodeTopology
+from mal.distributed.nodes import CAUSE_WAIT_S, NodeBoard, meeting
 from mal.distributed.workers import is_worker, run_workers
 from mal.errors import (
     AnnotationError,
     ArtifactError,
+    ConnectionLostError,
     MalError,
     MemoryShortageError,
     SpecError,
     StorageError,
     WorkerError,
 )
-from mal.runtime import Interrupted, handling_stop_signals
+from mal.runtime import Interrupted, StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 from mal.stages.results import EvaluateResult, InferenceResult, TrainResult
@@ -49,7 +51,8 @@ RESULT_TYPES: Mapping[str, Any] = {
 _RAISED_AGAIN: Mapping[str, Callable[[str], MalError]] = {
     error_type.__name__: error_type
     for error_type in (
-        AnnotationError, ArtifactError, MemoryShortageError, SpecError, StorageError, WorkerError,
+        AnnotationError, ArtifactError, ConnectionLostError, MemoryShortageError, SpecError,
+        StorageError, WorkerError,
     )
 }  # fmt: skip
 
@@ -78,27 +81,21 @@ class Exchange:
         encoded = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return _result_from_json(RESULT_TYPES[action], encoded)
 
-    def write_error(self, rank: int, error: MalError | Interrupted) -> None:
+    def write_error(self, rank: int, error: MalError) -> None:
         """Leave what ended a worker."""
-        signal_number = error.signal_number if isinstance(error, Interrupted) else 0
-        content = {
-            "type": type(error).__name__, "message": str(error), "signal_number": signal_number,
-        }  # fmt: skip
+        content = {"type": type(error).__name__, "message": str(error)}
         write_text(self.folder / f"error-{rank}.json", json.dumps(content))
 
-    def read_cause(self) -> MalError | Interrupted | None:
+    def read_error(self) -> MalError | None:
         """Return what ended the workers, and not what followed of it; None if none says."""
-        causes = [
+        found = [
             json.loads(path.read_text(encoding="utf-8"))
             for path in sorted(self.folder.glob("error-*.json"))
         ]
-        causes.sort(key=lambda cause: cause["type"] == WorkerError.__name__)
-        if not causes:
+        found.sort(key=lambda error: error["type"] == ConnectionLostError.__name__)
+        if not found:
             return None
-        if causes[0]["signal_number"]:
-            return Interrupted(causes[0]["signal_number"])
-        error_type = _RAISED_AGAIN.get(causes[0]["type"], MalError)
-        return error_type(causes[0]["message"])
+        return _RAISED_AGAIN.get(found[0]["type"], MalError)(found[0]["message"])
 
 
 def result_as_json(result: Any) -> dict[str, Any]:
@@ -143,23 +140,60 @@ def _launch(action: str, spec: ExperimentSpec, topology: NodeTopology) -> Any:
     Raises:
         MalError: What a worker failed of.
         Interrupted: This node, or another one, was asked to stop.
-        WorkerError: A worker was lost.
+        WorkerError: A worker was lost, here or on another node.
     """
-    log.info(
-        "node %d of %d: %d processes, meeting at %s:%d", topology.node_rank, topology.num_nodes,
-        topology.devices_per_node, topology.master_addr, topology.master_port,
-    )  # fmt: skip
     with (
         handling_stop_signals() as stop,
+        meeting(topology) as board,
         tempfile.TemporaryDirectory(prefix="mal-node-") as folder,
     ):
         exchange = Exchange(Path(folder))
         write_text(exchange.spec_file, write_experiment_yaml(spec))
         command = [sys.executable, "-m", "mal.stages.worker", action, folder]
         try:
-            with stop.deferring():
-                run_workers(topology, command, lambda: stop.received)
-        except WorkerError as error:
-            raise exchange.read_cause() or error from error
-        stop.raise_if_received()
+            _run_workers(command, exchange, board, stop)
+        except ConnectionLostError as error:
+            raise _cause_of(error, board) from error
         return exchange.read_result(action)
+
+
+def _run_workers(
+    command: Sequence[str], exchange: Exchange, board: NodeBoard, stop: StopRequest
+) -> None:
+    """Run this node's workers to their end.
+
+    Raises:
+        MalError: What a worker failed of.
+        Interrupted: The run was stopped.
+    """
+    topology = board.topology
+    log.info(
+        "node %d of %d starts %d processes", topology.node_rank, topology.num_nodes,
+        topology.devices_per_node,
+    )  # fmt: skip
+    try:
+        with stop.deferring():
+            number = run_workers(topology, command, lambda: stop.received or board.hear())
+    except WorkerError as error:
+        told = exchange.read_error()
+        is_cause = isinstance(error, ConnectionLostError) or not isinstance(
+            told, ConnectionLostError
+        )
+        if told is None or not is_cause:
+            raise
+        raise told from error
+    if number is not None:
+        told = exchange.read_error()
+        if told is None or isinstance(told, WorkerError):
+            raise Interrupted(number)
+        raise told
+
+
+def _cause_of(loss: ConnectionLostError, board: NodeBoard) -> MalError | Interrupted:
+    """Return why the lost process ended, where its node says so in time."""
+    if board.topology.num_nodes == 1:
+        return loss
+    end = board.first_end(CAUSE_WAIT_S)
+    if end is None:
+        return loss
+    return Interrupted(end.signal_number) if end.signal_number else WorkerError(end.text())

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mal.distributed.workers import Worker
 from mal.errors import MalError, MemoryShortageError
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.rules import patch_size_of
@@ -157,7 +158,8 @@ def training_shortage(
         " and ".join(wishes) if len(wishes) < 3 else f"{wishes[0]}, {wishes[1]} and {wishes[2]}"
     )
     can_fall_back = fallback_of(spec) is not None and not (checkpoint and ARCH_KEY in changes)
-    if can_fall_back and not spec.train.oom_fallback:
+    is_alone = Worker.current().num_ranks == 1
+    if can_fall_back and is_alone and not spec.train.oom_fallback:
         remedy += ", or set train.oom_fallback=true"
     advice = f"Run again with {remedy}." if changes else _LARGER_DEVICE
     return MemoryShortageError(f"train must fit into memory, got {found}. {advice}")

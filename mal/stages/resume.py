@@ -18,7 +18,9 @@ from mal.model.checkpoint import read_training_spec
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
+from mal.stages.session import results_uri
 from mal.storage import fetch_file
+from mal.storage.uris import parse_remote_uri
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +153,17 @@ def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
     """
     given = spec.train.resume_training_checkpoint_path
     latest = folder / LATEST_CHECKPOINT
-    is_going_back = bool(given) and Path(given).resolve().parent == folder.resolve()
-    if latest.exists() and not is_going_back:
+    if given and _is_of(spec, folder, given):
+        own = folder / Path(given).name
+        return own if own.exists() else fetch_file(given)
+    if latest.exists():
         log.info("going on from %s", latest.resolve().name)
         return latest
     return fetch_file(given) if given else None
+
+
+def _is_of(spec: ExperimentSpec, folder: Path, checkpoint: str) -> bool:
+    """Whether a checkpoint lies in this run's own result folder, local or remote."""
+    if parse_remote_uri(checkpoint) is None:
+        return Path(checkpoint).resolve().parent == folder.resolve()
+    return checkpoint.rpartition("/")[0] == results_uri("train", spec).rstrip("/")

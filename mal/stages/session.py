@@ -13,6 +13,7 @@ from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
+from mal.jobs import DATA_SOURCES
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict, write_experiment_yaml
@@ -21,14 +22,6 @@ from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-_PLACES = {
-    "train": ("dataset.train_ann_path", "dataset.train_img_dir"),
-    "evaluate": ("dataset.val_ann_path", "dataset.val_img_dir"),
-    "inference": ("inference.ann_path", "inference.img_dir"),
-    "export": (),
-}
 
 
 class Session:
@@ -66,10 +59,13 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
         SpecError: With every key that is missing.
     """
     values = spec_as_dict(spec)
-    missing = [
-        key for key in _PLACES[action] if not values[key.partition(".")[0]][key.partition(".")[2]]
+    problems = [
+        f"{source.key} must be set, got ''. Write {source.key}=PATH, or give a root that holds "
+        f"{source.file_name} as {source.dataset}."
+        for source in DATA_SOURCES[action]
+        if not source.is_optional
+        and not values[source.key.partition(".")[0]][source.key.partition(".")[2]]
     ]
-    problems = [f"{key} must be set, got ''. Write {key}=PATH." for key in missing]
     if not values["results_dir"] and not values[action]["results_dir"]:
         problems.append("results_dir must be set, got ''. Write results_dir=FOLDER.")
     if problems:

@@ -6,18 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 @contextmanager
 def skipping_slow_imports() -> Iterator[None]:
-    """Spare the start of an action what timm and torchmetrics import and never use, two seconds.
+    """Spare the start of an action what timm and torchmetrics import and never use, three seconds.
 
-    timm takes wandb if it is there; torchmetrics asks `scipy.signal` whether it has a `hamming`.
-    After the block both packages import as ever.
+    timm takes wandb if it is there; torchmetrics asks `scipy.signal` whether it has a `hamming`,
+    and takes from matplotlib the types of plots that nobody draws here. After the block all of them
+    import as ever.
     """
-    signal = ModuleType("scipy.signal")
-    signal.hamming = None  # type: ignore[attr-defined]
-    absent = {"wandb": None, "scipy.signal": signal}
+    absent: dict[str, ModuleType | None] = {
+        "wandb": None,
+        "scipy.signal": _module("scipy.signal", hamming=None),
+        **_empty_matplotlib(),
+    }
     hidden = {name: stand_in for name, stand_in in absent.items() if name not in sys.modules}
     sys.modules.update(hidden)  # type: ignore[arg-type]
     try:
@@ -26,3 +30,31 @@ def skipping_slow_imports() -> Iterator[None]:
         for name, stand_in in hidden.items():
             if sys.modules.get(name) is stand_in:
                 del sys.modules[name]
+
+
+def _empty_matplotlib() -> dict[str, ModuleType | None]:
+    """Return what torchmetrics looks up in matplotlib; nothing where somebody already uses it."""
+    if "matplotlib" in sys.modules:
+        return {}
+    parts = {
+        "axes": _module("matplotlib.axes", Axes=object),
+        "colors": _module("matplotlib.colors", Colormap=object),
+        "pyplot": _module(
+            "matplotlib.pyplot", Figure=object, style=_module("style", context=_no_style)
+        ),
+    }
+    return {
+        "matplotlib": _module("matplotlib", **parts),
+        **{module.__name__: module for module in parts.values()},
+    }
+
+
+@contextmanager
+def _no_style(_name: str) -> Iterator[None]:
+    yield
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(content)
+    return module

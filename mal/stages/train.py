@@ -43,6 +43,7 @@ from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
 from mal.status import Status
+from mal.training.callbacks import kpi_of
 from mal.training.trainer import Measure, TrainingRun, train_network
 from mal.training.wandb_logging import RUN_ID_FILE
 
@@ -84,7 +85,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
         )
         device = choose_device(spec, spec.train.gpu_ids)
         metrics = _train_within_memory(reader, spec, device, stop, session)
-        session.status.write(Status.RUNNING, "training finished", kpi=metrics)
+        session.status.write(Status.RUNNING, "training finished", kpi=kpi_of(metrics))
     return TrainResult(
         results_dir=session.path,
         checkpoint=session.path / LATEST_CHECKPOINT,

@@ -1,16 +1,43 @@
 """Where data and results lie: folders, archives, S3, and the cache of what was fetched."""
 
 from mal.storage.cache import fetch_file
-from mal.storage.image_folder import ImageFile, describe_images, find_image, open_image_folder
-from mal.storage.results_folder import ResultsFolder
+from mal.storage.documents import (
+    ABSENT,
+    ConflictError,
+    Document,
+    read_document,
+    replace_document,
+)
+from mal.storage.image_folder import (
+    ImageFile,
+    describe_images,
+    describe_source,
+    fetch_images,
+    find_image,
+    open_image_folder,
+)
+from mal.storage.places import child_uri, list_files, put_file, put_files
+from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 
 __all__ = [
+    "ABSENT",
+    "ConflictError",
+    "Document",
     "ImageFile",
     "ResultsFolder",
+    "child_uri",
     "describe_images",
+    "describe_source",
     "fetch_file",
+    "fetch_images",
+    "fetch_results",
     "find_image",
+    "list_files",
     "open_image_folder",
+    "put_file",
+    "put_files",
+    "read_document",
     "redact_uri",
+    "replace_document",
 ]

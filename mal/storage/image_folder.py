@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -44,10 +44,12 @@ class ImageFile:
     Attributes:
         size: Bytes.
         checksum: `sha256:...` of a local file, `etag:...` of a remote one.
+        modified_s: Time of its last write, seconds since 1970; no part of what the image is.
     """
 
     size: int
     checksum: str
+    modified_s: float = field(compare=False)
 
 
 def open_image_folder(source: str) -> Path:
@@ -106,6 +108,28 @@ def find_image(folder: Path, file_name: str) -> Path | None:
     return None
 
 
+def fetch_images(source: str, file_names: Iterable[str], folder: Path) -> str:
+    """Return a source that holds the named images: of a bucket folder, only these are fetched.
+
+    Args:
+        source: A folder, an archive or a bucket folder.
+        file_names: Images to fetch; those that are missing are left out.
+        folder: Where they go; any other source is returned as it is.
+
+    Raises:
+        AnnotationError: A name leaves the folder.
+        StorageError: The source cannot be read.
+    """
+    remote = parse_remote_uri(source)
+    if remote is None or is_archive(remote.key):
+        return source
+    found = _find_remote_images(remote, file_names)
+    check_room(folder.parent, sum(stored.size for stored in found.values()), str(remote))
+    with ThreadPoolExecutor(_NUM_TRANSFERS) as pool:
+        list(pool.map(lambda name: fetch_object(found[name], folder / name), found))
+    return str(folder)
+
+
 def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
     """Size and checksum of those images that exist, by file name.
 
@@ -123,6 +147,23 @@ def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFi
     with ThreadPoolExecutor(_NUM_HASHERS) as pool:
         found = pool.map(lambda name: _describe_local_image(folder, name), names)
         return {name: image for name, image in zip(names, found, strict=True) if image}
+
+
+def describe_source(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
+    """Describe what a source consists of: its images, or the one archive, which stays packed.
+
+    Raises:
+        AnnotationError: A name leaves the folder.
+        StorageError: The source cannot be read.
+    """
+    remote = parse_remote_uri(source)
+    if remote is not None and is_archive(remote.key):
+        stored = head_object(remote)
+        return {PurePosixPath(remote.key).name: _describe_object(stored)}
+    path = Path(source).expanduser()
+    if remote is None and path.is_file() and is_archive(path.name):
+        return {path.name: _describe_file(path)}
+    return describe_images(source, file_names)
 
 
 def _checked_file_name(file_name: str) -> PurePosixPath:
@@ -216,12 +257,24 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _describe_local_image(folder: Path, file_name: str) -> ImageFile | None:
     path = find_image(folder, file_name)
-    if path is None:
-        return None
-    return ImageFile(path.stat().st_size, f"sha256:{sha256_of_file(path)}")
+    return None if path is None else _describe_file(path)
+
+
+def _describe_file(path: Path) -> ImageFile:
+    facts = path.stat()
+    return ImageFile(facts.st_size, f"sha256:{sha256_of_file(path)}", facts.st_mtime)
+
+
+def _describe_object(stored: StoredObject) -> ImageFile:
+    return ImageFile(stored.size, f"etag:{stored.etag}", stored.modified.timestamp())
 
 
 def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[str, ImageFile]:
+    found = _find_remote_images(remote, file_names)
+    return {name: _describe_object(stored) for name, stored in found.items()}
+
+
+def _find_remote_images(remote: RemoteUri, file_names: Iterable[str]) -> dict[str, StoredObject]:
     prefix_length = len(remote.folder_prefix)
     by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in _list_images(remote)}
     top_folders = {path.parts[0] if len(path.parts) > 1 else "" for path in by_path}
@@ -231,5 +284,5 @@ def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[st
         name = _checked_file_name(file_name)
         stored = by_path.get(name) or by_path.get(PurePosixPath(top) / name)
         if stored is not None:
-            images[file_name] = ImageFile(stored.size, f"etag:{stored.etag}")
+            images[file_name] = stored
     return images

@@ -31,6 +31,9 @@ _REFUSED_CODES = frozenset(
     {"401", "403", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken",
      "SignatureDoesNotMatch"}
 )  # fmt: skip
+_CONFLICT_CODES = frozenset(
+    {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
+)
 _MAX_ATTEMPTS = 5
 _CONNECT_TIMEOUT_S = 10
 _PROGRESS_INTERVAL_S = 10.0
@@ -47,12 +50,15 @@ class StoredObject:
         size: Bytes.
         etag: Changes with the content; not always an MD5.
         modified: Time of its last write, with time zone.
+        version_id: Of a bucket with versioning, when the store was asked for this one object;
+            else ''.
     """
 
     uri: RemoteUri
     size: int
     etag: str
     modified: datetime.datetime
+    version_id: str = ""
 
 
 def endpoint_of(scheme: str) -> str | None:
@@ -75,8 +81,9 @@ def head_object(uri: RemoteUri) -> StoredObject:
     with _explaining(uri, "read"):
         answer = _client(uri.scheme).head_object(Bucket=uri.bucket, Key=uri.key)
     return StoredObject(
-        uri, int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"]
-    )
+        uri, int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"],
+        answer.get("VersionId", ""),
+    )  # fmt: skip
 
 
 def list_objects(folder: RemoteUri) -> list[StoredObject]:
@@ -128,6 +135,52 @@ def upload_object(path: Path, uri: RemoteUri) -> None:
             str(path), uri.bucket, uri.key,
             Callback=_progress_logger(f"writing {uri}", path.stat().st_size),
         )  # fmt: skip
+
+
+def read_object(uri: RemoteUri) -> tuple[bytes, str] | None:
+    """Return content and etag of a small object; None where there is none.
+
+    Raises:
+        StorageError: It may not be read.
+    """
+    client = _client(uri.scheme)
+    with _explaining(uri, "read"):
+        try:
+            answer = client.get_object(Bucket=uri.bucket, Key=uri.key)
+        except client.exceptions.NoSuchKey:
+            return None
+        return answer["Body"].read(), answer["ETag"].strip('"')
+
+
+def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> str | None:
+    """Write a small object if the store still has what is expected.
+
+    Args:
+        content: The whole object.
+        uri: Where.
+        expected_etag: Of what is to be replaced; '': there must be nothing.
+
+    Returns:
+        The new etag; None where the store has something else, and nothing was written.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    from botocore.exceptions import ClientError
+
+    condition = {"IfMatch": expected_etag} if expected_etag else {"IfNoneMatch": "*"}
+    with _explaining(uri, "write"):
+        try:
+            answer = _client(uri.scheme).put_object(
+                Bucket=uri.bucket, Key=uri.key, Body=content, **condition
+            )
+        except ClientError as error:
+            # S3 answers NoSuchKey to If-Match where the object is gone, and 409 to a writer that
+            # lost to another one at the same moment.
+            if error.response.get("Error", {}).get("Code") in _CONFLICT_CODES:
+                return None
+            raise
+    return str(answer["ETag"].strip('"'))
 
 
 def copy_object(source: RemoteUri, target: RemoteUri) -> None:

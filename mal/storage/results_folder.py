@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from mal.artifacts import MANIFEST_FILE, STATUS_FILE, write_json
+from mal.artifacts import MANIFEST_FILE, STATUS_FILE, write_json, writing_atomically
 from mal.errors import StorageError
 from mal.storage.archives import relative_path_of
 from mal.storage.cache import cache_dir, fetch_object, key_of, naming_cache_trouble
@@ -146,6 +147,38 @@ class ResultsFolder:
                 f"results_dir must be a folder that can be written, got {self.uri} "
                 f"({error.strerror}). Choose another."
             ) from error
+
+
+def fetch_results(uri: str, folder: Path, patterns: Sequence[str] = ("*",)) -> set[str]:
+    """Copy finished results from where they are to a local folder.
+
+    Args:
+        uri: Results folder, local or remote.
+        folder: Where the copies go, by the same relative names.
+        patterns: Of relative names (`*` crosses folders).
+
+    Returns:
+        The names of those found.
+
+    Raises:
+        StorageError: A place cannot be read or written.
+    """
+    remote = parse_remote_uri(uri)
+    found: Mapping[str, StoredObject | Path]
+    if remote is None:
+        root = Path(uri)
+        found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    else:
+        found = {s.uri.key[len(remote.folder_prefix) :]: s for s in list_objects(remote)}
+    wanted = {n for n in found if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+    for name in sorted(wanted):
+        source, path = found[name], folder / relative_path_of(name, uri)
+        if isinstance(source, StoredObject):
+            fetch_object(source, path)
+        else:
+            with naming_cache_trouble(uri), writing_atomically(path) as temporary:
+                shutil.copyfile(source, temporary)
+    return wanted
 
 
 def _fingerprint(path: Path, root: Path) -> _Fingerprint:

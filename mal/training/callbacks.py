@@ -22,12 +22,13 @@ from mal.artifacts import (
     checkpoint_name,
     writing_atomically,
 )
+from mal.distributed.group import share_buffers
 from mal.errors import MalError, StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
-from mal.status import Status, StatusLog
+from mal.status import MONITORED_METRIC, Status, StatusLog
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +94,12 @@ class Checkpoints(Callback):
         }
 
     def on_train_start(self, *_: Any) -> None:
-        """Take the signals back from Lightning.
+        """Take signals back from Lightning.
 
         Its handler ends a run with exit code 0 where the signal falls between two batches, and
-        talks to the other ranks inside the handler.
+        broadcasts: ranks without a signal would take that for another message.
         """
-        with contextlib.suppress(ValueError):
-            self.stop.take_signals()
+        self.stop.take_signals()
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Know that checkpoints now lie inside an epoch."""
@@ -150,7 +150,7 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
-        if must_stop:
+        if must_stop:  # a signal since then would stop this rank alone
             self.stop.raise_if_received()
 
     def _is_due(self, trainer: Trainer, unit: str, count: int) -> bool:
@@ -217,6 +217,7 @@ class Validation(Callback):
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
             del trainer.callback_metrics[name]
         if is_validated_epoch(trainer, self.interval):
+            share_buffers(module)
             with contextlib.suppress(Interrupted):
                 module.log_dict(dict(self.measure(module)), logger=True)
 
@@ -256,8 +257,15 @@ class EpochRecords(Callback):
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
-            kpi=figures,
+            kpi=kpi_of(figures),
         )
+
+
+def kpi_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures for `status.json`, that of the validation under the watched name too."""
+    if VALIDATION_FIGURE not in figures:
+        return dict(figures)
+    return {**figures, MONITORED_METRIC: figures[VALIDATION_FIGURE]}
 
 
 def _require_finite(figures: Mapping[str, float]) -> None:

@@ -193,6 +193,9 @@ def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> s
 
 
 def _mask_key(crops: TrainingCrops) -> str:
-    assert crops.reader.boxes.segmentations is not None
-    text = json.dumps(list(crops.reader.boxes.segmentations), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    segmentations = crops.reader.boxes.segmentations
+    assert segmentations is not None
+    digest = hashlib.sha256()
+    for index in crops.indices.tolist():
+        digest.update(json.dumps(segmentations[index]).encode())
+    return digest.hexdigest()

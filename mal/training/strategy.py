@@ -85,5 +85,6 @@ def device_arguments(worker: Worker, devices: Sequence[torch.device]) -> dict[st
         "accelerator": accelerator,
         "strategy": strategy,
         "num_nodes": worker.topology.num_nodes,
-        "sync_batchnorm": accelerator == "cuda",  # torch has it on CUDA alone
+        # torch has it on CUDA alone; on CPUs each rank normalises by its own part of the batch.
+        "sync_batchnorm": accelerator == "cuda",
     }

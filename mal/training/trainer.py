@@ -26,7 +26,7 @@ from mal.data.crop_dataset import (
 from mal.data.datamodule import training_loader
 from mal.data.sampler import EpochSampler
 from mal.data.size_prior import SizePrior
-from mal.distributed.group import gather_values, value_of_first
+from mal.distributed.group import gather_values, share_buffers, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import SpecError, WorkerError
 from mal.model.checkpoint import (
@@ -164,6 +164,7 @@ def _fit(
         )
         with run.stop.deferring():
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+    share_buffers(module)
     _require_same_weights(module, worker)
     figures = value_of_first(records.last)
     if run.measure and resume_from and VALIDATION_FIGURE not in figures:
@@ -281,7 +282,7 @@ def _require_same_weights(module: MALModule, worker: Worker) -> None:
     if worker.num_ranks == 1:
         return
     digest = hashlib.sha256()
-    for weights in module.parameters():
+    for weights in module.state_dict().values():
         digest.update(weights.detach().cpu().contiguous().numpy().tobytes())
     digests = gather_values(digest.hexdigest())
     different = [rank for rank, found in enumerate(digests) if found != digests[0]]

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from mal.artifacts import write_text
+from mal.distributed.workers import Worker
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict
 from mal.storage import redact_uri
@@ -68,8 +68,7 @@ def wandb_loggers(
 def _is_usable(spec: ExperimentSpec) -> bool:
     """Whether to log to W&B; says in one line what to do where it is wanted but cannot be."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if not spec.wandb.enable or mode == "disabled" or not is_first:
+    if not spec.wandb.enable or mode == "disabled" or not Worker.current().is_first:
         return False
     remedy = ""
     if not _is_installed():

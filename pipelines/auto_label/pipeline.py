@@ -1,27 +1,12 @@
 """Boxes in, masks out: snapshot, train, evaluate, inference, export."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
-from components.evaluate import evaluate
-from components.export import export
-from components.inference import inference
-from components.snapshot_dataset import snapshot_dataset
 from components.train import train
+from pipelines._step_setup import prepare
+from pipelines._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label"
-
-
-class AutoLabelOutputs(NamedTuple):
-    """What a run leaves."""
-
-    dataset: dsl.Dataset
-    model: dsl.Model
-    metrics: dsl.Metrics
-    report: dsl.HTML
-    labels: dsl.Artifact
-    onnx: dsl.Model
 
 
 @dsl.pipeline(name=PIPELINE_NAME)
@@ -34,7 +19,7 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
     label_annotations: str = "",
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
-) -> AutoLabelOutputs:
+) -> LabelOutputs:
     """Learn masks from boxes, measure them, label a set with them and export the model.
 
     Args:
@@ -47,7 +32,7 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
     """
-    snapshot = snapshot_dataset(
+    dataset = take_snapshot(
         train_images=train_images,
         train_annotations=train_annotations,
         val_images=val_images,
@@ -56,21 +41,6 @@ def auto_label(  # noqa: PLR0917 - kfp calls it by position
         label_annotations=label_annotations,
         pipeline_name=PIPELINE_NAME,
     )
-    # What lies behind a uri may change while the uri does not: look at every run.
-    snapshot.set_caching_options(False)
-    settings = {"spec": spec, "overrides": overrides, "dataset": snapshot.outputs["dataset"]}
-    trained = train(**settings)
-    model = trained.outputs["model"]
-    evaluated = evaluate(model=model, **settings)
-    labelled = inference(model=model, **settings)
-    exported = export(model=model, **settings)
-    for step in (trained, evaluated, labelled, exported):
-        step.set_caching_options(True)
-    return AutoLabelOutputs(
-        dataset=snapshot.outputs["dataset"],
-        model=model,
-        metrics=evaluated.outputs["metrics"],
-        report=evaluated.outputs["report"],
-        labels=labelled.outputs["labels"],
-        onnx=exported.outputs["onnx"],
-    )
+    settings = {"spec": spec, "overrides": overrides, "dataset": dataset}
+    trained = prepare(train(**settings))
+    return use_model(trained.outputs["model"], settings)

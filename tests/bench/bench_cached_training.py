@@ -42,7 +42,6 @@ def run() -> Iterator[Result]:
             partial(literal, batch),
             partial(ours, cached),
             required=required,
-            clock=time.process_time,
             repeats=REPEATS,
             warm_up=is_frozen,
             features_s=round(features_s, 1),

@@ -19,7 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "onnxruntime")
+PEAK_SIDE = 1536
 ROOT = Path(__file__).parents[2]
 
 
@@ -65,13 +68,12 @@ def compare(
     required: float | None = None,
     repeats: int = 5,
     warm_up: bool = True,
-    clock: Callable[[], float] = time.perf_counter,
     **facts: Any,
 ) -> Result:
     """Time two functions in turn; the medians of `repeats` runs count.
 
-    Long runs on a shared machine take `time.process_time` as clock: what one thread computed, not
-    what it waited for others.
+    Seconds are of the processor: what the one thread computed, not what it waited for others on a
+    shared machine.
     """
     if warm_up:
         baseline()
@@ -79,7 +81,7 @@ def compare(
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, seconds in zip((baseline, ours), times, strict=True):
-            seconds.append(seconds_of(function, clock))
+            seconds.append(seconds_of(function, time.process_time))
     slow, fast = map(statistics.median, times)
     spread = max(max(seconds) / min(seconds) for seconds in times)
     return Result(part, slow, fast, required=required, facts={"spread": round(spread, 2), **facts})
@@ -92,6 +94,33 @@ def seconds_of(
     started_s = clock()
     function()
     return clock() - started_s
+
+
+def has_bf16_units() -> bool:
+    """Whether the processor multiplies bf16 itself, rather than emulate it."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def share_of_peak(
+    function: Callable[[], Any], seconds: float, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Return what a function multiplies, and what part of this processor's best it reaches.
+
+    The best is a product of two large square matrices, timed here and now.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    matrix = torch.ones(PEAK_SIDE, PEAK_SIDE, dtype=dtype)
+    fastest_s = min(seconds_of(lambda: matrix @ matrix, time.process_time) for _ in range(5))
+    peak = 2 * PEAK_SIDE**3 / fastest_s
+    return {
+        "gflop": round(counter.get_total_flops() / 1e9),
+        "matmul_peak_gflop_s": round(peak / 1e9),
+        "of_matmul_peak": round(counter.get_total_flops() / seconds / peak, 2),
+    }
 
 
 def peak_memory_mib() -> float:

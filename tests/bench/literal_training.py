@@ -108,11 +108,13 @@ class OurTraining:
         self.module.set_training_modes()
         self.optimizer = build_optimizer(student, spec.train, LEARNING_RATE)
         self.clip_norm = spec.train.clip_grad_norm
+        self.is_half = spec.train.precision == "bf16"
 
     def __call__(self, batch: CropBatch) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = self.module.training_step(batch, 0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.is_half):
+                loss = self.module.training_step(batch, 0)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.clip_norm:
                 nn.utils.clip_grad_norm_(self.module.student.parameters(), self.clip_norm)

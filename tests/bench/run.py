@@ -3,7 +3,7 @@
     python tests/bench/run.py [CASE ...] [--table]
 
 Each case runs in a process of its own, on one thread; `results.jsonl` keeps the last result of
-every part.
+every part on every machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 FOLDER = Path(__file__).parent
@@ -72,9 +73,9 @@ def run_case(case: str) -> None:
 
 
 def keep(record: dict[str, Any]) -> None:
-    """Put a result into the file, in the place of an earlier one of the same part."""
-    records = {(r["case"], r["part"]): r for r in read_results()}
-    records[record["case"], record["part"]] = record
+    """Put a result into the file, in the place of an earlier one of the same part and machine."""
+    records = {(r["case"], r["part"], r["machine"]): r for r in read_results()}
+    records[record["case"], record["part"], record["machine"]] = record
     text = "".join(json.dumps(r) + "\n" for _, r in sorted(records.items()))
     RESULTS_FILE.write_text(text, encoding="utf-8")
 
@@ -89,10 +90,13 @@ def read_results() -> list[dict[str, Any]]:
 def write_table() -> None:
     """Write the results between the marks of the page."""
     lines = [
-        "| case | part | literal | ours | ratio | asked | |",
-        "|---|---|---|---|---|---|---|",
+        "| case | part | machine | literal | ours | ratio | asked | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for r in read_results():
+    results = read_results()
+    machines = sorted({r["machine"] for r in results})
+    letters = dict(zip(machines, ascii_uppercase, strict=False))
+    for r in results:
         asked = f"{r['required']:g}x" if r["required"] else ""
         asked += f"<= {r['limit']:g} {r['unit']}" if r["limit"] else ""
         baseline = "" if r["baseline"] is None else f"{r['baseline']:.3g} {r['unit']}"
@@ -100,14 +104,15 @@ def write_table() -> None:
         facts = ", ".join(f"{name} {value}" for name, value in r["facts"].items())
         met = ("yes" if r["is_met"] else "**no**") if asked else ""
         cells = (
-            r["case"], r["part"], baseline, f"{r['ours']:.3g} {r['unit']}", ratio,
-            f"{asked} {met}".strip(), facts,
+            r["case"], r["part"], letters[r["machine"]],
+            baseline, f"{r['ours']:.3g} {r['unit']}", ratio, f"{asked} {met}".strip(), facts,
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    table = "\n".join(lines)
+    named = ", ".join(f"{letter}: {name}" for name, letter in letters.items())
+    table = "\n".join([*lines, "", f"Machines: {named}."])
     PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 

@@ -20,6 +20,17 @@ AUTO_LABEL_PARAMETERS = {
     "spec": "STRING",
     "overrides": "LIST",
 }
+JOB_PARAMETERS = {
+    "backend": "STRING",
+    "num_nodes": "NUMBER_INTEGER",
+    "gpus_per_node": "NUMBER_INTEGER",
+    "image": "STRING",
+    "namespace": "STRING",
+    "outputs_uri": "STRING",
+    "job": "STRUCT",
+    "queue_timeout_s": "NUMBER_INTEGER",
+    "start_timeout_s": "NUMBER_INTEGER",
+}
 AUTO_LABEL_OUTPUTS = {
     "dataset": "system.Dataset",
     "model": "system.Model",
@@ -30,10 +41,14 @@ AUTO_LABEL_OUTPUTS = {
 }
 
 
-def compiled_document(name: str) -> dict[str, Any]:
+def compiled_documents(name: str) -> list[dict[str, Any]]:
+    """Return the pipeline, and what of it is Kubernetes' own."""
     text = find_pipeline(name).compiled_path.read_text(encoding="utf-8")
-    document: dict[str, Any] = yaml.safe_load(text)
-    return document
+    return list(yaml.safe_load_all(text))
+
+
+def compiled_document(name: str) -> dict[str, Any]:
+    return compiled_documents(name)[0]
 
 
 @every_pipeline
@@ -53,6 +68,44 @@ def test_auto_label_has_the_parameters_of_the_contract() -> None:
     assert {name: parameter.type for name, parameter in parameters.items()} == AUTO_LABEL_PARAMETERS
     required = [name for name, parameter in parameters.items() if parameter.is_required]
     assert required == ["train_images", "train_annotations"]
+
+
+def test_auto_label_distributed_adds_the_job() -> None:
+    parameters = find_pipeline("auto_label_distributed").parameters
+    assert {name: parameter.type for name, parameter in parameters.items()} == (
+        AUTO_LABEL_PARAMETERS | JOB_PARAMETERS
+    )
+    outputs = [
+        find_pipeline(name).output_names for name in ("auto_label_distributed", "auto_label")
+    ]
+    assert outputs[0] == outputs[1]
+
+
+@every_pipeline
+def test_every_step_may_read_the_object_store_and_runs_in_a_restricted_namespace(
+    pipeline: Pipeline,
+) -> None:
+    document, platform = compiled_documents(pipeline.name)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == document["deploymentSpec"]["executors"].keys()
+    for executor in executors.values():
+        assert executor["securityContext"]["runAsNonRoot"]
+        (secret,) = executor["secretAsEnv"]
+        (config,) = executor["configMapAsEnv"]
+        assert secret["optional"]
+        assert config["optional"]
+        variables = [pair["envVar"] for pair in secret["keyToEnv"] + config["keyToEnv"]]
+        assert sorted(variables) == [
+            "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_SECRET_ACCESS_KEY",
+        ]  # fmt: skip
+
+
+def test_the_distributed_training_knows_its_run_outside_of_the_caches_key() -> None:
+    _, platform = compiled_documents("auto_label_distributed")
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors["exec-train-distributed"]["fieldPathAsEnv"] == [
+        {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+    ]
 
 
 def test_auto_label_has_the_outputs_of_the_contract() -> None:

@@ -28,6 +28,16 @@ TINY_VIT = (
     "train.crf_num_iter=3",
 )
 
+# For the demo set, through every step.
+TINY_SPEC = """\
+device: cpu
+dataset: {crop_size: 64, num_workers_per_gpu: 0, min_obj_size: 0}
+model: {arch: vit-mae-tiny/16, mask_head_hidden_channel: 16, mask_head_out_channel: 16}
+train: {batch_size: 4, num_epochs: 1, max_steps: 2, lr: 1e-4, crf_num_iter: 2}
+evaluate: {batch_size: 4}
+inference: {batch_size: 4}
+"""
+
 
 @dataclass(frozen=True)
 class TinySet:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny_sets import Trained, training_spec, write_tiny_set
 
 from mal.spec import load_spec
@@ -15,6 +16,10 @@ from mal.stages import run_export, run_train
 from mal.storage import objects
 
 BUCKET = "bucket"
+
+# No test is timed: on a busy machine an example takes as long as it takes.
+settings.register_profile("mal", deadline=None)
+settings.load_profile("mal")
 
 
 @pytest.fixture(autouse=True)

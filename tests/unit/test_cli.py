@@ -114,6 +114,26 @@ def test_signals_are_handled_as_before_when_a_run_is_over(
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize(
+    ("results_dir", "place"), [("s3://bucket/run/", "s3://bucket/run/export"), ("run", "/twin")]
+)
+def test_results_are_named_where_the_user_finds_them(
+    results_dir: str,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path("/twin")
+    result = mal.stages.ExportResult(folder, folder / "m.onnx", folder / "m.json", 0.0)
+    monkeypatch.setitem(vars(mal.stages), "run_export", lambda spec: result)
+    monkeypatch.setattr(mal.runtime, "set_up_logging", lambda: None)
+    assert main(["export", "export.checkpoint=a.pth", f"results_dir={results_dir}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"onnx: {place}/m.onnx (differs from PyTorch by 0.0e+00)",
+        f"results: {place}",
+    ]
+
+
 def test_overrides_stand_before_and_after_the_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +258,7 @@ def test_help_and_specs_do_without_torch() -> None:
     )
     *told, loaded = answer.stderr.splitlines()
     assert loaded == "[]"
-    assert told == ["mal: train_datasets must be a folder, got nothing at /absent. Check the path."]
+    assert told[0].startswith("mal: dataset.train_img_dir must be a file, got nothing at /absent/")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from kfp import dsl
+from tiny_sets import TINY_SPEC
 
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
@@ -19,14 +20,6 @@ from pipelines._interrupts import descendants_of
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[3]
-TINY_SPEC = """\
-device: cpu
-dataset: {crop_size: 64, num_workers_per_gpu: 0, min_obj_size: 0}
-model: {arch: vit-mae-tiny/16, mask_head_hidden_channel: 16, mask_head_out_channel: 16}
-train: {batch_size: 4, num_epochs: 1, max_steps: 2, lr: 1e-4, crf_num_iter: 2}
-evaluate: {batch_size: 4}
-inference: {batch_size: 4}
-"""
 OUTPUTS = ("dataset.json", "model", "metrics.json", "report.html", "labels.json", "onnx")
 
 

@@ -88,7 +88,6 @@ def test_pytorchjob_neither_restarts_nor_lingers_by_default() -> None:
     spec = build_pytorchjob(SMALL)["spec"]
     assert spec["runPolicy"] == {
         "activeDeadlineSeconds": 604_800,
-        "backoffLimit": 0,
         "cleanPodPolicy": "Running",
         "ttlSecondsAfterFinished": 86_400,
     }

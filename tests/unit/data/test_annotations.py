@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mal.data.annotations import CROWD, Problems, load_boxes, read_annotation_document
+from mal.data.annotations import CROWD, Problems, load_boxes
 from mal.errors import AnnotationError
 
 INFINITY = float("inf")
@@ -156,6 +157,83 @@ def test_categories_may_be_missing(categories: Any, tmp_path: Path) -> None:
     assert load_boxes(written(tmp_path, content), with_masks=False).categories == {4: "4"}
 
 
+def test_without_a_list_of_categories_any_is_one(tmp_path: Path) -> None:
+    entries = [annotation(1, category_id=4), annotation(2, category_id=9)]
+    content = document(categories=[], annotations=entries)
+    boxes = load_boxes(written(tmp_path, content), with_masks=False)
+    assert boxes.categories == {4: "4", 9: "9"}
+    assert not boxes.problems
+
+
+def test_images_may_stand_behind_their_annotations(tmp_path: Path) -> None:
+    content = dict(reversed(document().items()))
+    assert list(content) == ["annotations", "categories", "images"]
+    assert load_boxes(written(tmp_path, content), with_masks=False).image_of(0).id == 1
+
+
+def test_an_image_is_the_one_of_the_file(tmp_path: Path) -> None:
+    images = [image(7, file_name="ü/\ud800.png"), image(3, width=30), image(5, file_name="")]
+    boxes = load_boxes(
+        written(tmp_path, document(images=images, annotations=[annotation(1, image_id=3)])),
+        with_masks=False,
+    )
+    assert [vars(entry) for entry in boxes.images] == images
+    assert vars(boxes.image_of(0)) == images[1]
+    assert boxes.images[-1].id == 5
+    assert [entry.id for entry in boxes.images[1:]] == [3, 5]
+    assert boxes.image_area_I.tolist() == [320, 480, 320]
+
+
+def test_a_selection_keeps_the_masks_of_its_boxes(tmp_path: Path) -> None:
+    polygons = [[[1, 2, 8, 2, 8, y]] for y in (6, 8, 10)]
+    entries = [
+        annotation(1, segmentation=polygons[0]),
+        annotation(2, bbox=[1, 1, 0, 0], segmentation=polygons[1]),
+        annotation(3),
+        annotation(4, segmentation=polygons[2], caption="ü"),
+    ]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=True)
+    chosen = boxes.select(np.array([2, 1]))
+    assert chosen.annotation_id_N.tolist() == [4, 3]
+    assert chosen.segmentations is not None
+    assert chosen.segmentations.is_given_N.tolist() == [True, False]
+    assert chosen.segmentations[0] == polygons[2]
+    assert chosen.rle_of(0) == boxes.rle_of(2) != boxes.rle_of(0)
+    assert chosen.rle_of(1) is None
+
+
+@pytest.mark.parametrize("change", ["other content", "gone"])
+def test_masks_of_a_file_that_has_changed_are_not_taken(change: str, tmp_path: Path) -> None:
+    entries = [annotation(1, segmentation=[[1, 2, 8, 2, 8, 9]])]
+    path = written(tmp_path, document(annotations=entries))
+    boxes = load_boxes(path, with_masks=True)
+    path.unlink()
+    if change == "other content":
+        written(tmp_path, document(annotations=[annotation(2), *entries]))
+    with pytest.raises(AnnotationError, match="must stay as it is while it is used"):
+        boxes.rle_of(0)
+
+
+def test_what_a_loader_process_gets_has_no_object_for_a_box_or_an_image(tmp_path: Path) -> None:
+    small, large = (
+        document(
+            images=[image(k) for k in range(count)],
+            annotations=[annotation(k, image_id=k) for k in range(count)],
+        )
+        for count in (10, 1000)
+    )
+
+    def num_objects(content: Any) -> int:
+        gc.collect()
+        before = len(gc.get_objects())
+        boxes = load_boxes(written(tmp_path, content), with_masks=True)
+        gc.collect()
+        assert len(boxes)
+        return len(gc.get_objects()) - before
+
+    assert num_objects(large) <= num_objects(small) + 10
+
+
 def test_without_being_asked_for_masks_none_is_held(tmp_path: Path) -> None:
     entries = [annotation(1, segmentation=[[1, 2, 8, 2, 8, 9]])]
     path = written(tmp_path, document(annotations=entries))
@@ -190,7 +268,7 @@ def test_an_empty_segmentation_is_none(empty: Any, tmp_path: Path) -> None:
 def test_a_file_that_is_no_coco_file_says_so(content: Any, told: str, tmp_path: Path) -> None:
     path = written(tmp_path, content)
     with pytest.raises(AnnotationError, match=told) as caught:
-        read_annotation_document(path)
+        load_boxes(path, with_masks=False)
     assert str(path) in str(caught.value)
 
 
@@ -223,3 +301,9 @@ def test_boxes_are_exact(tmp_path: Path) -> None:
         written(tmp_path, document(annotations=[annotation(1, bbox=box)])), with_masks=False
     )
     np.testing.assert_array_equal(boxes.box_xywh_N4[0], box)
+
+
+def test_the_area_of_a_box_is_that_of_the_array(tmp_path: Path) -> None:
+    entries = [annotation(1), annotation(2, bbox=[0.1, 1 / 3, 7.7, 8.9])]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    assert [boxes.area_of(row) for row in range(2)] == boxes.box_area_N.tolist()

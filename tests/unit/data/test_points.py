@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mal.data.annotations import NO_POINT_ON_OBJECT, CocoBoxes, load_boxes
+from mal.data.annotation_columns import NO_POINT_ON_OBJECT
+from mal.data.annotations import CocoBoxes, load_boxes
 from mal.data.batch import CropBatch, collate_crops
 from mal.data.crop_dataset import points_in_window
 from mal.data.crops import cut_window, unit_box_in_window, window_from_unit_box, xyxy_from_xywh

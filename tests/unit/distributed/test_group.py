@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 
-from mal.distributed import NodeTopology
 from mal.distributed.group import gather_values, highest_of_ranks, value_of_first
-from mal.distributed.workers import run_workers
 from mal.errors import WorkerError
-
-JOINS = """
-import json, os, pathlib, sys
-import torch
-from mal.distributed.group import file_of_first, gather_values, highest_of_ranks
-from mal.distributed.group import joining, value_of_first
-from mal.distributed.workers import Worker
-from mal.errors import MalError
-worker = Worker.current()
-try:
-    with joining(worker, torch.device("cpu")):
-        {work}
-except MalError as error:
-    pathlib.Path(sys.argv[1], f"error {{worker.rank}}").write_text(str(error))
-    sys.exit(2)
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(work: str, folder: Path) -> None:
-    code = JOINS.format(work=work.replace("\n", "\n        "))
-    topology = NodeTopology(devices_per_node=2, master_port=free_port())
-    run_workers(topology, [sys.executable, "-c", code, str(folder)])
 
 
 def test_alone_nobody_is_asked() -> None:
@@ -51,7 +19,7 @@ def test_alone_nobody_is_asked() -> None:
 
 
 def test_values_and_flags_of_all_ranks_meet(tmp_path: Path) -> None:
-    run(
+    run_ranks(
         """
 values = gather_values({"rank": worker.rank, "long": "x" * worker.rank})
 highest = highest_of_ranks(worker.rank)
@@ -71,7 +39,7 @@ pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps(found))
 def test_the_first_ranks_file_reaches_all(tmp_path: Path, is_shared: bool) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "weights").write_bytes(b"abc" * 1000)
-    run(
+    run_ranks(
         f"""
 import mal.distributed.group as group
 group.FILE_CHUNK_BYTES = 1000
@@ -93,7 +61,7 @@ assert file_of_first(None, folder) is None
 
 def test_a_rank_that_is_gone_is_noticed_and_named(tmp_path: Path) -> None:
     with pytest.raises(WorkerError):
-        run(
+        run_ranks(
             """
 gather_values(0)
 if worker.rank == 1:
@@ -108,16 +76,18 @@ for _ in range(1000):
     assert "go on from the last checkpoint" in told
 
 
-def test_nobody_at_the_meeting_point_is_an_error_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MAL_RENDEZVOUS_TIMEOUT_S", "1")
-    port = free_port()
-    topology = NodeTopology(num_nodes=2, node_rank=1, master_port=port)
-    code = JOINS.format(work="pass")
-    with pytest.raises(WorkerError, match="exit code 2"):
-        run_workers(topology, [sys.executable, "-c", code, str(tmp_path)])
-    told = (tmp_path / "error 1").read_text()
-    assert told.startswith(f"rank 1 must reach the other 1 at 127.0.0.1:{port}, got ")
-    assert "MASTER_ADDR" in told
-    assert os.environ["MAL_RENDEZVOUS_TIMEOUT_S"] == "1"
+def test_buffers_become_those_of_the_first_rank(tmp_path: Path) -> None:
+    run_ranks(
+        """
+from mal.distributed.group import share_buffers
+module = torch.nn.BatchNorm2d(2)
+module.running_mean += worker.rank + 1
+module.num_batches_tracked += worker.rank
+share_buffers(module)
+found = [module.running_mean.tolist(), int(module.num_batches_tracked)]
+pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps(found))
+""",
+        tmp_path,
+    )
+    found = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    assert found == [[[1.0, 1.0], 0]] * 2

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mal.distributed import NodeTopology
-from mal.distributed.workers import Worker, is_worker, run_workers
-from mal.errors import WorkerError
+from mal.distributed.workers import Worker, _failure, is_worker, run_workers
+from mal.errors import ConnectionLostError, WorkerError
 
 TOPOLOGY = NodeTopology(num_nodes=2, node_rank=1, devices_per_node=2)
 WRITES_ITS_RANK = """
@@ -58,7 +58,7 @@ def test_a_place_survives_the_environment() -> None:
 @pytest.mark.parametrize(
     ("failure", "told"),
     [
-        ("sys.exit(3)", "rank 3 of 4 (node 1) failed with exit code 3. Its message stands above."),
+        ("sys.exit(3)", "rank 3 of 4 (node 1) failed with exit code 3. The log of its node"),
         ("os.kill(os.getpid(), 9)", "rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out"),
     ],
 )
@@ -87,8 +87,53 @@ time.sleep(60)
         are_ready = len(list(tmp_path.glob("ready *"))) == 2
         return signal.SIGTERM if are_ready else None
 
-    run_workers(TOPOLOGY, python(code, str(tmp_path)), received)
+    assert run_workers(TOPOLOGY, python(code, str(tmp_path)), received) == signal.SIGTERM
     assert {path.name for path in tmp_path.iterdir()} >= {"2", "3"}
+
+
+def test_one_that_was_stopped_leaves_the_others_the_time_to_write(tmp_path: Path) -> None:
+    # Ranks agree on a stop; then only the first one has a checkpoint to bring away.
+    code = """
+import pathlib, signal, sys, time
+from mal.distributed.workers import Worker
+if Worker.current().local_rank == 1:
+    sys.exit(143)
+time.sleep(1)
+pathlib.Path(sys.argv[1], "written").touch()
+sys.exit(143)
+"""
+    assert run_workers(TOPOLOGY, python(code, str(tmp_path))) == signal.SIGTERM
+    assert (tmp_path / "written").exists()
+
+
+def test_finished_is_finished_whatever_signal_came_late() -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.5)"
+    started_s = time.monotonic()
+
+    def received() -> int | None:
+        return signal.SIGTERM if time.monotonic() - started_s > 0.3 else None
+
+    assert run_workers(NodeTopology(), python(code), received) is None
+
+
+def test_workers_need_not_go_on_when_another_node_failed() -> None:
+    def raise_failure() -> int | None:
+        raise WorkerError("node 0 failed: no room")
+
+    with pytest.raises(WorkerError, match="node 0 failed: no room"):
+        run_workers(TOPOLOGY, python("import time; time.sleep(60)"), raise_failure)
+
+
+def test_the_cause_is_named_and_not_what_followed_of_it() -> None:
+    codes: list[tuple[list[int | None], str, type[WorkerError]]] = [
+        ([2, -9], "rank 3 of 4 (node 1) was killed by SIGKILL", WorkerError),
+        ([1, 2], "rank 2 of 4 (node 1) failed with exit code 1", WorkerError),
+        ([2, None], "rank 2 of 4 (node 1) failed with exit code 2", ConnectionLostError),
+    ]
+    for ends, told, error_type in codes:
+        failure = _failure(ends, TOPOLOGY)
+        assert str(failure).startswith(told)
+        assert type(failure) is error_type
 
 
 def test_workers_end_when_the_process_that_watches_them_is_killed(tmp_path: Path) -> None:

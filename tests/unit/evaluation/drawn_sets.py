@@ -5,12 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mal.data.annotations import CocoBoxes, CocoImage, Problems, Rle
 from mal.labeling.coco_rle import area_of_rle, rle_from_window_mask, rle_to_json
 from mal.labeling.masks import InstanceMask
 
 Rectangle = tuple[int, int, int, int]
+
+
+class HeldSegmentations(list[Any]):
+    """Segmentations of a set that no file holds."""
+
+    @property
+    def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+        return np.array([one is not None for one in self], dtype=np.bool_)
+
+    def select(self, rows: NDArray[np.int64]) -> "HeldSegmentations":
+        return HeldSegmentations(self[row] for row in rows)
 
 
 def rle_of_rectangle(rectangle: Rectangle, size: tuple[int, int]) -> Rle:
@@ -30,9 +42,9 @@ def set_of_boxes(
     with_masks: bool = True,
 ) -> CocoBoxes:
     """Build a set from rows of (image index, category id, box, true rectangle or None[, crowd])."""
-    segmentations = [
+    segmentations = HeldSegmentations(
         None if row[3] is None else rle_to_json(rle_of_rectangle(row[3], size)) for row in rows
-    ]
+    )
     return CocoBoxes(
         path=Path("drawn.json"),
         images=tuple(

@@ -13,7 +13,7 @@ def counts_of(histogram: Histogram) -> list[int]:
     return [int(bar.label.rsplit(" ", 1)[1]) for bar in histogram.bars]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(unit_values, unit_values)
 def test_every_value_is_counted_once_and_drawn_inside_the_plot(
     values: list[float], reference: list[float]

@@ -63,7 +63,7 @@ def iou_of(first: Rectangle, second: Rectangle, size: tuple[int, int] = (8, 8)) 
     return float(np.count_nonzero(a & b) / np.count_nonzero(a | b))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 1), st.integers(1, 2), rectangles((8, 8)), rectangles((8, 8))),
@@ -86,7 +86,7 @@ def test_miou_is_the_mean_over_categories_of_instance_means(rows: Any) -> None:
     assert 0 <= metrics["AP75"] <= metrics["AP50"] <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(4)))
 def test_order_of_predictions_does_not_matter(order: list[int]) -> None:
     truth = [(0, 0, 3, 3), (4, 4, 4, 4), (0, 5, 3, 2), (5, 0, 2, 3)]

@@ -29,7 +29,7 @@ def has_color(picture: Picture, color: tuple[int, int, int]) -> bool:
     return bool((np.abs(pixels_of(picture) - np.array(color)).max(axis=2) < 40).any())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(-20, 90), st.floats(-20, 60), st.floats(0.1, 200), st.floats(0.1, 200))
 def test_any_box_gives_a_picture_of_bounded_size(x: float, y: float, w: float, h: float) -> None:
     picture = draw_object(GRAY, (x, y, w, h), rle_of_rectangle((0, 0, 0, 0), SIZE), None)

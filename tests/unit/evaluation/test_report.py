@@ -15,7 +15,7 @@ from mal.errors import AnnotationError
 from mal.evaluation import report
 from mal.evaluation.metrics import Measurement, measure_masks
 from mal.evaluation.report import MAX_PAGE_BYTES, NO_TRUE_MASKS, write_report
-from mal.labeling.masks import InstanceMask
+from mal.labeling.masks import InstanceMask, PredictedMasks
 
 SIZE = (64, 64)
 
@@ -68,7 +68,7 @@ def page_of(tmp_path: Path, boxes: CocoBoxes, masks: list[InstanceMask], **chang
         "facts": {"checkpoint": "mal_model_best.pth"},
         **changes,
     }
-    write_report(path, boxes=boxes, masks=masks, **arguments)
+    write_report(path, boxes=boxes, masks=PredictedMasks.held(masks), **arguments)
     assert path.stat().st_size < MAX_PAGE_BYTES
     return path.read_text(encoding="utf-8")
 

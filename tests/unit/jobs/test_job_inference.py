@@ -85,9 +85,10 @@ def place(request: pytest.FixtureRequest) -> Place:
         ([line(1, float("nan")), line(2, 0.1), line(3, float("inf"))], 2),
         ([line(1, None), line(2, "x"), line(3, 0.0), '{"epoch": 1, "step": 10}'], 3),
         ([line(1, 0.3), line(2, 0.2), line(4, 0.7, step=30)], 3),
+        ([line(1, 0.3), line(2, 0.7).replace("val_", ""), line(3, 0.5)], 2),
     ],
     ids=["highest", "earliest of equals", "later line", "file gone", "broken lines", "not finite",
-         "no figure", "ended inside an epoch"],
+         "no figure", "ended inside an epoch", "watched name"],
 )  # fmt: skip
 def test_the_best_checkpoint_is_chosen_by_its_recorded_figure(
     records: list[str], best: int, tmp_path: Path
@@ -409,8 +410,14 @@ def test_a_parent_wins_over_a_spec_file(tmp_path: Path) -> None:
 def test_the_problems_of_roots_spec_and_overrides_are_told_together() -> None:
     with pytest.raises(SpecError) as caught:
         load_job_spec(
-            "train", [{"train": {"lr": "x"}}], ["train.wd"], train_datasets="/no/such/place"
+            "train",
+            [{"train": {"lr": "x"}, "dataset": {"train_img_dir": "???"}}],
+            ["train.wd"],
+            train_datasets="/no/such/place",
         )
-    told = "\n".join(caught.value.problems)
-    for part in ("train_datasets must be a folder", "train.lr must be", "override must read"):
-        assert part in told
+    assert [" ".join(problem.split()[:2]) for problem in caught.value.problems] == [
+        "dataset.train_img_dir must",
+        "dataset.train_ann_path must",
+        "override must",
+        "train.lr must",
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mal.errors import ArtifactError
 from mal.lifecycle import lineage
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.spec import ExperimentSpec
@@ -52,7 +53,9 @@ def model_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "mal_model_latest.pth").write_bytes(b"weights")
-    (folder / "manifest.json").write_text('{"git_commit": "0123abc"}')
+    checkpoint = {"size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    manifest = {"git_commit": "0123abc", "outputs": {"mal_model_latest.pth": checkpoint}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
@@ -86,15 +89,23 @@ def test_model_metadata_names_code_spec_and_figures(model_dir: Path) -> None:
     experiment.train.pretrained_model_path = "s3://bucket/mae.pth"
     facts = lineage.model_metadata(experiment, model_dir, {"val_mIoU": 0.7})
     assert facts["git_sha"] == "0123abc"
+    assert facts["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert facts["parent_model_uri"] == "s3://bucket/mae.pth"
     assert facts["val_mIoU"] == 0.7
     assert json.loads(str(facts["train_config"]))["train"]["lr"] == experiment.train.lr
 
 
 def test_unknown_facts_are_left_out(model_dir: Path) -> None:
-    (model_dir / "manifest.json").unlink()
+    manifest = model_dir / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"0123abc"', "null"))
     facts = lineage.model_metadata(ExperimentSpec(), model_dir, {})
     assert facts.keys().isdisjoint({"git_sha", "image_digest", "parent_model_uri"})
+
+
+def test_a_folder_of_no_finished_training_is_no_model(model_dir: Path) -> None:
+    (model_dir / "manifest.json").write_text('{"outputs": {}}')
+    with pytest.raises(ArtifactError, match=r"whose manifest\.json names mal_model_latest\.pth"):
+        lineage.model_metadata(ExperimentSpec(), model_dir, {})
 
 
 def test_report_says_which_part_it_measured(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_mil_of_drawn_masks(mask: Tensor, expected: float) -> None:
     assert mil_loss(mask, BOX).tolist() == pytest.approx([expected], abs=2e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), height=st.integers(1, 6), width=st.integers(1, 6))
 def test_losses_are_bounded_and_one_an_item(seed: int, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import mal.model.mean_field as mean_field_module
 from mal.model.mean_field import mean_field
 
 Array = NDArray[np.float64]
@@ -66,7 +67,7 @@ def draw(seed: int, height: int, width: int) -> tuple[Array, Array, Array]:
     return image, rng.uniform(size=(height, width)), box
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     kernel_size=st.sampled_from([3, 5]),
@@ -123,8 +124,15 @@ def test_defaults_are_those_of_the_contract() -> None:
     np.testing.assert_array_equal(run(image, prob, box), run(image, prob, box, **explicit))
 
 
-def test_items_of_a_batch_do_not_touch_each_other() -> None:
+@pytest.mark.parametrize("rate", [0, 1.2, 100], ids=["alone", "as it is", "all at once"])
+@pytest.mark.parametrize("empty", [None, 0, 1])
+def test_items_of_a_batch_do_not_touch_each_other(
+    rate: float, empty: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mean_field_module, "MAX_UNION_RATE", rate)
     drawn = [draw(seed, 6, 5) for seed in range(4)]
+    if empty is not None:
+        drawn[empty][2][:] = 0
     image, prob, box = (
         torch.from_numpy(np.stack(part)).float() for part in zip(*drawn, strict=True)
     )

@@ -198,6 +198,23 @@ def test_a_mistake_is_named_with_the_rule_and_the_remedy(override: str, problem:
     assert "\n" not in told
 
 
+@pytest.mark.parametrize(
+    ("section", "remedy"),
+    [
+        ({"train": {"lr": "1e-6"}}, "It is a text: write it without quotes."),
+        ({"train": {"batch_size": "4"}}, "It is a text: write it without quotes."),
+        ({"train": {"use_amp": "True"}}, "It is a text: write it without quotes."),
+        ({"train": {"gpu_ids": "0"}}, "The default is [0]."),
+        ({"train": {"lr": "nan"}}, "The default is 1e-06."),
+        ({"train": {"num_gpus": "${train.num_nodes}"}}, "Write the value itself; only texts may"),
+    ],
+    ids=["float", "int", "bool", "list", "nan", "reference"],
+)
+def test_a_text_in_the_place_of_a_value_is_told_as_one(section: Any, remedy: str) -> None:
+    (told,) = problems_of(section)
+    assert remedy in told
+
+
 def test_a_wrong_name_lists_the_choices_once() -> None:
     (told,) = problems_of({}, ["model.arch=vit"])
     assert told.count("vit-mae-base/16") == 1

@@ -19,7 +19,7 @@ from mal.spec import ExperimentSpec, load_spec, read_spec_source
 from mal.spec.experiment import ACTIONS, BACKBONE_ARCHS
 from mal.spec.load import ALIASES, SHORTHANDS, iterate_settings
 from mal.spec.schema import action_schema
-from mal.spec.setting import REQUIRED
+from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED
 from mal.spec.template import spec_template
 
 LEAVES = {key: (hint, facts) for key, hint, facts, _ in iterate_settings(ExperimentSpec)}
@@ -57,7 +57,9 @@ def schema_accepts(action: str, document: dict[str, Any]) -> bool:
 finite = st.floats(allow_nan=False, allow_infinity=False)
 odd_values = (
     st.none() | st.booleans() | st.integers(-600, 600) | finite | st.text(max_size=4)
-    | st.just(REQUIRED) | st.lists(st.integers(-1, 3) | finite, max_size=4)
+    | st.sampled_from([REQUIRED, "1e-6", "${results_dir}", "s3://u:p@b/x"])
+    | st.sampled_from([MAX_WHOLE_NUMBER, MAX_WHOLE_NUMBER + 1, -(2**70), 4.0, 1e300, -0.0])
+    | st.lists(st.integers(-1, 3) | finite | st.none() | st.just([1]) | st.text(), max_size=4)
     | st.dictionaries(st.text(max_size=3), st.integers(), max_size=1)
 )  # fmt: skip
 
@@ -104,7 +106,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @each_action
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(document=documents())
 def test_schema_and_loader_accept_the_same(action: str, document: dict[str, Any]) -> None:
     own = document.get(action)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from mal.distributed import NodeTopology
+from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
 from mal.spec import load_spec
 from mal.spec.experiment import BACKBONE_ARCHS
@@ -238,6 +240,14 @@ def test_the_message_of_a_training_names_what_to_run_next(
     expected: str,
 ) -> None:
     assert str(training_shortage(spec_of(*overrides), error, device, checkpoint)) == expected
+
+
+def test_several_processes_are_not_told_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(NodeTopology(devices_per_node=2))
+    for name, value in worker.environment().items():
+        monkeypatch.setenv(name, value)
+    told = str(training_shortage(spec_of(), CUDA_ERROR, CUDA, checkpoint=""))
+    assert told.endswith("Run again with dataset.crop_size=384.")
 
 
 @pytest.mark.parametrize(

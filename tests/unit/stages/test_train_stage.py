@@ -202,6 +202,47 @@ def test_a_foreign_checkpoint_cannot_be_resumed(
     assert "train.pretrained_model_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_remote", [False, True], ids=["local", "s3"])
+def test_a_checkpoint_of_the_own_folder_is_a_wish_to_go_back(
+    data: TinySet, tmp_path: Path, s3: Any, is_remote: bool
+) -> None:
+    folder = "s3://bucket/runs/one" if is_remote else str(tmp_path / "run")
+    first = run_train(training_spec(data, folder))
+    written_ns = first.checkpoint.stat().st_mtime_ns
+    for epoch, is_trained_again in ((2, False), (1, True)):
+        name = f"mal_model_epoch_00{epoch}_step_0000{2 * epoch}.pth"
+        resume = f"train.resume_training_checkpoint_path={folder}/{name}"
+        again = run_train(training_spec(data, folder, resume)).checkpoint
+        assert again.resolve().name == "mal_model_epoch_002_step_00004.pth"
+        assert (again.stat().st_mtime_ns > written_ns) is is_trained_again
+
+
+def test_the_figure_of_a_validation_has_the_name_that_services_watch(
+    data: TinySet, tmp_path: Path
+) -> None:
+    result = run_train(training_spec(data, tmp_path / "run", val=data))
+    status = (result.results_dir / "status.json").read_text().splitlines()
+    records = (result.results_dir / "metrics.jsonl").read_text().splitlines()
+    watched = [kpi["mIoU"] for kpi in (json.loads(line)["kpi"] for line in status) if kpi]
+    recorded = [json.loads(record)["val_mIoU"] for record in records]
+    assert watched == [*recorded, recorded[-1]]
+
+
+def test_what_a_training_lacks_is_named_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"results_dir={tmp_path}"]) == 2
+    told = capsys.readouterr().err.removeprefix("mal: ").splitlines()
+    assert told == [
+        f"{key} must be set, got ''. Write {key}=PATH, or give a root that holds {file} as "
+        "train_datasets."
+        for key, file in (
+            ("dataset.train_img_dir", "images.tar.gz"),
+            ("dataset.train_ann_path", "annotations.json"),
+        )
+    ]
+
+
 def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     data: TinySet, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mal.errors import StorageError
-from mal.storage import ResultsFolder, results_folder
+from mal.storage import ResultsFolder, fetch_results, results_folder
 from mal.storage.objects import upload_object
 from mal.storage.uris import RemoteUri
 
@@ -145,3 +145,31 @@ def test_a_missing_bucket_is_named(s3: Any) -> None:
     write_run(folder.path, 1)
     with pytest.raises(StorageError, match="s3://no-such-bucket/train"):
         folder.upload()
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_finished_results_are_fetched_by_pattern(s3: Any, tmp_path: Path, is_remote: bool) -> None:
+    folder = ResultsFolder(URI if is_remote else str(tmp_path / "run"))
+    write_run(folder.path, 1)
+    (folder.path / "logs").mkdir()
+    (folder.path / "logs" / "events").touch()
+    folder.upload()
+    small = fetch_results(folder.uri, tmp_path / "small", ["status.json", "manifest.json"])
+    assert small == {"status.json"}
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["status.json"]
+    names = fetch_results(folder.uri, tmp_path / "all")
+    assert names == {
+        "logs/events",
+        "mal_model_epoch_001.pth",
+        "mal_model_latest.pth",
+        "status.json",
+    }
+    assert (tmp_path / "all" / "mal_model_latest.pth").read_bytes() == b"weights 1"
+
+
+def test_results_that_would_leave_the_folder_are_refused(s3: Any, tmp_path: Path) -> None:
+    (tmp_path / "evil").write_text("x")
+    upload_object(tmp_path / "evil", RemoteUri("s3", "bucket", "runs/7/train/../../evil"))
+    with pytest.raises(StorageError):
+        fetch_results(URI, tmp_path / "a" / "b" / "all")
+    assert not (tmp_path / "a" / "evil").exists()

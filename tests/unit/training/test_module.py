@@ -114,6 +114,7 @@ def test_a_step_in_half_precision_gives_nearly_the_same_loss(precision: torch.dt
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("area_px2", AREAS_PX2)
+@pytest.mark.parametrize("supervision", ["box", "mask"])
 @pytest.mark.parametrize(
     "model",
     [
@@ -125,13 +126,18 @@ def test_a_step_in_half_precision_gives_nearly_the_same_loss(precision: torch.dt
     ],
 )
 def test_every_trained_weight_gets_a_gradient_in_every_step(
-    name: str, area_px2: float, model: dict[str, Any]
+    name: str, area_px2: float, supervision: str, model: dict[str, Any]
 ) -> None:
     # Plain DDP waits for all of them.
     if name == "pyramid" and ({"frozen_stages", "freeze_backbone"} & set(model)):
         pytest.skip("the hybrid is trained whole")
-    module = module_of(spec_of(name, model=model, train={"loss_crf_step": 100}))
-    batch = dataclasses.replace(batch_of(1), box_area_B=torch.tensor([area_px2]))
+    train = {"loss_crf_step": 100, "supervision": supervision}
+    module = module_of(spec_of(name, model=model, train=train))
+    batch = dataclasses.replace(
+        batch_of(1),
+        box_area_B=torch.tensor([area_px2]),
+        true_mask_BSS=torch.ones(1, 32, 32, dtype=torch.uint8),
+    )
     module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
     trained = {k: p for k, p in module.student.named_parameters() if p.requires_grad}
     assert [name for name, weight in trained.items() if weight.grad is None] == []

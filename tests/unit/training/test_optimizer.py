@@ -69,6 +69,7 @@ def test_the_rate_grows_with_boxes_a_step() -> None:
         (100, {"warmup_epochs": 0, "min_lr": 0.1}, 0.2),
         (50, {"warmup_epochs": 0, "num_wave": 2.0}, 0.02),
         (100, {"warmup_epochs": 0, "num_wave": 2.0}, 1.0),
+        (100, {"warmup_epochs": 0, "num_wave": 0.0}, 1.0),
         (25, {"warmup_epochs": 0, "num_wave": 0.5}, 0.51 + 0.49 * math.cos(math.pi / 8)),
     ],
 )

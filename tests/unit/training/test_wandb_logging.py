@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from tiny_sets import TinySet, training_spec, write_tiny_set
 
+from mal.distributed import NodeTopology
+from mal.distributed.workers import Worker
 from mal.runtime import Interrupted
 from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
@@ -91,6 +93,19 @@ def test_what_is_turned_off_says_nothing(
     spec = ExperimentSpec()
     spec.wandb.enable = is_enabled
     assert loggers_of(spec, tmp_path) == 0
+    assert lines_of(caplog) == []
+
+
+@pytest.mark.usefixtures("without_import")
+def test_of_several_ranks_only_the_first_one_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend_installed(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    second = Worker(NodeTopology(devices_per_node=2), local_rank=1)
+    for name, value in second.environment().items():
+        monkeypatch.setenv(name, value)
+    assert loggers_of(ExperimentSpec(), tmp_path) == 0
     assert lines_of(caplog) == []
 
 

@@ -1,0 +1,1 @@
+from components.fetch_champion.component import fetch_champion as fetch_champion

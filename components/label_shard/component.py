@@ -1,0 +1,45 @@
+"""Label one shard of a set."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components._images import COMPONENT_IMAGE
+
+
+@dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
+def label_shard(
+    *,
+    shard: str,
+    report: dsl.Output[dsl.HTML],
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+) -> NamedTuple("Outputs", [("labels_uri", str)]):  # type: ignore[valid-type]
+    """Write a mask for every box of a shard, unless an earlier run has.
+
+    Args:
+        shard: uri of a shard of split_boxes.
+        report: One self-contained page with masks drawn on their images.
+        labels_uri: The shard's labels, beside its boxes.
+        spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
+        overrides: dotted.key=value settings that win over the spec.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from mal.lifecycle import label_job, lineage, steps
+    from mal.stages import run_inference
+
+    with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
+        part = label_job.read_shard(shard)
+        if part.is_labelled:
+            steps.tell(f"{shard} was labelled by an earlier run")
+            steps.write_page(report.path, "This shard was labelled by an earlier run.")
+        else:
+            result = run_inference(
+                label_job.shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
+            )
+            steps.copy_file(result.report, report.path)
+            label_job.keep_labels(part, result.labels)
+        report.metadata.update(lineage.page_metadata("labels report", report.path))
+    return (part.labels_uri,)

@@ -1,0 +1,1 @@
+from components.promote.component import promote as promote

@@ -1,0 +1,349 @@
+"""The API server, through the faults that a week of training meets.
+
+Requests are sent again while a fault may pass: 429 (after Retry-After), 5xx, lost connections, and
+a token that expired, which is read again. What stays is a `ClusterError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from mal.cluster import refusals
+from mal.cluster.refusals import ApiRefusal, ConnectionLost, Request
+from mal.cluster.resources import EVENTS, PODS, Resource
+from mal.errors import ClusterError, MissingExtraError
+
+Object = dict[str, Any]
+Timeout = tuple[float, float]
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_S = 600.0
+_REQUEST_TIMEOUT: Timeout = (10.0, 30.0)  # to connect, to read
+_CANCEL_TIMEOUT: Timeout = (0.3, 0.5)
+# A log may be silent for long; a connection that died without a word is found out by this.
+_LOG_TIMEOUT: Timeout = (10.0, 60.0)
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Objects, and the version of the list from which a watch goes on."""
+
+    items: list[Object]
+    version: str
+
+
+class ClusterClient:
+    """Connections to one API server; threads may share them.
+
+    Streams have connections of their own: one for short requests stays open and free beside them,
+    for the moment in which the job must go at once.
+
+    Args:
+        load: Returns the kubernetes package's configuration, credentials included; called again
+            when the server no longer takes them.
+        patience_s: How long a fault that may pass is waited out.
+    """
+
+    def __init__(self, load: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> None:
+        import tenacity
+
+        self._load = load
+        self._connect()
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(refusals.may_pass),
+            wait=_pause_before_retry,
+            stop=tenacity.stop_after_delay(patience_s),
+            before_sleep=_say_retry,
+            reraise=True,
+        )
+
+    @classmethod
+    def connect(cls, *, patience_s: float = PATIENCE_S) -> Self:
+        """Connect as KUBECONFIG says, else as the pod's service account, else as ~/.kube/config.
+
+        Raises:
+            MissingExtraError: Without the kubernetes package.
+            ClusterError: None of the three is there.
+        """
+        for package in ("kubernetes", "tenacity"):
+            try:
+                __import__(package)
+            except ImportError as error:
+                raise MissingExtraError(package, "cluster") from error
+        return cls(_load_configuration, patience_s=patience_s)
+
+    def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
+        """Create the object; None when its name is taken."""
+        path = resource.path(namespace)
+        with refusals.explained(Request("create", resource, namespace, body["metadata"]["name"])):
+            try:
+                return self._retry(lambda: self._json("POST", path, body=body))
+            except ApiRefusal as refusal:
+                if refusal.is_name_taken:
+                    return None
+                raise
+
+    def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """Return the object, None when there is none of this name."""
+        with refusals.explained(Request("get", resource, namespace, name)):
+            try:
+                return self._retry(lambda: self._json("GET", resource.path(namespace, name)))
+            except ApiRefusal as refusal:
+                if refusal.status == 404 and not refusal.is_resource_unknown:
+                    return None
+                raise
+
+    def list_objects(
+        self,
+        resource: Resource,
+        namespace: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> Listing:
+        """Return the objects that have these labels and fields."""
+        query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields)}
+        with refusals.explained(Request("list", resource, namespace)):
+            found = self._retry(lambda: self._json("GET", resource.path(namespace), query))
+        return Listing(found.get("items") or [], found["metadata"].get("resourceVersion", ""))
+
+    def list_events(self, namespace: str, object_name: str) -> list[Object]:
+        """Return the events about an object."""
+        return self.list_objects(
+            EVENTS, namespace, fields={"involvedObject.name": object_name}
+        ).items
+
+    def wait_for_change(
+        self, resource: Resource, namespace: str, name: str, version: str, timeout_s: float
+    ) -> None:
+        """Return when the object changed since the list of this version, or after the time.
+
+        A fault only ends the wait: the caller lists again, which is also what an expired version
+        (410) asks for.
+        """
+        window_s = max(1, round(timeout_s))
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "fieldSelector": _selector({"metadata.name": name}),
+            "resourceVersion": version,
+            "timeoutSeconds": str(window_s),
+        }
+        timeout = (_REQUEST_TIMEOUT[0], window_s + 5.0)
+        try:
+            with self._lines(resource.path(namespace), query, timeout) as lines:
+                for line in lines:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ApiRefusal.from_status(event["object"])
+                    if event["type"] != "BOOKMARK":
+                        return
+        except (ApiRefusal, ConnectionLost, ValueError) as fault:
+            _log.debug("watch of %s ended: %s", name, fault)
+            time.sleep(min(timeout_s, 1.0))
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete this very object and, in the background, what it owns; it may be gone already."""
+        with refusals.explained(Request("delete", resource, namespace, name)):
+            try:
+                self._retry(
+                    lambda: self._json(
+                        "DELETE", resource.path(namespace, name), body=_delete_options(uid)
+                    )
+                )
+            except ApiRefusal as refusal:
+                if refusal.status not in (404, 409):  # gone, or another of this name
+                    raise
+
+    def delete_at_once(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Try to delete this very object, once and within 0.8 s; for a process that ends."""
+        with contextlib.suppress(Exception):
+            self._send(
+                "DELETE",
+                resource.path(namespace, name),
+                body=_delete_options(uid),
+                timeout=_CANCEL_TIMEOUT,
+            )
+
+    def read_log(self, namespace: str, pod: str, container: str, *, tail_lines: int) -> list[str]:
+        """Return the last lines of a container's log."""
+        query = {"container": container, "tailLines": str(tail_lines)}
+        with refusals.explained(Request("get", PODS, namespace, pod, "log")):
+            text = self._retry(lambda: self._text("GET", PODS.path(namespace, pod, "log"), query))
+        return text.splitlines()
+
+    @contextlib.contextmanager
+    def follow_log(
+        self, namespace: str, pod: str, container: str, *, since: str = "", tail_lines: int = 0
+    ) -> Iterator[Iterator[str]]:
+        """Open a container's log, each line behind its time, up to its end or a lost connection.
+
+        Args:
+            namespace: Of the pod.
+            pod: Its name.
+            container: Of the pod.
+            since: Time of the first lines, to the second; '' is the beginning.
+            tail_lines: Only this many of the lines that are there; 0 is all.
+        """
+        query = {"container": container, "follow": "true", "timestamps": "true"}
+        if since:
+            query["sinceTime"] = since
+        if tail_lines:
+            query["tailLines"] = str(tail_lines)
+        with self._lines(PODS.path(namespace, pod, "log"), query, _LOG_TIMEOUT) as lines:
+            yield lines
+
+    def _retry(self, request: Callable[[], _T]) -> _T:
+        answer: _T = self._retrying(request)
+        return answer
+
+    def _json(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> Object:
+        content: Object = json.loads(self._text(method, path, query, body))
+        return content
+
+    def _text(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> str:
+        with _connection_faults():
+            data: bytes = self._send(method, path, query, body).data
+        return data.decode("utf-8", errors="replace")
+
+    @contextlib.contextmanager
+    def _lines(
+        self, path: str, query: Mapping[str, str], timeout: Timeout
+    ) -> Iterator[Iterator[str]]:
+        response = self._send("GET", path, query, timeout=timeout, is_stream=True)
+        try:
+            yield _split_lines(response)
+        finally:
+            response.close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        timeout: Timeout = _REQUEST_TIMEOUT,
+        *,
+        is_stream: bool = False,
+    ) -> Any:
+        """Send a request once, and once more if the credentials had to be read again."""
+        request = {
+            "resource_path": path,
+            "method": method,
+            "query_params": [(name, value) for name, value in (query or {}).items() if value],
+            "header_params": {"Accept": "application/json", "Content-Type": "application/json"},
+            "body": body,
+            "auth_settings": ["BearerToken"],
+            "_preload_content": False,
+            "_return_http_data_only": True,
+            "_request_timeout": timeout,
+        }
+        try:
+            return _call(self._apis[is_stream], request)
+        except ApiRefusal as refusal:
+            if refusal.status != 401:
+                raise
+        self._connect()
+        return _call(self._apis[is_stream], request)
+
+    def _connect(self) -> None:
+        from kubernetes.client import ApiClient
+
+        configuration = self._load()
+        configuration.retries = False  # urllib3's own, of which nobody would know
+        self._apis = {is_stream: ApiClient(configuration) for is_stream in (False, True)}
+
+
+def _call(api: Any, request: Mapping[str, Any]) -> Any:
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        with _connection_faults():
+            return api.call_api(**request)
+    except ApiException as error:
+        headers = error.headers or {}
+        raise ApiRefusal.from_response(
+            error.status or 0, error.reason or "", error.body or "", headers.get("Retry-After", "")
+        ) from error
+
+
+@contextlib.contextmanager
+def _connection_faults() -> Iterator[None]:
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise ConnectionLost(f"{type(error).__name__}: {error}") from error
+
+
+def _split_lines(response: Any) -> Iterator[str]:
+    """Yield the lines as they come; `response.stream` gives whatever pieces arrived."""
+    rest = b""
+    with _connection_faults():
+        for piece in response.stream(amt=None, decode_content=False):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8", errors="replace")
+
+
+def _load_configuration() -> Any:
+    from kubernetes import config
+    from kubernetes.client import Configuration
+
+    configuration = Configuration()
+    try:
+        path = os.environ.get("KUBECONFIG")
+        if path:
+            config.load_kube_config(path, client_configuration=configuration)
+            return configuration
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            config.load_kube_config(client_configuration=configuration)
+    except (config.ConfigException, OSError) as error:
+        raise ClusterError(
+            f"A cluster must be named by KUBECONFIG or by a pod's service account, got {error}. "
+            "Set KUBECONFIG, or run the step in the cluster."
+        ) from error
+    return configuration
+
+
+def _selector(wanted: Mapping[str, str] | None) -> str:
+    return ",".join(f"{name}={value}" for name, value in (wanted or {}).items())
+
+
+def _delete_options(uid: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "propagationPolicy": "Background",
+        "preconditions": {"uid": uid},
+    }
+
+
+def _pause_before_retry(state: Any) -> float:
+    import tenacity
+
+    wanted = getattr(state.outcome.exception(), "retry_after_s", 0.0)
+    backoff: float = tenacity.wait_random_exponential(multiplier=0.5, max=10)(state)
+    return min(max(wanted, backoff), _LONGEST_PAUSE_S)
+
+
+def _say_retry(state: Any) -> None:
+    fault = state.outcome.exception()
+    _log.warning("The API server did not answer as it should, trying again: %s", fault)

@@ -1,0 +1,177 @@
+"""The annotations of a file as flat arrays: parsed one by one, checked all at once.
+
+Shape letters: N annotations that could be parsed, I images, 4 = x, y, w, h in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.data.annotation_stream import Entry
+from mal.data.image_table import ImageTable
+from mal.data.points import NO_BOX_XYWH, PointColumns, PointPrompts, is_without_box
+from mal.data.problems import Problems
+
+# What parsing an entry of any JSON may raise.
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+MAX_BOX_RATE = 4.0
+NO_POINT_ON_OBJECT = "annotation without a bbox or a point on the object"
+
+_INT64 = np.iinfo(np.int64)
+
+
+class AnnotationColumns:
+    """What the annotations say, an array a field.
+
+    What they refer to is looked up when the whole file is known: images may stand behind them.
+
+    Args:
+        path: The file, for errors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = array("q")
+        self.annotation_id = array("q")
+        self.image_id = array("q")
+        self.category_id = array("q")
+        self.box = array("d")
+        self.is_crowd = array("b")
+        # Which bytes of the file are the annotation, where it has a segmentation; else 0 bytes.
+        self.start = array("q")
+        self.num_bytes = array("q")
+        self.points = PointColumns()
+
+    def add(self, position: int, entry: Entry, problems: Problems) -> None:
+        """Parse an annotation, or say why it cannot be.
+
+        Raises:
+            AnnotationError: Its points are none, or contradict each other.
+        """
+        value = entry.value
+        name = f"annotations[{position}]"
+        try:
+            annotation_id = int64_from(value.get("id", position + 1))
+            name = f"annotation {annotation_id}"
+            image_id = int64_from(value["image_id"])
+            category_id = int64_from(value.get("category_id", 1))
+            has_box = not is_without_box(value)
+            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX_XYWH
+        except UNUSABLE:
+            problems.add("annotation without image_id or a bbox of numbers", name)
+            return
+        if has_box and (len(box_xywh) != 4 or not all(map(math.isfinite, box_xywh))):
+            problems.add("bbox that is not four finite numbers", name)
+            return
+        self.points.add(value.get("points"), f"{name} in {self.path}", has_box=has_box)
+        self.position.append(position)
+        self.annotation_id.append(annotation_id)
+        self.image_id.append(image_id)
+        self.category_id.append(category_id)
+        self.box.extend(box_xywh)
+        self.is_crowd.append(bool(value.get("iscrowd", 0)))
+        self.start.append(entry.start)
+        self.num_bytes.append(entry.num_bytes if value.get("segmentation") else 0)
+
+    def box_xywh_N4(self) -> NDArray[np.float64]:  # noqa: N802 - shape letters
+        """Return the boxes."""
+        return np.array(self.box, dtype=np.float64).reshape(-1, 4)
+
+    def image_index_N(self, images: ImageTable) -> NDArray[np.int64]:  # noqa: N802
+        """Return the index of each annotation's image, -1 where there is none."""
+        id_I, wanted_N = images.id_I, np.array(self.image_id, dtype=np.int64)
+        order_I = np.argsort(id_I)
+        place_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
+        index_N = order_I[np.minimum(place_N, len(id_I) - 1)]
+        return np.where(id_I[index_N] == wanted_N, index_N, -1)
+
+    def usable_rows(
+        self,
+        image_index_N: NDArray[np.int64],
+        images: ImageTable,
+        categories: Mapping[int, str],
+        problems: Problems,
+    ) -> NDArray[np.int64]:
+        """Return which refer to something and have a box that its image shows; name the others."""
+        box_xywh_N4 = self.box_xywh_N4()
+        left_N = np.arange(len(box_xywh_N4))
+
+        def leave_out(kind: str, is_bad_N: NDArray[np.bool_], subject: str) -> None:
+            nonlocal left_N
+            for row in left_N[is_bad_N[left_N]].tolist():
+                told = subject.format(
+                    name=f"annotation {self.annotation_id[row]}",
+                    image_id=self.image_id[row],
+                    category_id=self.category_id[row],
+                    box=box_xywh_N4[row].tolist(),
+                    file_name=images[int(image_index_N[row])].file_name,
+                )
+                problems.add(kind, told)
+            left_N = left_N[~is_bad_N[left_N]]
+
+        leave_out("annotation of an unknown image", image_index_N < 0, "{name} (image {image_id})")
+        if categories:
+            is_known_N = np.isin(np.array(self.category_id, dtype=np.int64), list(categories))
+            leave_out(
+                "annotation of an unknown category", ~is_known_N, "{name} (category {category_id})"
+            )
+        for kind, is_bad_N in _box_problems(box_xywh_N4, images.size_I2[image_index_N]).items():
+            leave_out(kind, is_bad_N, "{name} {box} in {file_name}")
+        return left_N
+
+    def usable_points(
+        self, rows: NDArray[np.int64], image_size_N2: NDArray[np.int64], problems: Problems
+    ) -> tuple[NDArray[np.int64], PointPrompts | None]:
+        """Return the rows without those that nothing locates, and the points of these.
+
+        Args:
+            rows: Usable but for their points.
+            image_size_N2: Width and height of each annotation's image, px.
+            problems: Gets what is left out.
+        """
+        if not self.points:
+            return rows, None
+        names = [f"annotation {self.annotation_id[row]}" for row in rows.tolist()]
+        prompts = (
+            self.points.joined()
+            .select(rows)
+            .without_unusable(self.box_xywh_N4()[rows], image_size_N2[rows], names, problems)
+        )
+        is_located_N = ~prompts.is_without_box_N | prompts.has_point_on_N
+        for place in np.flatnonzero(~is_located_N).tolist():
+            problems.add(NO_POINT_ON_OBJECT, names[place])
+        prompts = prompts.select(np.flatnonzero(is_located_N))
+        return rows[is_located_N], prompts if prompts.max_count else None
+
+
+def int64_from(value: Any) -> int:
+    """Convert an id or a size; one that 64 bits cannot hold raises OverflowError."""
+    number = int(value)
+    if not _INT64.min <= number <= _INT64.max:
+        raise OverflowError
+    return number
+
+
+def _box_from(values: Any) -> Sequence[float]:
+    if not isinstance(values, list):
+        raise TypeError
+    return [float(value) for value in values]
+
+
+def _box_problems(
+    box_xywh_N4: NDArray[np.float64], image_size_N2: NDArray[np.int64]
+) -> dict[str, NDArray[np.bool_]]:
+    low_N2, side_N2 = box_xywh_N4[:, :2], box_xywh_N4[:, 2:]
+    is_bad_N2 = {
+        "box of zero or negative size": side_N2 <= 0,
+        "box outside its image": (low_N2 >= image_size_N2) | (low_N2 + side_N2 <= 0),
+        "box far larger than its image": side_N2 > MAX_BOX_RATE * image_size_N2,
+    }
+    return {kind: np.logical_or(*is_bad.T) for kind, is_bad in is_bad_N2.items()}

@@ -1,0 +1,66 @@
+"""Masks kept on disk until they are written: a million of them take no memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from mal.data.annotations import CocoBoxes, Rle
+from mal.labeling.masks import InstanceMask, PredictedMasks
+
+
+class MaskSpool:
+    """Masks in a file without a name, which is gone when the process is.
+
+    Boxes are predicted image by image, while the label file lists them as its input does: the masks
+    wait here, about 200 bytes each, and any of them can be read.
+
+    Args:
+        boxes: What they are the masks of.
+        folder: Where there is room.
+    """
+
+    def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
+        self._boxes = boxes
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        num_boxes = len(boxes)
+        self._start_N = np.zeros(num_boxes, dtype=np.int64)
+        self._num_bytes_N = np.zeros(num_boxes, dtype=np.int32)
+        self._score_N = np.zeros(num_boxes, dtype=np.float64)
+        self._area_N = np.zeros(num_boxes, dtype=np.int64)
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def fill(self, masks: Iterable[InstanceMask]) -> PredictedMasks:
+        """Take the masks in; return them."""
+        for mask in masks:
+            counts = mask.rle["counts"]
+            self._file.write(counts)
+            self._start_N[mask.index] = self._end
+            self._num_bytes_N[mask.index] = len(counts)
+            self._score_N[mask.index] = mask.score
+            self._area_N[mask.index] = mask.area
+            self._end += len(counts)
+        self._file.flush()
+        rows = np.flatnonzero(self._num_bytes_N)
+        return PredictedMasks(rows, self._score_N[rows], self._area_N[rows], self._read)
+
+    def _read(self, row: int) -> InstanceMask:
+        image = self._boxes.image_of(row)
+        counts = os.pread(self._file.fileno(), int(self._num_bytes_N[row]), int(self._start_N[row]))
+        return InstanceMask(
+            row,
+            Rle(size=[image.height, image.width], counts=counts),
+            float(self._score_N[row]),
+            int(self._area_N[row]),
+        )

@@ -1,0 +1,115 @@
+"""Whether a challenger may take the champion's place: figures of both on one set, and limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Limits of the gate; IoU in 0..1.
+
+    Attributes:
+        miou_margin: How much lower than the champion's the mIoU may be.
+        category_margin: The same for the IoU of every single category.
+        category_floor: Least IoU of every category, whatever the champion has.
+        max_parity_diff: Most that the exported model's probabilities may differ from PyTorch's.
+    """
+
+    miou_margin: float = 0.005
+    category_margin: float = 0.05
+    category_floor: float = 0.0
+    max_parity_diff: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule applied: what the two models have, and the limit."""
+
+    name: str
+    challenger: float | None
+    champion: float | None
+    rule: str
+    is_passed: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict of the gate."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether every rule holds."""
+        return all(check.is_passed for check in self.checks)
+
+    @property
+    def reason(self) -> str:
+        """What speaks against the challenger; or that nothing does."""
+        failed = [f"{check.name} {check.rule}" for check in self.checks if not check.is_passed]
+        return "; ".join(failed) or f"all of {len(self.checks)} checks passed"
+
+
+def judge(
+    challenger: Mapping[str, Any],
+    champion: Mapping[str, Any] | None,
+    *,
+    parity_diff: float,
+    settings: GateSettings,
+) -> Decision:
+    """Compare the figures of two models that were measured on the same set.
+
+    Args:
+        challenger: Content of `metrics.json`.
+        champion: Likewise; None: there is no champion yet.
+        parity_diff: Largest difference of the challenger's export from PyTorch.
+        settings: Limits.
+    """
+    limit = settings.max_parity_diff
+    parity = Check(
+        "export parity", parity_diff, None, f"must be at most {limit:g}", parity_diff <= limit
+    )
+    return Decision((*_figure_checks(challenger, champion or {}, settings), parity))
+
+
+def _figure_checks(
+    challenger: Mapping[str, Any], champion: Mapping[str, Any], settings: GateSettings
+) -> Iterator[Check]:
+    own, best = _figure(challenger.get("mIoU")), _figure(champion.get("mIoU"))
+    if own is None:
+        yield Check("mIoU", None, best, "must be measured: the set needs true masks", False)
+        return
+    if best is None:
+        yield Check("mIoU", own, None, "has no champion's to be compared with", True)
+    else:
+        yield _same_set(challenger, champion)
+        limit = best - settings.miou_margin
+        yield Check("mIoU", own, best, f"must be at least {limit:.4f}", own >= limit)
+    own_of, best_of = _ious(challenger), _ious(champion)
+    for name in sorted(own_of.keys() | best_of.keys()):
+        own, best = own_of.get(name), best_of.get(name)
+        limit = max(
+            settings.category_floor, 0.0 if best is None else best - settings.category_margin
+        )
+        is_passed = own is not None and own >= limit
+        yield Check(f"IoU of {name}", own, best, f"must be at least {limit:.4f}", is_passed)
+
+
+def _same_set(challenger: Mapping[str, Any], champion: Mapping[str, Any]) -> Check:
+    own, best = (_figure(figures.get("num_instances")) for figures in (challenger, champion))
+    return Check("measured objects", own, best, "must be the same", own == best)
+
+
+def _ious(metrics: Mapping[str, Any]) -> dict[str, float]:
+    categories = metrics.get("per_category") or {}
+    ious = {name: _figure(category.get("iou")) for name, category in categories.items()}
+    return {name: iou for name, iou in ious.items() if iou is not None}
+
+
+def _figure(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None

@@ -1,0 +1,69 @@
+"""COCO files that do not fit into memory: read entry by entry, written as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mal.artifacts import writing_atomically
+from mal.data.annotation_stream import read_members
+
+
+def stream_entries(path: Path, key: str) -> Iterator[Any]:
+    """Yield the entries of a top-level list without holding the list.
+
+    Raises:
+        AnnotationError: The file is no JSON.
+    """
+    for member in read_members(path):
+        if member.key == key and member.entries is not None:
+            for entry in member.entries:
+                yield entry.value
+            return
+
+
+def read_value(path: Path, key: str) -> Any:
+    """Return the value of a top-level key, whole; None where there is none.
+
+    Raises:
+        AnnotationError: The file is no JSON.
+    """
+    for member in read_members(path):
+        if member.key == key:
+            return (
+                member.value
+                if member.entries is None
+                else [entry.value for entry in member.entries]
+            )
+    return None
+
+
+def list_keys(path: Path) -> list[str]:
+    """Return the top-level keys in their order.
+
+    Raises:
+        AnnotationError: The file is no JSON.
+    """
+    return [member.key for member in read_members(path)]
+
+
+def write_stream(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object; values that are iterators become lists as they yield."""
+    with writing_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, (key, value) in enumerate(content.items()):
+            file.write(f"{', ' if number else '{'}{json.dumps(key)}: ")
+            if isinstance(value, Iterator):
+                file.writelines(_list_parts(value))
+            else:
+                file.write(json.dumps(value))
+        file.write("}\n" if content else "{}\n")
+
+
+def _list_parts(entries: Iterable[Any]) -> Iterator[str]:
+    separator = "["
+    for entry in entries:
+        yield f"{separator}\n{json.dumps(entry)}"
+        separator = ","
+    yield "[]" if separator == "[" else "\n]"

@@ -1,0 +1,162 @@
+"""A client of Kubeflow's Model Registry: its REST API v1alpha3, as much of it as promotion needs.
+
+https://github.com/kubeflow/model-registry, api/openapi/model-registry.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mal.errors import ClusterError
+from mal.storage import redact_uri
+
+BASE_PATH = "/api/model_registry/v1alpha3"
+TOKEN_VARIABLE = "MODEL_REGISTRY_TOKEN"
+CHAMPION_PROPERTY = "champion_version"
+MODEL_FORMAT = "mal-checkpoint"
+
+_TIMEOUT_S = 30
+_NOT_FOUND = 404
+
+_Entity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelRegistry:
+    """The registry of one model.
+
+    Attributes:
+        address: http(s)://host:port, without a path. A token comes from MODEL_REGISTRY_TOKEN.
+        model_name: Name of the RegisteredModel.
+        source: Fields that say what made the versions: modelSourceKind, modelSourceId, ...
+    """
+
+    address: str
+    model_name: str
+    source: Mapping[str, str]
+
+    def register(self, version: str, model_uri: str, facts: Mapping[str, str | float]) -> None:
+        """Register a version and its artifact, unless they are there.
+
+        Raises:
+            ClusterError: The registry cannot be reached or refuses.
+        """
+        model = self._model() or self._call(
+            "POST", "/registered_models", {"name": self.model_name, "state": "LIVE"}
+        )
+        found = self._version(model["id"], version) or self._call(
+            "POST",
+            "/model_versions",
+            {
+                "name": version,
+                "registeredModelId": model["id"],
+                "state": "LIVE",
+                "customProperties": properties_from(facts),
+            },
+        )
+        # The registry keeps one artifact of a name: the same again is an update.
+        artifact = {
+            "artifactType": "model-artifact",
+            "name": f"{self.model_name}-{version}",
+            "uri": model_uri,
+            "modelFormatName": MODEL_FORMAT,
+            "modelFormatVersion": "1",
+            "state": "LIVE",
+            **self.source,
+        }
+        path = f"/model_versions/{found['id']}/artifacts"
+        items = self._call("GET", path, query={"name": artifact["name"]}).get("items") or []
+        if not items:
+            self._call("POST", path, artifact)
+
+    def name_champion(self, version: str) -> None:
+        """Say in the model's custom properties which version is in use.
+
+        Raises:
+            ClusterError: The registry cannot be reached, refuses, or does not know the version.
+        """
+        model = self._model()
+        if model is None or self._version(model["id"], version) is None:
+            raise ClusterError(
+                f"model registry {redact_uri(self.address)} must have version {version} of "
+                f"{self.model_name}, got none. Register it first."
+            )
+        properties = {
+            **model.get("customProperties", {}),
+            **properties_from({CHAMPION_PROPERTY: version}),
+        }
+        self._call("PATCH", f"/registered_models/{model['id']}", {"customProperties": properties})
+
+    def _model(self) -> _Entity | None:
+        return self._find("/registered_model", name=self.model_name)
+
+    def _version(self, model_id: str, version: str) -> _Entity | None:
+        return self._find("/model_version", name=version, parentResourceId=model_id)
+
+    def _find(self, path: str, **query: str) -> _Entity | None:
+        try:
+            return self._call("GET", path, query=query)
+        except ClusterError as error:
+            cause = error.__cause__
+            if isinstance(cause, urllib.error.HTTPError) and cause.code == _NOT_FOUND:
+                return None
+            raise
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> _Entity:
+        url = f"{self.address.rstrip('/')}{BASE_PATH}{path}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query)
+        headers = {"Content-Type": "application/json"}
+        if token := os.environ.get(TOKEN_VARIABLE):
+            headers["Authorization"] = f"Bearer {token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                content: _Entity = json.load(answer)
+                return content
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"model registry {redact_uri(self.address)} must answer {method} {path}, got: "
+                f"{error}. Check its address, and {TOKEN_VARIABLE} where it asks for a token."
+            ) from error
+
+
+def registry_of_run(
+    address: str, model_name: str, *, run_id: str = "", run_name: str = ""
+) -> ModelRegistry | None:
+    """Return the registry at an address, its versions made by a pipeline run; None without one."""
+    if not address:
+        return None
+    source = {
+        "modelSourceKind": "kfp",
+        "modelSourceClass": "pipelinerun",
+        "modelSourceId": run_id,
+        "modelSourceName": run_name,
+    }
+    return ModelRegistry(address, model_name, source if run_id else {})
+
+
+def properties_from(facts: Mapping[str, str | float]) -> dict[str, dict[str, Any]]:
+    """Return facts as the registry's typed custom properties."""
+    return {
+        name: (
+            {"metadataType": "MetadataStringValue", "string_value": value}
+            if isinstance(value, str)
+            else {"metadataType": "MetadataDoubleValue", "double_value": value}
+        )
+        for name, value in facts.items()
+    }

@@ -1,0 +1,264 @@
+"""From a candidate to the champion: register a version, move the pointer, go back.
+
+The files of a version are written first and never again; moving the pointer is one conditional
+write. Whatever dies before it leaves the champion and the last training as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mal.artifacts import (
+    EPOCH_METRICS_FILE,
+    EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    ONNX_SIDECAR_FILE,
+    REPORT_FILE,
+    STATUS_FILE,
+    sha256_of_file,
+)
+from mal.errors import ArtifactError
+from mal.lifecycle.changes import Detection
+from mal.lifecycle.gate import Decision, GateSettings, judge
+from mal.lifecycle.model_registry import ModelRegistry
+from mal.lifecycle.model_store import (
+    VERSION_FILE,
+    Champion,
+    Change,
+    ModelStore,
+    StoreState,
+    now,
+)
+from mal.lifecycle.steps import checkpoint_of
+from mal.storage import ABSENT, ConflictError, list_files, put_file, put_files, replace_document
+
+MODEL_FILES = (
+    EXPERIMENT_FILE,
+    EPOCH_METRICS_FILE,
+    STATUS_FILE,
+    MANIFEST_FILE,
+    LATEST_CHECKPOINT,
+)
+ONNX_FILES = (ONNX_FILE, ONNX_SIDECAR_FILE)
+_SHORT_SHA_CHARS = 12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained, measured and exported model.
+
+    Attributes:
+        model_dir: Folder of train.
+        onnx_dir: Folder of export.
+        report: Page of evaluate.
+        metrics: Content of `metrics.json`, measured on the set of `champion_metrics`.
+        champion_metrics: None: there is no champion.
+        lineage: Metadata of the artifacts that it came with, by name.
+    """
+
+    model_dir: Path
+    onnx_dir: Path
+    report: Path
+    metrics: Mapping[str, Any]
+    champion_metrics: Mapping[str, Any] | None
+    lineage: Mapping[str, Mapping[str, Any]]
+
+    def judge(self, settings: GateSettings) -> Decision:
+        """Ask the gate."""
+        sidecar = json.loads((self.onnx_dir / ONNX_SIDECAR_FILE).read_bytes())
+        return judge(
+            self.metrics,
+            self.champion_metrics,
+            parity_diff=float(sidecar["max_abs_diff"]),
+            settings=settings,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate."""
+
+    version: str
+    is_promoted: bool
+    previous: str
+    decision: Decision
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and why."""
+        if self.is_promoted:
+            instead = f" in place of {self.previous}" if self.previous else ""
+            return f"{self.version} is the champion{instead}: {self.decision.reason}"
+        kept = f"{self.previous} stays" if self.previous else "there is no champion yet"
+        return f"{self.version} is refused, {kept}: {self.decision.reason}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What both models have, to compare runs by."""
+        figures = {"promoted": float(self.is_promoted)}
+        for check in self.decision.checks:
+            sides = {"challenger": check.challenger, "champion": check.champion}
+            figures |= {f"{side} {check.name}": v for side, v in sides.items() if v is not None}
+        return figures
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A candidate on its way into the store."""
+
+    store: ModelStore
+    version: str
+    sha256: str
+    found: Detection
+    candidate: Candidate
+    decision: Decision
+
+    def uri(self, *names: str) -> str:
+        return self.store.version_uri(self.version, *names)
+
+
+def settle(
+    found: Detection, candidate: Candidate, decision: Decision, registry: ModelRegistry | None
+) -> Outcome:
+    """Register a candidate; make it the champion if the gate lets it; note the training.
+
+    Doing it again after it was done changes nothing: a step may be retried.
+
+    Args:
+        found: The data set, and the state of the store that the run started from.
+        candidate: What was trained on it.
+        decision: Of the gate.
+        registry: Where else to register it; None: nowhere.
+
+    Raises:
+        ConflictError: Somebody else has changed the store since the run started.
+        StorageError: The store cannot be written.
+        ClusterError: The registry refuses.
+    """
+    store = ModelStore(found.store_uri)
+    state = store.read()
+    sha256 = sha256_of_file(checkpoint_of(candidate.model_dir))
+    version = f"{found.at[:10].replace('-', '')}-{sha256[:_SHORT_SHA_CHARS]}"
+    is_done = state.last_training is not None and state.last_training.version == version
+    if state.etag != found.store_etag and not is_done:
+        raise ConflictError(
+            f"{store.pointer_uri} must be unchanged since this run started, got champion "
+            f"'{state.champion_version}' of another run or a person. Run again."
+        )
+    entry = _Entry(store, version, sha256, found, candidate, decision)
+    _write_version(entry)
+    if registry is not None:
+        registry.register(version, entry.uri("model"), _facts(candidate, sha256))
+    previous = state.champion_version
+    if is_done:
+        previous = state.history[-1].previous if decision.is_passed else previous
+    else:
+        state = store.write(_next_state(entry, state))
+    is_promoted = decision.is_passed
+    if registry is not None and is_promoted:
+        registry.name_champion(version)
+    return Outcome(version, is_promoted, previous, decision)
+
+
+def promote_version(
+    store: ModelStore, version: str, *, reason: str, registry: ModelRegistry | None = None
+) -> StoreState:
+    """Make a registered version the champion, by hand: back to an earlier one, or a refused one.
+
+    Raises:
+        ArtifactError: It is not in the store, not whole, or was never measured.
+        ConflictError: Somebody else was faster.
+    """
+    state = store.read()
+    record = store.read_version(version)
+    if record is None:
+        raise ArtifactError(
+            f"version must be one of the store, got {version}. It has: "
+            f"{', '.join(list_versions(store)) or 'none'}."
+        )
+    if record["metrics"].get("mIoU") is None:
+        raise ArtifactError(
+            f"version must have figures to be promoted, got none for {version}. Measure it on a "
+            "set with true masks."
+        )
+    if version != state.champion_version:
+        champion = _champion(store, version, str(record["sha256"]))
+        state = store.write(_with_champion(state, champion, reason))
+    if registry is not None:
+        registry.name_champion(version)
+    return state
+
+
+def list_versions(store: ModelStore) -> list[str]:
+    """Return the versions that are whole, oldest first."""
+    names = list_files(store.version_uri("").rstrip("/"))
+    return sorted(name.partition("/")[0] for name in names if name.endswith(f"/{VERSION_FILE}"))
+
+
+def _next_state(entry: _Entry, state: StoreState) -> StoreState:
+    is_promoted = entry.decision.is_passed
+    training = entry.found.training(version=entry.version, is_promoted=is_promoted, at=now())
+    state = dataclasses.replace(state, last_training=training)
+    if not is_promoted:
+        return state
+    champion = _champion(entry.store, entry.version, entry.sha256)
+    return _with_champion(state, champion, entry.decision.reason)
+
+
+def _with_champion(state: StoreState, champion: Champion, reason: str) -> StoreState:
+    change = Change(champion.version, state.champion_version, champion.since, reason)
+    return dataclasses.replace(state, champion=champion, history=(*state.history, change))
+
+
+def _champion(store: ModelStore, version: str, sha256: str) -> Champion:
+    return Champion(
+        version=version,
+        sha256=sha256,
+        model_uri=store.version_uri(version, "model"),
+        onnx_uri=store.version_uri(version, "onnx"),
+        since=now(),
+    )
+
+
+def _write_version(entry: _Entry) -> None:
+    """Write the files of a version, its record last: what has a record is whole."""
+    if entry.store.read_version(entry.version) is not None:
+        return
+    candidate, decision = entry.candidate, entry.decision
+    put_files(candidate.model_dir, MODEL_FILES, entry.uri("model"))
+    put_files(candidate.onnx_dir, ONNX_FILES, entry.uri("onnx"))
+    put_file(candidate.report, entry.uri(REPORT_FILE))
+    record = {
+        "version": entry.version,
+        "created_at": now(),
+        "sha256": entry.sha256,
+        "source_sha256": entry.found.source_sha256,
+        "metrics": dict(candidate.metrics),
+        "gate": {
+            "is_passed": decision.is_passed,
+            "checks": [dataclasses.asdict(check) for check in decision.checks],
+        },
+        "lineage": {name: dict(facts) for name, facts in candidate.lineage.items()},
+    }
+    replace_document(entry.uri(VERSION_FILE), record, expected_etag=ABSENT)
+
+
+def _facts(candidate: Candidate, sha256: str) -> dict[str, str | float]:
+    """Return what a registry shows of a version."""
+    facts: dict[str, str | float] = {"sha256": sha256}
+    for name in ("mIoU", "AP", "num_instances"):
+        value = candidate.metrics.get(name)
+        if value is not None:
+            facts[name] = float(value)
+    model = candidate.lineage.get("model", {})
+    for name in ("dataset_sha256", "git_sha", "image_digest", "parent_model_uri", "arch"):
+        if name in model:
+            facts[name] = str(model[name])
+    return facts

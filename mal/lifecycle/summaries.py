@@ -1,0 +1,82 @@
+"""What a step says of itself in Kubeflow's UI, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mal.lifecycle.changes import Detection
+from mal.lifecycle.promotion import Outcome
+from mal.storage import redact_uri
+
+
+def detection_markdown(found: Detection) -> str:
+    """Say whether there is something to train on, and why."""
+    parts = [("train", found.train), *([("val", found.val)] if found.val else [])]
+    return _page(
+        "New annotations: training" if found.is_changed else "Nothing to train on: skipped",
+        f"{found.reason[:1].upper()}{found.reason[1:]}.",
+        markdown_table(
+            ("boxes", "new", "changed", "removed"),
+            [
+                (
+                    found.train.num_boxes,
+                    found.changes.num_new,
+                    found.changes.num_changed,
+                    found.changes.num_removed,
+                )
+            ],
+        ),
+        markdown_table(
+            ("part", "annotations", "sha256", "images"),
+            [
+                (
+                    name,
+                    redact_uri(part.annotations_uri),
+                    part.annotations_sha256,
+                    redact_uri(part.images_uri),
+                )
+                for name, part in parts
+            ],
+        ),
+    )
+
+
+def outcome_markdown(outcome: Outcome) -> str:
+    """Say what became of a candidate, check by check."""
+    return _page(
+        f"{'Promoted' if outcome.is_promoted else 'Refused'}: {outcome.version}",
+        f"{outcome.sentence}.",
+        markdown_table(
+            ("check", "champion", "challenger", "rule", ""),
+            [
+                (
+                    check.name,
+                    "" if check.champion is None else check.champion,
+                    "" if check.challenger is None else check.challenger,
+                    check.rule,
+                    "passed" if check.is_passed else "**failed**",
+                )
+                for check in outcome.decision.checks
+            ],
+        ),
+    )
+
+
+def facts_markdown(title: str, facts: Mapping[str, object]) -> str:
+    """Tabulate facts by name."""
+    return _page(title, markdown_table(("", ""), facts.items()))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Tabulate; a bar inside a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _page(title: str, *blocks: str) -> str:
+    return "\n\n".join([f"## {title}", *filter(None, blocks)]) + "\n"

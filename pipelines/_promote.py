@@ -1,0 +1,51 @@
+"""`python -m pipelines promote`: look at a model store, and move its champion by hand."""
+
+import argparse
+import sys
+from typing import Any
+
+from mal.lifecycle.model_registry import registry_of_run
+from mal.lifecycle.model_store import ModelStore, StoreState
+from mal.lifecycle.promotion import list_versions, promote_version
+
+
+def add_command(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "promote", help="show a model store, or make one of its versions the champion"
+    )
+    parser.add_argument("--store", required=True, metavar="URI", help="a folder or s3://")
+    parser.add_argument(
+        "--to", default="", metavar="VERSION", help="a version of the store, such as an earlier one"
+    )
+    parser.add_argument("--reason", default="by hand", metavar="TEXT", help="for the history")
+    parser.add_argument(
+        "--registry", default="", metavar="URL", help="a Kubeflow Model Registry to tell as well"
+    )
+    parser.add_argument("--model-name", default="mal", metavar="NAME", help="its name there")
+    parser.set_defaults(command=_promote)
+
+
+def _promote(options: argparse.Namespace) -> int:
+    store = ModelStore(options.store)
+    if options.to:
+        registry = registry_of_run(options.registry, options.model_name)
+        promote_version(store, options.to, reason=options.reason, registry=registry)
+    state = store.read()
+    _show(store, state)
+    return 0
+
+
+def _show(store: ModelStore, state: StoreState) -> None:
+    lines = [f"champion: {state.champion_version or 'none'}"]
+    for version in list_versions(store):
+        record = store.read_version(version) or {}
+        gate = "passed" if record["gate"]["is_passed"] else "refused"
+        miou = record["metrics"].get("mIoU")
+        figure = "no figures" if miou is None else f"mIoU {miou:.4f}"
+        lines.append(f"  {version}  {record['created_at']}  {figure}  gate {gate}")
+    lines += [
+        f"{change.at}  {change.previous or 'none'} -> {change.version}  {change.reason}"
+        for change in state.history
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,51 @@
+"""Steps that pipelines share: before the training, and after it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kfp import dsl
+
+from components.evaluate import evaluate
+from components.export import export
+from components.inference import inference
+from components.snapshot_dataset import snapshot_dataset
+from pipelines._step_setup import prepare
+
+
+class LabelOutputs(NamedTuple):
+    """What a run that trains and labels leaves."""
+
+    dataset: dsl.Dataset
+    model: dsl.Model
+    metrics: dsl.Metrics
+    report: dsl.HTML
+    labels: dsl.Artifact
+    onnx: dsl.Model
+
+
+def take_snapshot(**parameters: Any) -> Any:
+    """Add the step that pins the data; returns its data set.
+
+    What lies behind a uri may change while the uri does not: it looks at every run.
+    """
+    return prepare(snapshot_dataset(**parameters), is_cached=False).outputs["dataset"]
+
+
+def use_model(model: Any, settings: Mapping[str, Any]) -> LabelOutputs:
+    """Add the steps that measure a trained model, label with it and export it.
+
+    Args:
+        model: Output of the training step.
+        settings: dataset, spec and overrides of that step.
+    """
+    evaluated = prepare(evaluate(model=model, **settings))
+    labelled = prepare(inference(model=model, **settings))
+    exported = prepare(export(model=model, **settings))
+    return LabelOutputs(
+        dataset=settings["dataset"],
+        model=model,
+        metrics=evaluated.outputs["metrics"],
+        report=evaluated.outputs["report"],
+        labels=labelled.outputs["labels"],
+        onnx=exported.outputs["onnx"],
+    )

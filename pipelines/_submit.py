@@ -1,0 +1,112 @@
+"""`python -m pipelines submit` and `manifests`: a run on a cluster; a pipeline as its objects."""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mal import __version__
+from pipelines._arguments import parse_arguments
+from pipelines._cluster import add_options, connect, talking_to
+from pipelines._registry import Pipeline, find_pipeline
+
+
+def add_command(commands: Any) -> None:
+    """Add the subcommands."""
+    parser = commands.add_parser("submit", help="run a pipeline on a cluster")
+    add_pipeline_options(parser)
+    parser.add_argument("--run-name", default="", metavar="NAME")
+    add_options(parser)
+    parser.set_defaults(command=_submit)
+
+    manifests = commands.add_parser(
+        "manifests", help="write a pipeline as Kubernetes objects: Pipeline and PipelineVersion"
+    )
+    manifests.add_argument("name", metavar="NAME")
+    manifests.add_argument("--namespace", default="kubeflow", help="default: kubeflow")
+    manifests.add_argument("-o", "--output", type=Path, help="a file; default: standard output")
+    manifests.set_defaults(command=_manifests)
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to run, and as whom."""
+    parser.add_argument("name", metavar="PIPELINE")
+    parser.add_argument(
+        "-p", dest="assignments", action="append", default=[], metavar="KEY=VALUE",
+        help="a parameter of the pipeline; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--service-account", default="", metavar="NAME", help="of the run, such as mal-launcher"
+    )
+    parser.add_argument(
+        "--pipeline-root", default="", metavar="URI", help="where artifacts go; default: Kubeflow's"
+    )
+
+
+@contextlib.contextmanager
+def compiled_file(compiled: str) -> Iterator[str]:
+    """Yield the path of a file that holds a compiled pipeline, as the client wants it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_text(compiled, encoding="utf-8")
+        yield str(path)
+
+
+def _submit(options: argparse.Namespace) -> int:
+    pipeline = find_pipeline(options.name)
+    arguments = parse_arguments(pipeline, options.assignments)
+    name = options.run_name or f"{pipeline.kfp_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    links = io.StringIO()  # the client prints links in the middle of its work
+    with (
+        compiled_file(pipeline.compiled()) as path,
+        talking_to(options.host),
+        contextlib.redirect_stdout(links),
+    ):
+        run = connect(options).create_run_from_pipeline_package(
+            path,
+            arguments=arguments,
+            run_name=name,
+            experiment_name=options.experiment,
+            namespace=options.namespace or None,
+            pipeline_root=options.pipeline_root or None,
+            service_account=options.service_account or None,
+        )
+    sys.stdout.write(f"{links.getvalue()}{run.run_id}\n")
+    return 0
+
+
+def _manifests(options: argparse.Namespace) -> int:
+    text = kubernetes_manifests(find_pipeline(options.name), namespace=options.namespace)
+    if options.output is None:
+        sys.stdout.write(text)
+        return 0
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{options.output}\n")
+    return 0
+
+
+def kubernetes_manifests(pipeline: Pipeline, *, namespace: str) -> str:
+    """Return a Pipeline and its PipelineVersion, for clusters that keep pipelines as objects."""
+    from kfp import compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "manifests.yaml"
+        compiler.Compiler().compile(
+            pipeline.function,
+            str(path),
+            kubernetes_manifest_format=True,
+            kubernetes_manifest_options=KubernetesManifestOptions(
+                pipeline_name=pipeline.kfp_name,
+                pipeline_version_name=f"{pipeline.kfp_name}-{__version__.replace('.', '-')}",
+                namespace=namespace,
+                include_pipeline_manifest=True,
+            ),
+        )
+        return path.read_text(encoding="utf-8")

@@ -1,0 +1,70 @@
+"""Masks for a large set of boxes: split, label the shards side by side, merge."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.label_shard import label_shard
+from components.merge_labels import merge_labels
+from components.split_boxes import split_boxes
+from pipelines._step_setup import prepare
+
+PIPELINE_NAME = "label-only"
+MAX_PARALLEL_SHARDS = 16
+
+
+class LabelOnlyOutputs(NamedTuple):
+    """What a run leaves."""
+
+    labels: dsl.Artifact
+    summary: dsl.Markdown
+
+
+@dsl.pipeline(name=PIPELINE_NAME)
+def label_only(  # noqa: PLR0917 - kfp calls it by position
+    images: str,
+    annotations: str,
+    model: str,
+    work_dir: str,
+    version: str = "",
+    boxes_per_shard: int = 20000,
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+) -> LabelOnlyOutputs:
+    """Label a set of boxes with a trained model, shard by shard; a run goes on where one ended.
+
+    A pod's memory and disk depend on boxes_per_shard, not on the size of the set.
+
+    Args:
+        images: Folder, archive or bucket folder; a bucket folder is fetched shard by shard.
+        annotations: COCO JSON with the boxes to label.
+        model: A model store, or a folder that train left.
+        work_dir: Folder or s3:// for shards and their labels.
+        version: Of the model store; '' for its champion.
+        boxes_per_shard: About how many boxes a pod labels; an image is never cut.
+        spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
+        overrides: dotted.key=value settings that win over the spec.
+    """
+    shards = split_boxes(
+        images=images,
+        annotations=annotations,
+        model=model,
+        work_dir=work_dir,
+        version=version,
+        boxes_per_shard=boxes_per_shard,
+        spec=spec,
+        overrides=overrides,
+    )
+    with dsl.ParallelFor(shards.output, parallelism=MAX_PARALLEL_SHARDS) as shard:
+        labelled = label_shard(shard=shard, spec=spec, overrides=overrides)
+    merged = merge_labels(
+        annotations=annotations,
+        shards=shards.output,
+        shard_labels=dsl.Collected(labelled.outputs["labels_uri"]),
+        boxes_per_shard=boxes_per_shard,
+        pipeline_name=PIPELINE_NAME,
+    )
+    # Shards know by themselves whether they are done; a set may change behind its uri.
+    for step in (shards, labelled, merged):
+        prepare(step, is_cached=False)
+    return LabelOnlyOutputs(labels=merged.outputs["labels"], summary=merged.outputs["summary"])

@@ -1,0 +1,1 @@
+from pipelines.retrain.pipeline import retrain as retrain

@@ -1,0 +1,134 @@
+"""New annotations in, a better model out: detect, train, measure against the champion, promote."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.detect_new_annotations import detect_new_annotations
+from components.evaluate import evaluate
+from components.export import export
+from components.fetch_champion import fetch_champion
+from components.promote import promote
+from components.record_skip import record_skip
+from components.snapshot_dataset import snapshot_dataset
+from components.train import train
+from pipelines._step_setup import prepare
+
+PIPELINE_NAME = "retrain"
+
+
+class RetrainOutputs(NamedTuple):
+    """What every run leaves; the rest is in the model store."""
+
+    snapshot: dsl.Dataset
+    summary: dsl.Markdown
+
+
+@dsl.pipeline(name=PIPELINE_NAME)
+def retrain(  # noqa: PLR0917 - kfp calls it by position
+    train_images: str,
+    train_annotations: str,
+    store: str,
+    val_images: str = "",
+    val_annotations: str = "",
+    spec: str = "",
+    overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+    min_new_annotations: int = 100,
+    quiet_period_s: float = 600.0,
+    warm_start: bool = True,
+    miou_margin: float = 0.005,
+    category_margin: float = 0.05,
+    category_floor: float = 0.0,
+    max_parity_diff: float = 0.001,
+    registry: str = "",
+    model_name: str = "mal",
+) -> RetrainOutputs:
+    """Train again when there are enough new annotations, and promote the model if it is no worse.
+
+    Only the last step changes the model store, in one conditional write: a run that fails or is
+    stopped leaves champion and last training as they were, and the next one tries again.
+
+    Args:
+        train_images: Folder or archive of the training images, local or s3://.
+        train_annotations: COCO JSON with the training boxes, local or s3://.
+        store: Model store: a folder or s3:// with champion, versions and last training.
+        val_images: Images of the set that champion and challenger are measured on.
+        val_annotations: Its annotations, with true masks; without them nothing is promoted.
+        spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
+        overrides: dotted.key=value settings that win over the spec.
+        min_new_annotations: Boxes that must be new or changed; 0: any change of the data set.
+        quiet_period_s: How long nothing of the data set must have been written, seconds.
+        warm_start: Start training from the champion's weights.
+        miou_margin: How much lower than the champion's the mIoU may be.
+        category_margin: The same for the IoU of every single category.
+        category_floor: Least IoU of every category.
+        max_parity_diff: Most that the exported model may differ from PyTorch.
+        registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
+        model_name: Name of the registered model there.
+    """
+    found = detect_new_annotations(
+        train_images=train_images,
+        train_annotations=train_annotations,
+        val_images=val_images,
+        val_annotations=val_annotations,
+        store=store,
+        min_new_annotations=min_new_annotations,
+        quiet_period_s=quiet_period_s,
+        pipeline_name=PIPELINE_NAME,
+    )
+    snapshot = found.outputs["snapshot"]
+    with dsl.If(found.outputs["changed"] == True, name="changed"):  # noqa: E712 - kfp reads it
+        pinned = snapshot_dataset(
+            train_images=train_images,
+            train_annotations=found.outputs["frozen_train_annotations"],
+            val_images=val_images,
+            val_annotations=found.outputs["frozen_val_annotations"],
+            pipeline_name=PIPELINE_NAME,
+        )
+        dataset = pinned.outputs["dataset"]
+        current = fetch_champion(snapshot=snapshot, overrides=overrides, warm_start=warm_start)
+        trained = train(
+            dataset=dataset, spec=spec, overrides=current.outputs["train_overrides"]
+        ).set_display_name("train-challenger")
+        settings = {"spec": spec, "overrides": overrides, "dataset": dataset}
+        model = trained.outputs["model"]
+        measured = evaluate(model=model, **settings).set_display_name("evaluate-challenger")
+        exported = export(model=model, **settings).set_display_name("export-challenger")
+        candidate = {
+            "snapshot": snapshot,
+            "dataset": dataset,
+            "model": model,
+            "onnx": exported.outputs["onnx"],
+            "report": measured.outputs["report"],
+            "challenger_metrics": measured.outputs["metrics"],
+            "miou_margin": miou_margin,
+            "category_margin": category_margin,
+            "category_floor": category_floor,
+            "max_parity_diff": max_parity_diff,
+            "registry": registry,
+            "model_name": model_name,
+            "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+        }
+        version = current.outputs["version"]
+        with dsl.If(version != "", name="with-champion"):
+            best = evaluate(model=current.outputs["champion"], **settings)
+            best.set_display_name("evaluate-champion")
+            against_champion = promote(
+                champion_metrics=best.outputs["metrics"], champion_version=version, **candidate
+            )
+        with dsl.Else(name="first-model"):
+            # There is nothing to compare with, and kfp knows no absent artifact.
+            as_first = promote(champion_metrics=measured.outputs["metrics"], **candidate)
+        for step in (against_champion, as_first):
+            step.set_display_name("promote")
+        for step in (trained, measured, exported, best):
+            prepare(step)
+        # What lies behind a uri changes while the uri does not; the store changes all the time.
+        for step in (pinned, current, against_champion, as_first):
+            prepare(step, is_cached=False)
+    with dsl.Else(name="unchanged"):
+        skipped = record_skip(snapshot=snapshot)
+    for step in (found, skipped):
+        prepare(step, is_cached=False)
+    return RetrainOutputs(snapshot=snapshot, summary=found.outputs["summary"])

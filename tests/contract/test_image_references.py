@@ -1,0 +1,144 @@
+"""Where the images come from: one place, another registry at compile time, locked content."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from locks import canonical, pins
+
+from components._images import COMMITTED, IMAGE_NAMES, ImageReferences
+from pipelines.__main__ import main
+
+REPOSITORY = Path(__file__).parents[2]
+LOCKS = REPOSITORY / "images" / "locks"
+DIGESTS = {name: f"sha256:{str(position) * 64}" for position, name in enumerate(IMAGE_NAMES)}
+
+
+def compile_auto_label(folder: Path, *options: str) -> dict[str, str]:
+    """Return the image of each step."""
+    assert main(["compile", "auto_label", "-o", str(folder), *options]) == 0
+    document: dict[str, Any] = next(yaml.safe_load_all((folder / "auto_label.yaml").read_text()))
+    executors = document["deploymentSpec"]["executors"]
+    return {
+        name.removeprefix("exec-"): executor["container"]["image"]
+        for name, executor in executors.items()
+    }
+
+
+def write_digests(folder: Path, digests: object) -> str:
+    path = folder / "digests.yaml"
+    path.write_text(yaml.safe_dump(digests))
+    return str(path)
+
+
+def test_another_registry_and_tag_reach_every_step(tmp_path: Path) -> None:
+    images = compile_auto_label(
+        tmp_path, "--registry", "mirror.corp:5000/ml/mal", "--tag", "1.2-rc1"
+    )
+    heavy = dict.fromkeys(
+        ("train", "evaluate", "inference", "export"), "mirror.corp:5000/ml/mal/component:1.2-rc1"
+    )
+    assert images == {**heavy, "snapshot-dataset": "mirror.corp:5000/ml/mal/control:1.2-rc1"}
+    assert "registry.example.com" not in (tmp_path / "auto_label.yaml").read_text()
+
+
+def test_digests_beat_the_tag(tmp_path: Path) -> None:
+    file = write_digests(tmp_path, DIGESTS)
+    images = compile_auto_label(
+        tmp_path, "--registry", "mirror/mal", "--tag", "1", "--digests", file
+    )
+    assert images["train"] == f"mirror/mal/component@{DIGESTS['component']}"
+    assert images["snapshot-dataset"] == f"mirror/mal/control@{DIGESTS['control']}"
+
+
+def test_without_options_the_committed_file_comes_out(tmp_path: Path) -> None:
+    compile_auto_label(tmp_path)
+    committed = REPOSITORY / "pipelines" / "auto_label" / "pipeline.yaml"
+    assert (tmp_path / "auto_label.yaml").read_text() == committed.read_text()
+
+
+def test_a_parameter_that_names_the_job_image_follows() -> None:
+    compiled = f"defaultValue: {COMMITTED.reference('train')}\nimage: other/train:0.1.0\n"
+    moved = ImageReferences(registry="mirror/mal", tag="2").put_in(compiled)
+    assert moved == "defaultValue: mirror/mal/train:2\nimage: other/train:0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tag", "latest"], "tag must be a version that stays the same, got 'latest'"),
+        (["--tag", ""], "tag must be a version"),
+        (["--tag", "a b"], "tag must be a version"),
+        (["--registry", "https://mirror/mal"], "registry must read HOST[:PORT][/PATH]"),
+        (["--registry", "mirror/mal/"], "registry must read HOST[:PORT][/PATH]"),
+        (["--registry", ""], "registry must read HOST[:PORT][/PATH]"),
+        (["--digests", "/no/such"], "digests must be a readable YAML file, got /no/such"),
+    ],
+    ids=["latest", "no tag", "space", "scheme", "slash", "no registry", "no file"],
+)
+def test_references_that_cannot_be_pulled_are_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", "-o", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("digests", "message"),
+    [
+        ({**DIGESTS, "train": "sha256:12"}, "digest of train must read sha256: and 64 digits"),
+        ({"train": DIGESTS["train"]}, "digests must be those of train, component, control"),
+        ({**DIGESTS, "tune": DIGESTS["train"]}, "digests must be those of"),
+        (["train"], "digests must be those of"),
+    ],
+    ids=["short", "missing", "unknown", "a list"],
+)
+def test_digests_that_are_not_those_of_the_images_are_refused(
+    digests: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_digests(tmp_path, digests)
+    assert main(["compile", "-o", str(tmp_path / "out"), "--digests", file]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_committed_files_are_not_overwritten_with_another_registry(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["compile", "--registry", "mirror/mal"]) == 2
+    assert "--output must name a folder" in capsys.readouterr().err
+
+
+def test_images_have_the_versions_that_the_tests_run_with() -> None:
+    tested = pins(REPOSITORY / "constraints.txt")
+    for lock in sorted(LOCKS.glob("*.txt")):
+        locked = pins(lock)
+        assert locked, lock.name
+        assert {n: v for n, v in locked.items() if tested.get(n, v) != v} == {}, lock.name
+
+
+@pytest.mark.parametrize(
+    ("extras", "locks"),
+    [
+        (["s3", "export"], ["torch-cuda", "train"]),
+        (["s3", "export", "kfp", "cluster"], ["torch-cuda", "train", "component", "sdists"]),
+    ],
+    ids=["train", "component"],
+)
+def test_locks_hold_every_requirement_of_the_package(extras: list[str], locks: list[str]) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    required = project["dependencies"] + [
+        each for extra in extras for each in project["optional-dependencies"][extra]
+    ]
+    names = {canonical(re.split(r"[<>=!\[;]", each)[0]) for each in required}
+    locked = {name for lock in locks for name in pins(LOCKS / f"{lock}.txt")}
+    assert names - locked == set(), "run: make lock"
+
+
+def test_every_locked_package_has_its_hashes() -> None:
+    for lock in LOCKS.glob("*.txt"):
+        entries = re.split(r"^(?=\S)", lock.read_text(), flags=re.MULTILINE)
+        assert [e for e in entries if e.strip() and "--hash=sha256:" not in e] == [], lock.name

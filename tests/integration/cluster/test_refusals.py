@@ -1,0 +1,115 @@
+"""What the cluster refuses for good, and what the error says to apply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stand_in import Fault, StandIn
+
+from cluster.launching import Launch
+from mal.cluster import Backend, ClusterClient, TrainingRuntime
+from mal.errors import ClusterError
+
+RIGHTS = {
+    "pytorchjobs": (Backend.PYTORCHJOB, "POST", "/pytorchjobs", "manifests/base"),
+    "trainjobs": (Backend.TRAINJOB, "POST", "/trainjobs", "manifests/components/trainjob"),
+    "listing jobs": (Backend.PYTORCHJOB, "GET", "/pytorchjobs", "manifests/base"),
+    "listing pods": (Backend.PYTORCHJOB, "GET", "/pods", "manifests/base"),
+}
+
+
+@pytest.mark.parametrize(("backend", "method", "path", "manifest"), RIGHTS.values(), ids=RIGHTS)
+def test_a_missing_right_names_the_manifest_that_gives_it(
+    cluster: StandIn,
+    launch: Callable[..., Launch],
+    *,
+    backend: Backend,
+    method: str,
+    path: str,
+    manifest: str,
+) -> None:
+    message = 'forbidden: User "x" cannot do this'
+    cluster.api.faults.add(Fault(path, method, 403, times=9, message=message))
+    expected = rf"must have the right to \w+ .* got 403 .* Apply {manifest} and run as service"
+    with pytest.raises(ClusterError, match=expected):
+        launch(backend=backend).result()
+    cluster.wait_until(lambda: cluster.pod_names() == [], "no job is left")
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "operator", "manifest"),
+    [
+        (Backend.PYTORCHJOB, "kubeflow.org/v1/pytorchjobs", "the training operator", "base"),
+        (
+            Backend.TRAINJOB,
+            "trainer.kubeflow.org/v1alpha1/trainjobs",
+            "Trainer 2.2",
+            "components/trainjob",
+        ),
+    ],
+    ids=["pytorchjob", "trainjob"],
+)
+def test_a_missing_operator_is_named(
+    cluster: StandIn,
+    launch: Callable[..., Launch],
+    *,
+    backend: Backend,
+    kind: str,
+    operator: str,
+    manifest: str,
+) -> None:
+    cluster.api.served.remove(kind)
+    expected = rf"The cluster must know .*, got 404 .*Install {operator}.* manifests/{manifest}\."
+    with pytest.raises(ClusterError, match=expected):
+        launch(backend=backend).result()
+
+
+def test_a_missing_namespace_is_named(cluster: StandIn, launch: Callable[..., Launch]) -> None:
+    with pytest.raises(ClusterError, match=r"job\.namespace must exist, got elsewhere\. Create it"):
+        launch(namespace="elsewhere").result()
+
+
+def test_a_missing_runtime_is_named(cluster: StandIn, launch: Callable[..., Launch]) -> None:
+    expected = r"job\.training_runtime must exist, got 403 .*Apply manifests/components/trainjob"
+    with pytest.raises(ClusterError, match=expected):
+        launch(
+            backend=Backend.TRAINJOB,
+            training_runtime=TrainingRuntime(name="absent", kind="TrainingRuntime"),
+        ).result()
+
+
+def test_a_refused_job_gives_the_clusters_own_words(
+    cluster: StandIn, launch: Callable[..., Launch]
+) -> None:
+    cluster.api.faults.add(Fault("/pytorchjobs", "POST", 422, message="spec.x: Invalid value"))
+    expected = re.escape("must be accepted by the cluster, got 422 Injected: spec.x: Invalid value")
+    with pytest.raises(ClusterError, match=expected):
+        launch().result()
+
+
+@pytest.mark.parametrize("path", ["/log", "/events"])
+def test_training_goes_on_where_only_its_log_or_events_cannot_be_read(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, path: str
+) -> None:
+    cluster.api.faults.add(Fault(path, status=403, times=99, message="forbidden: User x cannot"))
+    cluster.kubelet.unschedulable = "0/3 nodes are available"
+    cluster.operators.are_running = path != "/events"
+    started = launch()
+    started.wait_for_line("0 of 2 pods are there" if path == "/events" else "cannot be scheduled")
+    cluster.kubelet.unschedulable = ""
+    cluster.operators.are_running = True
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+    assert started.text.count("403") == 1
+
+
+def test_a_process_without_a_cluster_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    with pytest.raises(ClusterError, match="must be named by KUBECONFIG or by a pod's service"):
+        ClusterClient.connect()

@@ -1,0 +1,131 @@
+"""A job that does not run yet: the reason is told once, and waiting has limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stand_in import StandIn, record_event
+
+from cluster.launching import IMAGE, Launch
+from mal.cluster import Backend, Environment, Placement, SecretKey, WaitLimits
+from mal.errors import ClusterError
+
+BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+NODES = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+QUOTA = "exceeded quota: gold, requested: requests.nvidia.com/gpu=8, used: 8, limited: 8"
+STANDARD = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pods_that_no_node_takes_are_told_once(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+) -> None:
+    cluster.kubelet.unschedulable = NODES
+    started = launch(backend=backend)
+    started.wait_for_line(f"cannot be scheduled: {NODES}")
+    looks = len(cluster.api.calls_of("GET", "/pods"))
+    cluster.wait_until(
+        lambda: len(cluster.api.calls_of("GET", "/pods")) > looks + 2, "more looks at the pods"
+    )
+    cluster.kubelet.unschedulable = ""
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+    assert started.text.count(NODES) == 1
+
+
+def test_an_image_that_cannot_be_pulled_is_told_once(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path
+) -> None:
+    folder = cluster.kubelet.images.pop(IMAGE)
+    started = launch()
+    started.wait_for_line("master-0 cannot pull the image of pytorch: Back-off pulling image")
+    cluster.kubelet.images[IMAGE] = folder
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+    assert started.text.count("cannot pull") == 1
+
+
+def test_a_missing_secret_is_told(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path
+) -> None:
+    secrets = {"TOKEN": SecretKey(secret="s3", key="key")}
+    started = launch(environment=Environment(secrets=secrets))
+    started.wait_for_line('cannot make pytorch: CreateContainerConfigError: secret "s3" not found')
+    cluster.add_object("secrets", {"metadata": {"name": "s3"}, "stringData": {"key": "v"}})
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+
+
+def test_a_volume_that_cannot_be_mounted_is_told(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path
+) -> None:
+    cluster.kubelet.is_making_containers = True
+    started = launch()
+    started.wait_for_line("the containers are being made")
+    message = 'MountVolume failed: persistentvolumeclaim "mal-cache" not found'
+    record_event(cluster.api, cluster.objects("pods")[0], "FailedMount", message)
+    started.wait_for_line(f"cannot mount a volume: {message}")
+    cluster.kubelet.is_making_containers = False
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_quota_is_waited_for_as_a_queue_is(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+) -> None:
+    cluster.operators.pod_refusal = QUOTA
+    limits = WaitLimits(start_timeout_s=1, poll_interval_s=1)
+    started = launch(backend=backend, limits=limits)
+    started.wait_for_line("waits for quota: Error creating: pods")
+    looks = len(cluster.api.calls_of("GET", "/events"))
+    cluster.wait_until(
+        lambda: len(cluster.api.calls_of("GET", "/events")) > looks + 2, "longer than the limit"
+    )
+    cluster.operators.pod_refusal = ""
+    started.wait_for_line("all pods run")
+    gate.touch()
+    started.result()
+
+
+ENDLESS = {
+    "unschedulable": (
+        {"unschedulable": NODES},
+        rf"must start within 1 s, got no further than this: .* cannot be scheduled: {NODES} Lower",
+    ),
+    "image": ({"images": {}}, r"must start within 1 s, .* cannot pull .* Mend job\.image"),
+    "standard": ({"pod_refusal": STANDARD}, r"must start within 1 s, .* See Pod security"),
+    "operator": ({"are_running": False}, r"0 of 2 pods are there\. Look whether the training"),
+}
+
+
+@pytest.mark.parametrize(("state", "expected"), ENDLESS.values(), ids=ENDLESS)
+def test_a_job_that_does_not_start_in_time_is_deleted_with_its_reason(
+    cluster: StandIn, launch: Callable[..., Launch], state: dict[str, object], expected: str
+) -> None:
+    for name, value in state.items():
+        owner = cluster.operators if hasattr(cluster.operators, name) else cluster.kubelet
+        setattr(owner, name, value)
+    with pytest.raises(ClusterError, match=expected) as raised:
+        launch(limits=WaitLimits(start_timeout_s=1, poll_interval_s=1)).result()
+    assert str(raised.value).endswith("The job was deleted.")
+    assert cluster.objects("pytorchjobs") == []
+    cluster.wait_until(lambda: cluster.pod_names() == [], "the pods go")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_job_that_is_not_admitted_in_time_is_deleted_with_its_reason(
+    cluster: StandIn, launch: Callable[..., Launch], backend: Backend
+) -> None:
+    cluster.queue_message = "insufficient unused quota"
+    limits = WaitLimits(queue_timeout_s=1, poll_interval_s=1)
+    expected = "must be admitted within 1 s, .* in queue gold: insufficient unused quota. Raise"
+    with pytest.raises(ClusterError, match=expected):
+        launch(backend=backend, placement=Placement(queue_name="gold"), limits=limits).result()
+    assert cluster.objects("pytorchjobs") == cluster.objects("trainjobs") == []

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mal.cluster import ClusterClient, WaitLimits
+from mal.errors import MissingExtraError, SpecError
+
+
+@pytest.mark.parametrize("package", ["kubernetes", "tenacity"])
+def test_a_missing_package_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} must be .*'mal\[cluster\]'"):
+        ClusterClient.connect()
+
+
+def test_jobs_are_built_without_the_packages_of_the_client() -> None:
+    script = (
+        "import sys, mal.cluster\n"
+        "print({'kubernetes', 'tenacity', 'urllib3', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_limits_below_zero_are_named_all_at_once() -> None:
+    with pytest.raises(SpecError) as raised:
+        WaitLimits(queue_timeout_s=-1, start_timeout_s=-2)
+    assert [problem.split()[0] for problem in raised.value.problems] == [
+        "queue_timeout_s",
+        "start_timeout_s",
+    ]

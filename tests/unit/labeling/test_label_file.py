@@ -1,0 +1,101 @@
+"""Labels are copied from the input entry by entry, with masks that waited on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mal.data.annotations import CocoBoxes, load_boxes
+from mal.errors import AnnotationError
+from mal.labeling.coco_rle import area_of_rle, rle_from_window_mask, rle_to_json
+from mal.labeling.label_file import write_labels
+from mal.labeling.mask_spool import MaskSpool
+from mal.labeling.masks import InstanceMask, PredictedMasks
+
+NEW = ("segmentation", "area", "score")
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    return {
+        "info": {"year": 2017, "ratio": 0.1, "big": 10**30},
+        "annotations": [
+            {"id": 8, "image_id": 2, "bbox": [1, 1, 3, 3], "caption": "ü\ud800", "score": 7},
+            {"id": 5, "image_id": 1, "bbox": [0.1, 2, 4, 5], "area": 3, "segmentation": [[1, 2]]},
+            {"id": 6, "image_id": 9, "bbox": [0, 0, 1, 1]},
+            "no annotation",
+            {"id": 7, "image_id": 2, "bbox": [2, 2, 3, 3], "iscrowd": 1, "more": [None, {}]},
+        ],
+        "licenses": [],
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 10, "height": 8},
+            {"id": 2, "file_name": "b.png", "width": 9, "height": 7, "url": "x"},
+            {"id": 3, "file_name": "without boxes.png", "width": 9, "height": 7},
+        ],
+    }
+
+
+def read_boxes(folder: Path, document: dict[str, Any]) -> CocoBoxes:
+    path = folder / "in.json"
+    path.write_text(json.dumps(document))
+    return load_boxes(path, with_masks=False)
+
+
+def predicted_mask(boxes: CocoBoxes, row: int, score: float) -> InstanceMask:
+    image = boxes.image_of(row)
+    filled = np.ones((2, 1 + row), dtype=np.bool_)
+    rle = rle_from_window_mask(filled, (1, 1, 2 + row, 3), image.height, image.width)
+    return InstanceMask(row, rle, score, area_of_rle(rle))
+
+
+def test_masks_go_to_their_boxes_and_all_else_stays(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    boxes = read_boxes(tmp_path, document)
+    assert boxes.annotation_id_N.tolist() == [8, 5, 7]
+    masks = [predicted_mask(boxes, row, 0.1 + row / 7) for row in (1, 0, 2)]
+    with MaskSpool(boxes, tmp_path) as spool:
+        write_labels(tmp_path / "out.json", boxes, spool.fill(masks))
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written) == list(document)
+    for mask in masks:
+        entry = document["annotations"][int(boxes.annotation_position_N[mask.index])]
+        entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6))
+    document["annotations"][2]["score"] = 0.0
+    assert written == document
+
+
+def test_a_spool_gives_back_what_it_took(document: dict[str, Any], tmp_path: Path) -> None:
+    boxes = read_boxes(tmp_path, document)
+    masks = [predicted_mask(boxes, row, 1 / 3) for row in (2, 0)]
+    with MaskSpool(boxes, tmp_path) as spool:
+        spooled, held = spool.fill(masks), PredictedMasks.held(masks)
+        assert spooled.index_N.tolist() == [0, 2] == sorted(held.index_N.tolist())
+        assert [spooled.mask_of(row) for row in (2, 0)] == masks
+        assert (len(spooled), spooled.num_not_empty, spooled.mean_score) == (2, 2, 1 / 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
+
+
+@pytest.mark.parametrize("change", ["a box fewer", "another box", "no list"])
+def test_a_file_that_has_changed_is_not_labelled(
+    change: str, document: dict[str, Any], tmp_path: Path
+) -> None:
+    boxes = read_boxes(tmp_path, document)
+    masks = PredictedMasks.held(predicted_mask(boxes, row, 0.5) for row in range(3))
+    if change == "a box fewer":
+        del document["annotations"][-1]
+    elif change == "another box":
+        document["annotations"][1]["bbox"] = [0, 0, 2, 2]
+    else:
+        document["annotations"] = None
+    boxes.path.write_text(json.dumps(document))
+    out = tmp_path / "out.json"
+    out.write_text("older labels")
+    with pytest.raises(AnnotationError, match="must stay as it is"):
+        write_labels(out, boxes, masks)
+    assert out.read_text() == "older labels"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,79 @@
+"""The components of label_only, one after the other, on a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_sets import Trained
+
+from mal.spec import load_spec
+from mal.stages import run_inference
+
+pytest.importorskip("kfp")
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The labels of one pass over the whole set."""
+    folder = tmp_path_factory.mktemp("whole")
+    overrides = [
+        f"inference.checkpoint={trained.result.checkpoint}",
+        f"inference.ann_path={trained.data.annotations}",
+        f"inference.img_dir={trained.data.images}",
+        f"inference.results_dir={folder}",
+    ]
+    spec = load_spec("inference", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    return json.loads(run_inference(spec).labels.read_text())
+
+
+def test_shards_give_the_labels_of_one_pass(
+    trained: Trained, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kfp import dsl
+
+    from components.label_shard import label_shard
+    from components.merge_labels import merge_labels
+    from components.split_boxes import split_boxes
+
+    def label_all() -> list[str]:
+        shards: list[str] = split_boxes.python_func(
+            images=str(trained.data.images),
+            annotations=str(trained.data.annotations),
+            model=str(trained.result.results_dir),
+            work_dir=str(tmp_path / "work"),
+            boxes_per_shard=4,
+        )
+        labels = [
+            label_shard.python_func(shard=shard, report=dsl.HTML(uri=str(tmp_path / f"page{n}")))[0]
+            for n, shard in enumerate(shards)
+        ]
+        outputs = {
+            "labels": dsl.Artifact(uri=str(tmp_path / "labels")),
+            "metrics": dsl.Metrics(uri=str(tmp_path / "metrics")),
+            "summary": dsl.Markdown(uri=str(tmp_path / "summary")),
+        }
+        merge_labels.python_func(
+            **outputs,
+            annotations=str(trained.data.annotations),
+            shards=shards,
+            shard_labels=labels,
+            boxes_per_shard=4,
+        )
+        facts = outputs["labels"].metadata
+        assert facts["num_instances"] == len(whole["annotations"])
+        assert {type(value) for value in facts.values()} <= {str, float}
+        return shards
+
+    shards = label_all()
+    assert len(shards) == 2
+    assert json.loads((tmp_path / "labels").read_text()) == whole
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a labelled shard is not labelled again")
+
+    monkeypatch.setattr("mal.stages.run_inference", refuse)
+    assert label_all() == shards
+    assert json.loads((tmp_path / "labels").read_text()) == whole

@@ -1,0 +1,165 @@
+"""The train step as a job: what it is told and what is taken from it; no cluster is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mal.cluster import JobSettings, build_pytorchjob
+from mal.errors import ArtifactError, SpecError
+from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
+from mal.lifecycle.training_job import collect_results, job_settings, results_uri
+from mal.spec import load_spec
+
+SPLIT = SplitSnapshot(
+    images_uri="s3://bucket/images.tar.gz",
+    annotations_uri="s3://bucket/train.json",
+    annotations_sha256="a" * 64,
+    images_sha256="b" * 64,
+    num_images=3,
+    num_missing_images=0,
+    num_boxes=5,
+    num_crowds=0,
+    num_categories=2,
+    has_masks=False,
+    image_bytes=10,
+)
+DATA = DatasetManifest("c" * 64, SPLIT, None, SPLIT)
+
+
+def settings_of(data: DatasetManifest = DATA, **changes: Any) -> JobSettings:
+    given: dict[str, Any] = {
+        "spec": "recipe:scratch",
+        "overrides": ["train.lr=3e-4"],
+        "gpus_per_node": 2,
+        "job": {},
+        "outputs_uri": "minio://bucket/run/model",
+        "name": "mal-0123abcd-4567",
+        "namespace": "team",
+        "image": "registry.example.com/mal/train:1",
+        "num_nodes": 3,
+    }
+    return job_settings(data, **given | changes)
+
+
+def variables_of(job: JobSettings) -> dict[str, Any]:
+    container = build_pytorchjob(job)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"][
+        "containers"
+    ][0]
+    return {variable["name"]: variable for variable in container["env"]}
+
+
+def test_a_job_writes_to_the_artifact_itself_unless_another_place_is_named() -> None:
+    assert results_uri("minio://bucket/run/model", "") == "minio://bucket/run/model"
+    assert results_uri("minio://bucket/run/model", "s3://mine/out") == "s3://mine/out"
+    with pytest.raises(SpecError, match=r"outputs_uri must be set where artifacts are local"):
+        results_uri("/runs/model", "")
+
+
+def test_the_job_gets_the_resolved_spec_with_the_data_of_the_manifest() -> None:
+    job = settings_of()
+    experiment = load_spec("train", yaml.safe_load(job.spec))
+    recipe = load_spec("train", "recipe:scratch", ["results_dir=x"])
+    assert experiment.train.lr == 3e-4
+    assert experiment.train.max_steps == recipe.train.max_steps
+    assert experiment.dataset.train_ann_path == "s3://bucket/train.json"
+    assert experiment.dataset.val_ann_path == ""
+    assert (job.num_nodes, job.resources.gpus_per_node) == (3, 2)
+
+
+def test_the_jobs_pods_get_what_the_manifests_make_unless_the_user_names_an_environment() -> None:
+    variables = variables_of(settings_of())
+    assert variables["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+        "name": "mal-s3",
+        "key": "AWS_SECRET_ACCESS_KEY",
+    }
+    assert "AWS_ENDPOINT_URL_S3" in variables
+    own = {"environment": {"values": {"AWS_REGION": "eu-1"}}}
+    variables = variables_of(settings_of(job=own))
+    assert "AWS_SECRET_ACCESS_KEY" not in variables
+    assert variables["AWS_REGION"]["value"] == "eu-1"
+
+
+def test_the_job_goes_with_the_pod_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of().owner is None
+    monkeypatch.setenv("KFP_POD_NAME", "run-7f3-step")
+    monkeypatch.setenv("KFP_POD_UID", "0123-4567")
+    owner = settings_of().owner
+    assert owner is not None
+    assert (owner.kind, owner.name, owner.uid) == ("Pod", "run-7f3-step", "0123-4567")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"overrides": ["results_dir=/x"]},
+            "results_dir must not be overridden in a pipeline",
+            id="results",
+        ),
+        pytest.param(
+            {"job": {"resources": {"gpus_per_node": 8}}},
+            "job.resources.gpus_per_node must be given once",
+            id="GPUs twice",
+        ),
+        pytest.param({"job": {"num_nodes": 8}}, "job.num_nodes must be left out", id="nodes twice"),
+        pytest.param({"job": {"spec": "a"}}, "job.spec must be left out", id="spec twice"),
+        pytest.param({"job": {"resorces": {}}}, "Did you mean resources?", id="typing error"),
+    ],
+)
+def test_what_a_job_cannot_be_told_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        settings_of(**changes)
+    assert message in str(error.value)
+
+
+def test_local_data_must_lie_on_a_claim_of_the_job() -> None:
+    split = dataclasses.replace(
+        SPLIT, images_uri="/data/images", annotations_uri="/data/train.json"
+    )
+    data = DatasetManifest("c" * 64, split, None, split)
+    with pytest.raises(SpecError) as error:
+        settings_of(data)
+    assert [problem.partition(" must")[0] for problem in error.value.problems] == [
+        "dataset.train_ann_path",
+        "dataset.train_img_dir",
+    ]
+    claims = {"storage": {"claims": [{"claim": "sets", "mount_path": "/data"}]}}
+    assert settings_of(data, job=claims).storage.claims[0].mount_path == "/data"
+
+
+def test_gpus_may_be_left_to_the_jobs_settings() -> None:
+    job = settings_of(gpus_per_node=-1, job={"resources": {"gpus_per_node": 8.0}})
+    assert job.resources.gpus_per_node == 8
+
+
+def write_results(folder: Path) -> None:
+    (folder / "lightning_logs").mkdir(parents=True)
+    for name in ("mal_model_latest.pth", "lightning_logs/events", "experiment.yaml"):
+        (folder / name).write_text(name)
+    (folder / "manifest.json").write_text(json.dumps({"outputs": {}}))
+    (folder / "status.json").write_text("")
+
+
+def test_what_a_job_left_is_copied_or_only_looked_at(tmp_path: Path) -> None:
+    write_results(tmp_path / "claim")
+    copied = collect_results(str(tmp_path / "claim"), tmp_path / "model", is_artifact=False)
+    assert (copied / "mal_model_latest.pth").read_text() == "mal_model_latest.pth"
+    assert (copied / "lightning_logs" / "events").exists()
+    seen = collect_results(str(tmp_path / "claim"), tmp_path / "small", is_artifact=True)
+    assert {path.name for path in seen.iterdir()} == {
+        "experiment.yaml", "manifest.json", "status.json",
+    }  # fmt: skip
+
+
+def test_a_job_that_left_nothing_is_an_error_that_says_where_it_should_be(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    with pytest.raises(
+        ArtifactError, match=r"must leave experiment\.yaml in its outputs, got none"
+    ):
+        collect_results(str(tmp_path / "claim"), tmp_path / "model", is_artifact=False)
