@@ -98,7 +98,7 @@ class PromptDecoder(nn.Module):
         """
         sizes = [math.prod(shape) for shape in self.shapes]
         stem_image, *levels = [
-            part.unflatten(1, shape)
+            part.reshape(-1, *shape)
             for part, shape in zip(torch.split(features, sizes, dim=1), self.shapes, strict=True)
         ]
         unit_box = self.unit_box.expand(features.shape[0], 4)

@@ -22,7 +22,7 @@ from mal.labeling.box_estimation import BoxEstimator, EstimatedBox, rows_without
 from mal.labeling.kept_features import KeptFeatures
 from mal.labeling.load import load_model_alone, prediction_settings
 from mal.labeling.onnx_model import OnnxModel
-from mal.labeling.predictor import ProbabilityModel, predict_masks
+from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel, predict_masks
 
 MAX_KEPT_BOXES = 1000
 
@@ -47,6 +47,7 @@ class Predictor:
     def __init__(self, path: str | Path) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model_alone(str(path), device)
+        assert isinstance(loaded.model, NetworkEnsemble | OnnxModel)
         self._prompted = KeptFeatures(loaded.model)
         # The whole graph of an exported model is faster than its two parts, and always there.
         is_exported = isinstance(loaded.model, OnnxModel)

@@ -18,6 +18,7 @@ from mal.labeling.onnx_model import OnnxModel
 from mal.labeling.predictor import (
     NetworkEnsemble,
     PredictionSettings,
+    ProbabilityModel,
     half_type,
 )
 from mal.model.checkpoint import (
@@ -58,7 +59,7 @@ class LoadedModel:
         size_prior: Of the objects that it was trained on.
     """
 
-    model: NetworkEnsemble | OnnxModel
+    model: ProbabilityModel
     crop_size: int
     path: Path
     spec: ExperimentSpec

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tiny_sets import TinySet, training_spec, write_tiny_set
+from tiny_sets import HYBRID, TINY_VIT, TinySet, training_spec, write_tiny_set
 
 import mal
 from mal.cli import main as command_line
 from mal.errors import AnnotationError, MalError
+from mal.labeling.predictor import NetworkEnsemble
 from mal.spec import load_spec
 from mal.stages import TrainResult, run_evaluate, run_export, run_inference, run_train
 
@@ -125,7 +126,9 @@ def test_a_click_on_the_same_object_runs_no_backbone(run: PointRun) -> None:
     x, y, w, h = annotation["bbox"]
     box = [[x, y, x + w, y + h]]
     calls = []
-    for network in predictor._prompted.model.networks:  # type: ignore[union-attr]
+    ensemble = predictor._prompted.model
+    assert isinstance(ensemble, NetworkEnsemble)
+    for network in ensemble.networks:
         network.backbone.register_forward_hook(lambda *_: calls.append(1))
     plain = predictor.predict(image, box)
     assert calls
@@ -184,7 +187,7 @@ def test_an_exported_model_takes_points_and_agrees(run: PointRun, tmp_path: Path
         "features", "box_area", "points", "point_labels",
     ]  # fmt: skip
     image = image_of(run.data)
-    prompts = {"boxes": [[5, 5, 30, 30]], "points": [[[16, 16, 1], [6, 6, 0]]]}
+    prompts: dict[str, Any] = {"boxes": [[5, 5, 30, 30]], "points": [[[16, 16, 1], [6, 6, 0]]]}
     for given in (prompts, {"points": prompts["points"]}):
         expected = mal.Predictor(run.result.checkpoint).predict(image, **given)
         found = mal.Predictor(exported.onnx).predict(image, **given)
@@ -194,14 +197,11 @@ def test_an_exported_model_takes_points_and_agrees(run: PointRun, tmp_path: Path
         mal.Predictor(exported.onnx).predict(image, **prompts)
 
 
-@pytest.mark.parametrize("network", ["pyramid", "tiny"])
+@pytest.mark.parametrize("network", [HYBRID, TINY_VIT], ids=["hybrid", "ViT"])
 def test_points_that_no_trained_object_has_change_no_bit_of_the_weights(
-    tmp_path: Path, network: str
+    tmp_path: Path, network: tuple[str, ...]
 ) -> None:
     """A crowd with points makes the whole path of points run, for objects without any."""
-    shape = {} if network == "pyramid" else {"network": ("model.arch=vit-mae-tiny/16",
-        "model.mask_head_hidden_channel=8", "model.mask_head_out_channel=8",
-        "dataset.crop_size=32", "train.crf_num_iter=3")}  # fmt: skip
     boxes = write_tiny_set(tmp_path / "set", num_images=2)
     document = boxes.document()
     crowd = document["annotations"][0] | {"id": 99, "iscrowd": 1}
@@ -211,7 +211,7 @@ def test_points_that_no_trained_object_has_change_no_bit_of_the_weights(
     pointed = boxes.rewritten(document, "pointed.json")
     weights = []
     for name, data in (("plain", plain), ("pointed", pointed)):
-        spec = training_spec(data, tmp_path / name, "train.num_epochs=1", **shape)
+        spec = training_spec(data, tmp_path / name, "train.num_epochs=1", network=network)
         state = torch.load(run_train(spec).checkpoint, weights_only=True)["state_dict"]
         weights.append(state)
     assert weights[0].keys() == weights[1].keys()
