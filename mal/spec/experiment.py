@@ -313,6 +313,9 @@ class TrainSpec:
         maximum=1,
         is_searchable=False,
     )
+    loss_point_weight: float = setting(
+        3.0, "Ours. Weight of the loss of labelled points, where annotations have any.", minimum=0
+    )
     crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
     crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood.", minimum=1, is_odd=True)
     crf_dilations: list[int] = setting(
