@@ -2,8 +2,8 @@
 
     python docs/draw_points.py CHECKPOINT VAL.json IMAGES VAL-1.json VAL-3.json VAL-10.json
 
-VAL-*.json are VAL.json with points, by docs/sample_points.py. Columns: box; box with 1, 3, 10 points;
-one point; the true mask. Green points lie on the object, red ones off it.
+VAL-*.json are VAL.json with points, by docs/sample_points.py. Columns: box; box with 1, 3 and 10
+points; one point; the true mask. Green points lie on the object, red ones off it.
 """
 
 from __future__ import annotations
