@@ -208,7 +208,7 @@ def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
     dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
     images, boxes = "s3://bucket/set/images.tar.gz", "s3://bucket/set/boxes.json"
     snapshot_dataset.python_func(
-        dataset=dataset,
+        dataset=dataset, summary=dsl.Markdown(uri=str(tmp_path / "summary")),
         train_images=images, train_annotations=boxes, val_images=images, val_annotations=boxes,
     )  # fmt: skip
     values, metric, spec = tune.python_func(

@@ -283,7 +283,7 @@ def test_boxes_and_points_mix_through_the_pipeline(demo: Path, tmp_path: Path) -
         f"spec={TINY_SPEC}",
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    output = Path(process.stdout.splitlines()[-1])
+    output = tmp_path / "runs" / "latest"
     assert {path.name for path in (output / "onnx").glob("*.onnx")} == {
         "mal_model.onnx",
         "mal_encoder.onnx",

@@ -146,6 +146,7 @@ class StandIn:
                     if store.version == seen:
                         store.changed.wait(0.1)
                     seen = store.version
+                store.collect_orphans()
                 self.katib.reconcile()
                 self.operators.reconcile()
                 self.kubelet.reconcile()
