@@ -118,7 +118,9 @@ def _add_spec_options(command: argparse.ArgumentParser) -> None:
 def _add_automl_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("automl", help="search the settings of a training")
     _add_spec_options(command)
-    search = command.add_argument_group("search", "what is not limited by 0 is not limited at all")
+    search = command.add_argument_group(
+        "search", "0 does not limit; without any limit: 10 trials, and the epochs of 5 trainings"
+    )
     search.add_argument(
         "--algorithm",
         default="bayesian",

@@ -104,7 +104,6 @@ class SearchPlan:
 @dataclass
 class _Running:
     trial: Trial
-    values: Mapping[str, Any]
     slot: Slot
     process: TrialProcess
     figures: list[float] = field(default_factory=list)
@@ -210,7 +209,7 @@ class Search:
         folder = trial_folder(self.plan.folder, trial.number)
         spec = self.plan.trial_spec(values, folder, slot)
         process = TrialProcess(folder, spec, slot.variables)
-        self._running.append(_Running(trial, values, slot, process))
+        self._running.append(_Running(trial, slot, process))
         name = "baseline" if trial.number == 0 else "trial"
         log.info("%s %d starts: %s", name, trial.number, values_text(values))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
@@ -25,12 +28,12 @@ from mal.automl.cost import TrialCost, measure_cost
 from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space
-from mal.errors import MalError, MissingExtraError, SpecError
+from mal.errors import MalError, MissingExtraError, SpecError, StorageError
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
-from mal.status import Status, StatusLog
+from mal.status import MONITORED_METRIC, Status, StatusLog
 from mal.storage import ResultsFolder
 
 if TYPE_CHECKING:
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ACTION = "automl"
-_RESTORED = ("study.db", "cost.json", "status.json", "trials/*")
-_COST_FILE = "cost.json"
+LOCK_FILE = ".search.lock"
+_RESTORED = ("study.db", "cost-*.json", "status.json", "trials/*")
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,16 @@ def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
 
     results = ResultsFolder(search_uri(spec))
     plan = SearchPlan(results.path, spec, space, settings, slots)
-    with handling_stop_signals() as stop, _recording(results, spec) as status:
+    with (
+        handling_stop_signals() as stop,
+        _alone_in(results),
+        _recording(results, spec) as status,
+    ):
         study = _search(plan, results, status, stop)
         result = _result(plan, study)
         _write_report(plan, study)
         message = f"best is trial {result.best_trial}, mIoU {result.best_mean_iou:.4f}"
-        status.write(Status.RUNNING, message, kpi={"val_mIoU": result.best_mean_iou})
+        status.write(Status.RUNNING, message, kpi=_kpi(result.best_mean_iou))
     return result
 
 
@@ -160,7 +167,7 @@ def _search(
 
     def on_finished(record: TrialRecord) -> None:
         message = f"trial {record.number} {record.end.value} {record.reason}".rstrip()
-        status.write(Status.RUNNING, message, kpi={"val_mIoU": record.mean_iou})
+        status.write(Status.RUNNING, message, kpi=_kpi(record.mean_iou))
         results.upload()
 
     Search(plan, study, cost, on_finished).run(stop)
@@ -206,7 +213,7 @@ def _time_text(seconds: float) -> str:
 
 def _cost(plan: SearchPlan, stop: StopRequest) -> TrialCost:
     """Measure what a trial costs, once a search."""
-    path = plan.folder / _COST_FILE
+    path = plan.folder / f"cost-{plan.fingerprint[:12]}.json"
     if path.exists():
         return TrialCost(**json.loads(path.read_text(encoding="utf-8")))
     log.info("measuring some steps")
@@ -279,10 +286,37 @@ def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusL
         write_manifest(results.path, action=ACTION, inputs=inputs)
         status.write(Status.SUCCESS, f"{ACTION} finished")
     except BaseException as error:
-        status.write(Status.FAILURE, f"{ACTION} failed: {error}", verbosity="ERROR")
-        results.upload()
+        with contextlib.suppress(OSError):
+            status.write(Status.FAILURE, f"{ACTION} failed: {error}", verbosity="ERROR")
+        with contextlib.suppress(MalError):
+            results.upload()
         raise
     results.upload()
+
+
+def _kpi(mean_iou: float | None) -> dict[str, float | None]:
+    return {f"val_{MONITORED_METRIC}": mean_iou, MONITORED_METRIC: mean_iou}
+
+
+@contextmanager
+def _alone_in(results: ResultsFolder) -> Iterator[None]:
+    """Keep another search out of the folder; a killed one keeps nobody out.
+
+    Raises:
+        StorageError: One is running there.
+    """
+    lock = FileLock(results.path / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StorageError(
+            f"results_dir must not be in use, got {results.uri}, in which a search runs. Wait for "
+            "its end, or choose another results_dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _with_plain_seed(spec: ExperimentSpec) -> ExperimentSpec:

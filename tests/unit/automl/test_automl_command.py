@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from fake_searches import use_fake_trials
 from fake_trial import final_figure
+from filelock import FileLock
 
 from mal.cli import main
 from mal.jobs.inference import parent_model
 from mal.spec import load_spec
+from mal.stages.automl import LOCK_FILE
 from mal.storage.cache import cache_dir
 
 BASELINE_LR = 1e-5
@@ -102,6 +104,16 @@ def test_a_search_that_finishes_no_trial_says_why(
     assert "trial 0: train failed: train_loss must be finite" in capsys.readouterr().err
     status = (tmp_path / "automl" / "status.json").read_text().splitlines()
     assert json.loads(status[-1])["status"] == "FAILURE"
+
+
+def test_a_folder_in_which_a_search_runs_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "automl").mkdir()
+    with FileLock(tmp_path / "automl" / LOCK_FILE):
+        assert run(tmp_path) == 2
+    assert "results_dir must not be in use" in capsys.readouterr().err
+    assert not (tmp_path / "automl" / "study.db").exists()
 
 
 def test_a_search_in_a_bucket_goes_on_from_another_machine(s3: Any) -> None:
