@@ -14,6 +14,7 @@ def label_shard(
     report: dsl.Output[dsl.HTML],
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+    pipeline_name: str = "mal",
 ) -> NamedTuple("Outputs", [("labels_uri", str)]):  # type: ignore[valid-type]
     """Write a mask for every box of a shard, unless an earlier run has.
 
@@ -23,6 +24,7 @@ def label_shard(
         labels_uri: The shard's labels, beside its boxes.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
+        pipeline_name: Name that the artifacts of this run are grouped under.
     """
     import tempfile
     from pathlib import Path
@@ -41,5 +43,5 @@ def label_shard(
             )
             steps.copy_file(result.report, report.path)
             label_job.keep_labels(part, result.labels)
-        report.metadata.update(lineage.page_metadata("labels report", report.path))
+        report.metadata |= lineage.shard_report_metadata(part, report.path, pipeline_name)
     return (part.labels_uri,)

@@ -11,6 +11,7 @@ def train_distributed(
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     image: str,
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
@@ -33,6 +34,7 @@ def train_distributed(
         model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
             and status.json, written by the job's first rank.
         metrics: Figures of the last validation and of the run.
+        summary: The model's facts and figures.
         image: Of the job's pods, with mal and torch.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
@@ -48,7 +50,7 @@ def train_distributed(
     from pathlib import Path
 
     from mal.cluster import WaitLimits
-    from mal.lifecycle import lineage, steps, training_job
+    from mal.lifecycle import lineage, steps, summaries, training_job
     from mal.lifecycle.snapshot import read_dataset_manifest
 
     with steps.running_step():
@@ -59,7 +61,12 @@ def train_distributed(
             gpus_per_node=gpus_per_node, image=image, namespace=namespace,
             outputs_uri=outputs_uri, job=job, limits=limits,
         )  # fmt: skip
-        for name, value in trained.figures.items():
-            metrics.log_metric(name, value)
         model.metadata.update(lineage.parents(dataset))
         model.metadata.update(trained.facts)
+        steps.publish(
+            metrics,
+            trained.figures,
+            summary,
+            summaries.facts_markdown("Model", model.metadata),
+            model.metadata,
+        )

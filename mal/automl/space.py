@@ -21,6 +21,12 @@ from mal.spec.sources import parse_yaml
 Value = float | int | str | bool
 
 _RANGE_FORMS = "LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP or OPTION,OPTION"
+# TAO's schema lets them vary; a search needs them the same in all trials.
+_RUN_KEYS = frozenset(
+    {"dataset.type", "dataset.num_workers_per_gpu", "dataset.load_mask"}
+    | {"train.num_gpus", "train.num_nodes", "train.seed", "train.num_epochs"}
+    | {"train.checkpoint_interval", "train.checkpoint_interval_unit", "train.validation_interval"}
+)
 _SETTINGS = {key: (hint, facts) for key, hint, facts, _ in iterate_settings(ExperimentSpec)}
 
 
@@ -164,7 +170,7 @@ def _refusal(schema: Mapping[str, Any], key: str) -> str | None:
     described = _described(schema, key)
     if described.get("type") == "array":
         reason = "it is a list, and single values are searched"
-    elif key in schema["automl_disabled_parameters"]:
+    elif key in schema["automl_disabled_parameters"] or key in _RUN_KEYS:
         reason = "it says where, how long or on what a trial runs, not how it learns"
     elif key.partition(".")[0] not in ("dataset", "model", "train"):
         reason = "training does not depend on it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from mal.data.annotation_stream import Entry
 from mal.data.image_table import ImageTable
+from mal.data.points import NO_BOX_XYWH, PointColumns, PointPrompts, is_without_box
 from mal.data.problems import Problems
 
 # What parsing an entry of any JSON may raise.
 UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 MAX_BOX_RATE = 4.0
+NO_POINT_ON_OBJECT = "annotation without a bbox or a point on the object"
 
 _INT64 = np.iinfo(np.int64)
 
@@ -28,9 +31,13 @@ class AnnotationColumns:
     """What the annotations say, an array a field.
 
     What they refer to is looked up when the whole file is known: images may stand behind them.
+
+    Args:
+        path: The file, for errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.position = array("q")
         self.annotation_id = array("q")
         self.image_id = array("q")
@@ -40,9 +47,14 @@ class AnnotationColumns:
         # Which bytes of the file are the annotation, where it has a segmentation; else 0 bytes.
         self.start = array("q")
         self.num_bytes = array("q")
+        self.points = PointColumns()
 
     def add(self, position: int, entry: Entry, problems: Problems) -> None:
-        """Parse an annotation, or say why it cannot be."""
+        """Parse an annotation, or say why it cannot be.
+
+        Raises:
+            AnnotationError: Its points are none, or contradict each other.
+        """
         value = entry.value
         name = f"annotations[{position}]"
         try:
@@ -50,13 +62,15 @@ class AnnotationColumns:
             name = f"annotation {annotation_id}"
             image_id = int64_from(value["image_id"])
             category_id = int64_from(value.get("category_id", 1))
-            box_xywh = _box_from(value["bbox"])
+            has_box = not is_without_box(value)
+            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX_XYWH
         except UNUSABLE:
             problems.add("annotation without image_id or a bbox of numbers", name)
             return
-        if len(box_xywh) != 4 or not all(map(math.isfinite, box_xywh)):
+        if has_box and (len(box_xywh) != 4 or not all(map(math.isfinite, box_xywh))):
             problems.add("bbox that is not four finite numbers", name)
             return
+        self.points.add(value.get("points"), f"{name} in {self.path}", has_box=has_box)
         self.position.append(position)
         self.annotation_id.append(annotation_id)
         self.image_id.append(image_id)
@@ -67,12 +81,12 @@ class AnnotationColumns:
         self.num_bytes.append(entry.num_bytes if value.get("segmentation") else 0)
 
     def box_xywh_N4(self) -> NDArray[np.float64]:  # noqa: N802 - shape letters
-        """Return the boxes."""
-        return np.array(self.box, dtype=np.float64).reshape(-1, 4)
+        """Return the boxes, without a copy."""
+        return np.asarray(self.box, dtype=np.float64).reshape(-1, 4)
 
     def image_index_N(self, images: ImageTable) -> NDArray[np.int64]:  # noqa: N802
         """Return the index of each annotation's image, -1 where there is none."""
-        id_I, wanted_N = images.id_I, np.array(self.image_id, dtype=np.int64)
+        id_I, wanted_N = images.id_I, np.asarray(self.image_id, dtype=np.int64)
         order_I = np.argsort(id_I)
         place_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
         index_N = order_I[np.minimum(place_N, len(id_I) - 1)]
@@ -104,13 +118,37 @@ class AnnotationColumns:
 
         leave_out("annotation of an unknown image", image_index_N < 0, "{name} (image {image_id})")
         if categories:
-            is_known_N = np.isin(np.array(self.category_id, dtype=np.int64), list(categories))
+            is_known_N = np.isin(np.asarray(self.category_id, dtype=np.int64), list(categories))
             leave_out(
                 "annotation of an unknown category", ~is_known_N, "{name} (category {category_id})"
             )
         for kind, is_bad_N in _box_problems(box_xywh_N4, images.size_I2[image_index_N]).items():
             leave_out(kind, is_bad_N, "{name} {box} in {file_name}")
         return left_N
+
+    def usable_points(
+        self, rows: NDArray[np.int64], image_size_N2: NDArray[np.int64], problems: Problems
+    ) -> tuple[NDArray[np.int64], PointPrompts | None]:
+        """Return the rows without those that nothing locates, and the points of these.
+
+        Args:
+            rows: Usable but for their points.
+            image_size_N2: Width and height of each annotation's image, px.
+            problems: Gets what is left out.
+        """
+        if not self.points:
+            return rows, None
+        names = [f"annotation {self.annotation_id[row]}" for row in rows.tolist()]
+        prompts = (
+            self.points.joined()
+            .select(rows)
+            .without_unusable(self.box_xywh_N4()[rows], image_size_N2[rows], names, problems)
+        )
+        is_located_N = ~prompts.is_without_box_N | prompts.has_point_on_N
+        for place in np.flatnonzero(~is_located_N).tolist():
+            problems.add(NO_POINT_ON_OBJECT, names[place])
+        prompts = prompts.select(np.flatnonzero(is_located_N))
+        return rows[is_located_N], prompts if prompts.max_count else None
 
 
 def int64_from(value: Any) -> int:

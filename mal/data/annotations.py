@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mal.data.annotation_columns import UNUSABLE, AnnotationColumns, int64_from
 from mal.data.annotation_stream import Entry, read_members
 from mal.data.image_table import CocoImage, ImageTable
+from mal.data.points import PointPrompts
 from mal.data.problems import Problems
 from mal.data.segmentations import (
     Rle,
@@ -61,6 +62,8 @@ class CocoBoxes:
         is_crowd_N: Crowds: never trained, never measured.
         segmentations: COCO segmentations, or None where none were asked for.
         problems: What was left out, and why.
+        points: Labelled points; None where no annotation has any. Boxes of annotations with
+            points alone are NaN until they are estimated.
     """
 
     path: Path
@@ -74,6 +77,7 @@ class CocoBoxes:
     is_crowd_N: NDArray[np.bool_]
     segmentations: Segmentations | None
     problems: Problems
+    points: PointPrompts | None = None
 
     def __len__(self) -> int:
         return len(self.annotation_id_N)
@@ -102,6 +106,7 @@ class CocoBoxes:
             self,
             **{name: getattr(self, name)[rows] for name in _ARRAYS},
             segmentations=None if self.segmentations is None else self.segmentations.select(rows),
+            points=None if self.points is None else self.points.select(rows),
         )
 
     def has_masks(self) -> bool:
@@ -128,7 +133,7 @@ def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
     Raises:
         AnnotationError: The file cannot be read, or no image is left.
     """
-    problems, images, columns = Problems(), ImageTable(), AnnotationColumns()
+    problems, images, columns = Problems(), ImageTable(), AnnotationColumns(path)
     categories: dict[int, str] = {}
     missing = ["images", "annotations"]
     for key, _, entries in read_members(path):
@@ -166,9 +171,10 @@ def _boxes_from_columns(
 ) -> CocoBoxes:
     image_index_N = columns.image_index_N(images)
     rows = columns.usable_rows(image_index_N, images, categories, problems)
+    rows, points = columns.usable_points(rows, images.size_I2[image_index_N], problems)
 
     def kept(values: Sequence[int]) -> NDArray[np.int64]:
-        return np.array(values, dtype=np.int64)[rows]
+        return np.asarray(values, dtype=np.int64)[rows]
 
     boxes = CocoBoxes(
         path=path,
@@ -179,13 +185,14 @@ def _boxes_from_columns(
         image_index_N=image_index_N[rows],
         category_id_N=kept(columns.category_id),
         box_xywh_N4=columns.box_xywh_N4()[rows],
-        is_crowd_N=np.array(columns.is_crowd, dtype=np.bool_)[rows],
+        is_crowd_N=np.asarray(columns.is_crowd, dtype=np.bool_)[rows],
         segmentations=(
             SegmentationsInFile(path, kept(columns.start), kept(columns.num_bytes))
             if with_masks
             else None
         ),
         problems=problems,
+        points=points,
     )
     for row in np.flatnonzero(boxes.is_crowd_N):
         problems.add(CROWD, f"annotation {boxes.annotation_id_N[row]}")

@@ -1,6 +1,6 @@
 """What the network is fed: a batch of crops, each around one box.
 
-Shape letters: B items, C = 3 channels, S crop side (px), M side of the mask map.
+Shape letters: B items, C = 3 channels, S crop side (px), M side of the mask map, K points.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class CropBatch:
         student_image_BCSS: Augmented crops, uint8; None where there is no augmentation.
         true_mask_BSS: True masks, uint8 0/1; None unless `train.supervision` is mask.
         features_BLDhw: Cached features of the clean crops, L levels; None: computed.
+        point_BK3: Labelled points: x and y as 0..1 of the crop, and 1 on the object, 0 off it, -1
+            no point; None where the set has none.
     """
 
     image_BCSS: Tensor
@@ -39,6 +41,7 @@ class CropBatch:
     student_image_BCSS: Tensor | None = None
     true_mask_BSS: Tensor | None = None
     features_BLDhw: Tensor | None = None
+    point_BK3: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_items, channels, height, width = self.image_BCSS.shape
@@ -47,12 +50,13 @@ class CropBatch:
         assert height == width, self.image_BCSS.shape
         assert self.unit_box_B4.shape == (num_items, 4), self.unit_box_B4.shape
         assert self.box_area_B.shape == self.index_B.shape == (num_items,)
+        assert self.point_BK3 is None or self.point_BK3.shape[::2] == (num_items, 3)
 
     def __len__(self) -> int:
         return len(self.index_B)
 
     def mirrored(self) -> Self:
-        """Return the crops, boxes, masks and features flipped left to right."""
+        """Return the crops, boxes, points, masks and features flipped left to right."""
 
         def flip(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.flip(-1)
@@ -66,6 +70,7 @@ class CropBatch:
             student_image_BCSS=flip(self.student_image_BCSS),
             true_mask_BSS=flip(self.true_mask_BSS),
             features_BLDhw=flip(self.features_BLDhw),
+            point_BK3=None if self.point_BK3 is None else mirror_points(self.point_BK3),
         )
 
     def to(self, device: torch.device) -> Self:
@@ -91,6 +96,12 @@ def mirror_unit_box(unit_box_B4: Tensor) -> Tensor:
     """Flip boxes left to right: x0 and x1 become 1 - x1 and 1 - x0."""
     x0_B, y0_B, x1_B, y1_B = unit_box_B4.unbind(1)
     return torch.stack([1 - x1_B, y0_B, 1 - x0_B, y1_B], dim=1)
+
+
+def mirror_points(point_BK3: Tensor) -> Tensor:
+    """Flip points left to right: x becomes 1 - x."""
+    x_BK, y_BK, label_BK = point_BK3.unbind(2)
+    return torch.stack([1 - x_BK, y_BK, label_BK], dim=2)
 
 
 def collate_crops(items: Sequence[CropBatch]) -> CropBatch:

@@ -113,9 +113,15 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
 
 
 def _summary_of(boxes: CocoBoxes, annotations: str) -> str:
+    num_boxes, prompts = len(boxes), ""
+    if boxes.points is not None:
+        num_alone = int(boxes.points.is_without_box_N.sum())
+        num_both = int((boxes.points.count_N > 0).sum()) - num_alone
+        num_boxes -= num_alone
+        prompts = f", {num_both} of them with points, {num_alone} objects of points only"
     return (
-        f"{annotations}: {len(boxes.images)} images, {len(boxes)} boxes "
-        f"({int(boxes.is_crowd_N.sum())} crowds), {len(boxes.categories)} categories, "
+        f"{annotations}: {len(boxes.images)} images, {num_boxes} boxes "
+        f"({int(boxes.is_crowd_N.sum())} crowds){prompts}, {len(boxes.categories)} categories, "
         f"{'with' if boxes.has_masks() else 'without'} true masks"
     )
 

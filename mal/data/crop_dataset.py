@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections import OrderedDict
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from mal.data.crops import (
     xyxy_from_xywh,
 )
 from mal.data.images import read_image
+from mal.data.points import place_points
 from mal.data.sampler import ImagePools
 from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
@@ -57,6 +60,12 @@ class ImageReader:
         self.max_bytes = DECODED_IMAGES_MAX_BYTES
         self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._num_bytes = 0
+
+    def with_boxes(self, boxes: CocoBoxes) -> Self:
+        """Return a reader of the same images for other boxes of theirs."""
+        reader = copy.copy(self)
+        reader.boxes = boxes
+        return reader
 
     def path_of(self, image_index: int) -> Path:
         """Return where an image lies, or would lie."""
@@ -133,20 +142,14 @@ class TrainingCrops(Dataset[CropBatch]):
     def cut_clean(self, index: int, rng: np.random.Generator) -> CropBatch:
         """Cut one randomly placed crop of a row of `CocoBoxes`, as the teacher sees it."""
         boxes, spec = self.reader.boxes, self.spec
-        entry = boxes.image_of(index)
         box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
         window = sample_training_window(box_xyxy, spec.dataset, spec.train, rng)
-        crop = cut_window(
-            self.reader(int(boxes.image_index_N[index])), window, spec.dataset.crop_size
-        )
-        unit_box = unit_box_in_window(box_xyxy, window, entry.width, entry.height)
-        return CropBatch(
-            image_BCSS=_image_tensor(crop),
-            unit_box_B4=torch.from_numpy(unit_box)[None],
-            box_area_B=torch.tensor([boxes.area_of(index)], dtype=torch.float32),
-            index_B=torch.tensor([index]),
-            true_mask_BSS=self._cut_true_mask(index, window),
-        )
+        pixels = self.reader(int(boxes.image_index_N[index]))
+        item = crop_around(
+            boxes, index, pixels,
+            box_xywh=boxes.box_xywh_N4[index], window=window, crop_size=spec.dataset.crop_size,
+        )  # fmt: skip
+        return dataclasses.replace(item, true_mask_BSS=self._cut_true_mask(index, window))
 
     def _cut_true_mask(self, index: int, window: Window) -> torch.Tensor | None:
         if self.spec.train.supervision == "box":
@@ -192,7 +195,6 @@ class PredictionCrops(Dataset[CropBatch | None]):
         """Return a batch of one item, or None where the image cannot be read; that is logged."""
         index = int(self.indices[position])
         boxes = self.reader.boxes
-        entry = boxes.image_of(index)
         window = self.window_of(index)
         image_index = int(boxes.image_index_N[index])
         try:
@@ -202,14 +204,48 @@ class PredictionCrops(Dataset[CropBatch | None]):
                 annotation_id = boxes.annotation_id_N[index]
                 log.warning("annotation %d gets an empty mask: %s", annotation_id, error)
             return None
-        box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
-        unit_box = unit_box_in_window(box_xyxy, window, entry.width, entry.height)
-        return CropBatch(
-            image_BCSS=_image_tensor(cut_window(image, window, self.crop_size)),
-            unit_box_B4=torch.from_numpy(unit_box)[None],
-            box_area_B=torch.tensor([boxes.area_of(index)], dtype=torch.float32),
-            index_B=torch.tensor([index]),
-        )
+        return crop_around(
+            boxes, index, image,
+            box_xywh=boxes.box_xywh_N4[index], window=window, crop_size=self.crop_size,
+        )  # fmt: skip
+
+
+def crop_around(
+    boxes: CocoBoxes,
+    index: int,
+    pixels: NDArray[np.uint8],
+    *,
+    box_xywh: NDArray[np.float64],
+    window: Window,
+    crop_size: int,
+) -> CropBatch:
+    """Cut one clean crop.
+
+    Args:
+        boxes: The set.
+        index: Row of the object.
+        pixels: Its image.
+        box_xywh: Its box, or what is tried for it.
+        window: Of the crop.
+        crop_size: S.
+    """
+    image = boxes.image_of(index)
+    box_xyxy = xyxy_from_xywh(box_xywh)
+    unit_box = unit_box_in_window(box_xyxy, window, image.width, image.height)
+    return CropBatch(
+        image_BCSS=_image_tensor(cut_window(pixels, window, crop_size)),
+        unit_box_B4=torch.from_numpy(unit_box)[None],
+        box_area_B=torch.tensor([box_xywh[2] * box_xywh[3]], dtype=torch.float32),
+        index_B=torch.tensor([index]),
+        point_BK3=points_in_window(boxes, index, window),
+    )
+
+
+def points_in_window(boxes: CocoBoxes, index: int, window: Window) -> torch.Tensor | None:
+    """Return the points of a row in a crop window, (1, K, 3); None where the set has none."""
+    if boxes.points is None:
+        return None
+    return torch.from_numpy(place_points(boxes.points, index, window))[None]
 
 
 def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[np.int64]:
@@ -264,6 +300,11 @@ def _left_out_boxes(
             "Raise dataset.max_obj_size.",
         ),
     }
+    if boxes.points is not None:
+        left_out["of points whose box is uncertain"] = (
+            np.isnan(area_N),
+            "Draw boxes for more objects: they teach how to find those of points.",
+        )
     if spec.train.supervision == "mask":
         assert boxes.segmentations is not None
         left_out["without a true mask"] = (

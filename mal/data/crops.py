@@ -122,3 +122,14 @@ def unit_box_in_window(
     side = np.array([window[2] - window[0], window[3] - window[1]] * 2)
     unit_box: NDArray[np.float32] = ((visible - origin) / side).astype(np.float32)
     return unit_box
+
+
+def window_from_unit_box(
+    box_xyxy: NDArray[np.float64], unit_box: NDArray[np.float32], width: int, height: int
+) -> Window:
+    """Return the window in which a box lies at this place: `unit_box_in_window` undone."""
+    visible = np.clip(box_xyxy, 0, [width, height, width, height])
+    side = (visible[2:] - visible[:2]) / (unit_box[2:] - unit_box[:2]).astype(np.float64)
+    near = visible[:2] - unit_box[:2] * side
+    x0, y0, x1, y1 = np.rint(np.concatenate([near, near + side])).astype(int).tolist()
+    return x0, y0, x1, y1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2, CocoBoxes, Rle
 from mal.errors import AnnotationError, ArtifactError
 from mal.evaluation.average_precision import AP_FIGURES, average_precision
-from mal.labeling.coco_rle import area_of_rle, box_rle, ellipse_rle, ious_with_rle
+from mal.labeling.coco_rle import area_of_rle, box_of_rle, box_rle, ellipse_rle, ious_with_rle
 from mal.labeling.masks import InstanceMask
 
 SIZES = ("small", "medium", "large")
@@ -198,11 +198,31 @@ def _per_category(
 def rows_to_measure(
     boxes: CocoBoxes, *, min_box_area: float, min_box_side: float
 ) -> NDArray[np.int64]:
-    """Return the rows that are no crowds and inside the limits, in the file's order."""
-    side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
+    """Return the rows that are no crowds and inside the limits, in the file's order.
+
+    An object of points only is as large as its true mask: what is measured must not depend on what
+    a model takes for its box.
+    """
+    side_N2 = boxes.box_xywh_N4[:, 2:].copy()
+    if boxes.points is not None:
+        for row in np.flatnonzero(boxes.points.is_without_box_N).tolist():
+            side_N2[row] = _true_sides(boxes, row) or side_N2[row]
     return np.flatnonzero(
-        ~boxes.is_crowd_N & (boxes.box_area_N > min_box_area) & (side_N >= min_box_side)
+        ~boxes.is_crowd_N
+        & (side_N2[:, 0] * side_N2[:, 1] > min_box_area)
+        & (side_N2.min(axis=1, initial=np.inf) >= min_box_side)
     )
+
+
+def _true_sides(boxes: CocoBoxes, row: int) -> tuple[float, float] | None:
+    try:
+        rle = boxes.rle_of(row)
+    except AnnotationError:
+        return None
+    if rle is None:
+        return None
+    _, _, width, height = box_of_rle(rle)
+    return width, height
 
 
 def _mask_by_index(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mal.artifacts import sha256_of_file, write_json, writing_atomically
+from mal.artifacts import (
+    ONNX_DECODER_FILE,
+    ONNX_ENCODER_FILE,
+    sha256_of_file,
+    write_json,
+    writing_atomically,
+)
 from mal.errors import ArtifactError, MissingExtraError
+from mal.export.graph_file import write_graph
 from mal.export.int8 import attention_as_one_operator, decode_by_size, quantize_weights
+from mal.export.prompted import (
+    PromptDecoder,
+    PromptEncoder,
+    largest_prompted_difference,
+    write_decoder,
+    write_encoder,
+)
 from mal.labeling.load import load_networks, resolve_checkpoint
-from mal.labeling.onnx_model import OnnxModel
+from mal.labeling.onnx_model import run_file
+from mal.model.checkpoint import read_size_prior
 from mal.model.network import MALNetwork, encode_each
 from mal.spec.experiment import ExperimentSpec
 
@@ -90,15 +105,13 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
     graph = ExportedGraph(networks, margin_rate, groups_by_size=is_int8).eval()
     with writing_atomically(onnx_path) as temporary:
         if is_int8:
-            _write_int8_graph(graph, size, spec, temporary)
+            with _quantizing(temporary) as plain:
+                _write_graph(graph, size, spec, plain)
         else:
             _write_graph(graph, size, spec, temporary)
         difference = largest_difference(graph, temporary, size, spec)
-        if difference > MAX_ABS_DIFFERENCE and not is_int8:
-            raise ArtifactError(
-                f"exported model must agree with PyTorch to {MAX_ABS_DIFFERENCE:g}, got "
-                f"{difference:g}. Try another export.opset_version."
-            )
+        _require_agreement(difference, spec)
+    prompt_difference = _export_prompted(graph, onnx_path.parent, spec)
     description = {
         "arch": spec.model.arch,
         "crop_size": size,
@@ -110,6 +123,8 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
         "precision": spec.export.precision,
         "sha256": sha256_of_file(onnx_path),
         "max_abs_diff": difference,
+        "prompt_max_abs_diff": prompt_difference,
+        "size_prior": read_size_prior(path).to_json(),
         "checkpoint_sha256": sha256_of_file(path),
     }
     write_json(sidecar_path, description)
@@ -117,36 +132,63 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
     return difference
 
 
-def _write_int8_graph(graph: ExportedGraph, size: int, spec: ExperimentSpec, path: Path) -> None:
+def _export_prompted(graph: ExportedGraph, folder: Path, spec: ExperimentSpec) -> float:
+    """Write encoder and decoder; returns their largest difference from PyTorch.
+
+    The decoder stays in fp32: its part of the time is small.
+    """
+    opset, size = spec.export.opset_version, spec.dataset.crop_size
+    encoder = PromptEncoder(list(cast("Iterable[MALNetwork]", graph.networks))).eval()
+    decoder = PromptDecoder(
+        encoder, unit_box=graph.unit_box, crop_size=size, thresholds=spec.train.mask_thres,
+        decode=graph.decode,
+    ).eval()  # fmt: skip
+    with (
+        writing_atomically(folder / ONNX_ENCODER_FILE) as encoder_path,
+        writing_atomically(folder / ONNX_DECODER_FILE) as decoder_path,
+    ):
+        if spec.export.precision == "int8":
+            with _quantizing(encoder_path) as plain:
+                write_encoder(encoder, plain, size, opset)
+        else:
+            write_encoder(encoder, encoder_path, size, opset)
+        write_decoder(decoder, decoder_path, opset)
+        difference = largest_prompted_difference(encoder, decoder, encoder_path, decoder_path)
+        _require_agreement(difference, spec)
+    return difference
+
+
+def _require_agreement(difference: float, spec: ExperimentSpec) -> None:
+    if difference > MAX_ABS_DIFFERENCE and spec.export.precision != "int8":
+        raise ArtifactError(
+            f"exported model must agree with PyTorch to {MAX_ABS_DIFFERENCE:g}, got "
+            f"{difference:g}. Try another export.opset_version."
+        )
+
+
+@contextmanager
+def _quantizing(path: Path) -> Iterator[Path]:
+    """Yield where to write a graph in fp32; then write it to `path` in int8."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, attention_as_one_operator():
         plain = Path(folder) / "fp32.onnx"
-        _write_graph(graph, size, spec, plain)
+        yield plain
         quantize_weights(plain, path)
 
 
 def _write_graph(graph: ExportedGraph, size: int, spec: ExperimentSpec, path: Path) -> None:
     num_items = spec.export.batch_size if spec.export.batch_size > 0 else PARITY_BATCH_SIZE
-    is_dynamic = spec.export.batch_size <= 0
     batch = torch.export.Dim("N", min=1, max=1 << 16)
-    shapes = {"image": {0: batch}, "box_area": {0: batch}} if is_dynamic else None
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        # The exporter says that it renames the batch axis, which nobody asks for by name.
-        warnings.filterwarnings("ignore", message=".*axis name")
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        torch.onnx.export(
-            graph,
-            parity_inputs(num_items, size),
-            path,
-            input_names=["image", "box_area"],
-            output_names=["mask_prob"],
-            dynamic_shapes=shapes,
-            opset_version=spec.export.opset_version,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    image, area = parity_inputs(num_items, size)
+    write_graph(
+        graph,
+        {"image": image, "box_area": area},
+        "mask_prob",
+        path,
+        opset_version=spec.export.opset_version,
+        dynamic_axes=(
+            {"image": {0: batch}, "box_area": {0: batch}} if spec.export.batch_size <= 0 else None
+        ),
+    )
 
 
 def parity_inputs(num_items: int, size: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +210,7 @@ def largest_difference(graph: ExportedGraph, path: Path, size: int, spec: Experi
         inputs = parity_inputs(num_items, size)
         with torch.inference_mode():
             expected = graph(*inputs).numpy()
-        found = OnnxModel.run_file(path, *inputs)
+        found = run_file(path, {"image": inputs[0], "box_area": inputs[1]})
         differences.append(float(np.abs(expected - found).max()))
     return max(differences)
 

@@ -81,6 +81,12 @@ def area_of_rle(rle: Rle) -> int:
     return int(coco_mask.area(_as_coco(rle)))
 
 
+def box_of_rle(rle: Rle) -> list[float]:
+    """Return the extent of a mask, xywh."""
+    box: list[float] = coco_mask.toBbox(_as_coco(rle)).tolist()
+    return box
+
+
 def iou_of_rles(rle: Rle, other: Rle) -> float:
     """Return intersection over union of two masks of one image; 0 when both are empty.
 

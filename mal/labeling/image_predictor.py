@@ -1,8 +1,11 @@
-"""`mal.Predictor`: masks of the boxes of one image in memory."""
+"""`mal.Predictor`: masks of the boxes and points of one image in memory."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,26 @@ from pycocotools import mask as coco_mask
 
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.crop_dataset import ImageReader
+from mal.data.points import ON, LabelledPoint, PointPrompts, is_labelled_point, parse_points
 from mal.errors import MalError
+from mal.labeling.box_estimation import BoxEstimator, EstimatedBox, rows_without_box, with_boxes
+from mal.labeling.kept_features import KeptFeatures
 from mal.labeling.load import load_model_alone, prediction_settings
-from mal.labeling.predictor import predict_masks
+from mal.labeling.onnx_model import OnnxModel
+from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel, predict_masks
+
+MAX_KEPT_BOXES = 1000
 
 
 class Predictor:
-    """A trained or exported model, ready to label boxes as `mal inference` does.
+    """A trained or exported model, ready to label as `mal inference` does, and to be clicked on.
 
     Windows, thresholds and the choice of networks are those the model was trained (`inference.*`,
     `train.*` of its spec) or exported (`mal_model.json`) with.
+
+    Features of the latest crops are kept: the same boxes with other points cost a decoding only.
+    So is the box that was estimated for an object without one, known by its first point on the
+    object, as long as its further points on the object lie inside.
 
     Args:
         path: A .pth of mal train or a .onnx of mal export, local or s3://, or a result folder.
@@ -34,58 +47,164 @@ class Predictor:
     def __init__(self, path: str | Path) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model_alone(str(path), device)
-        self._model = loaded.model
+        assert isinstance(loaded.model, NetworkEnsemble | OnnxModel)
+        self._prompted = KeptFeatures(loaded.model)
+        # The whole graph of an exported model is faster than its two parts, and always there.
+        is_exported = isinstance(loaded.model, OnnxModel)
+        self._plain: ProbabilityModel = loaded.model if is_exported else self._prompted
         settings = prediction_settings(loaded.spec, loaded.spec.inference, loaded.crop_size)
         self._settings = dataclasses.replace(settings, num_workers=0)
+        self._estimator = BoxEstimator(self._prompted, self._settings, loaded.size_prior)
+        self._estimated: OrderedDict[tuple[bytes, float, float], NDArray[np.float64]] = (
+            OrderedDict()
+        )
 
-    def predict(self, image: NDArray[np.uint8], boxes: ArrayLike) -> NDArray[np.bool_]:
-        """Return a mask for every box.
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        boxes: ArrayLike | None = None,
+        points: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> NDArray[np.bool_]:
+        """Return a mask for every object.
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            boxes: (N, 4), xyxy in pixels; may reach beyond the image.
+            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None: estimated of points.
+            points: For each object its [[x, y, label], ...] in pixels, label 1 on the object and 0
+                off it; None or [] for none. One such list alone is of one object.
 
         Returns:
             (N, H, W).
 
         Raises:
-            MalError: Image or boxes have another shape or type.
+            MalError: Image, boxes or points have another shape or type, or points contradict.
         """
         _check_image(image)
-        box_xyxy_N4 = _checked_boxes(boxes)
-        reader = _GivenImage(image, box_xyxy_N4)
-        rows = np.arange(len(box_xyxy_N4))
+        box_xywh_N4, prompts = checked_prompts(boxes, points, image)
+        reader: ImageReader = _GivenImage(image, box_xywh_N4, prompts)
+        rows = np.arange(len(box_xywh_N4))
         masks_NHW = np.zeros((len(rows), *image.shape[:2]), dtype=np.bool_)
-        if len(rows):
-            for mask in predict_masks(self._model, reader, rows, self._settings):
-                masks_NHW[mask.index] = coco_mask.decode(mask.rle)  # type: ignore[arg-type]
+        if not len(rows):
+            return masks_NHW
+        if len(rows_without_box(reader.boxes)):
+            reader = reader.with_boxes(self._with_estimated_boxes(reader, image))
+        model = self._plain if prompts is None else self._prompted
+        for mask in predict_masks(model, reader, rows, self._settings):
+            masks_NHW[mask.index] = coco_mask.decode(mask.rle)  # type: ignore[arg-type]
         return masks_NHW
+
+    def _with_estimated_boxes(self, reader: ImageReader, image: NDArray[np.uint8]) -> CocoBoxes:
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data).digest()
+        estimates = []
+        for row in rows_without_box(reader.boxes).tolist():
+            assert reader.boxes.points is not None
+            xy_K2, label_K = reader.boxes.points.of(row)
+            on_K2 = xy_K2[label_K == ON]
+            key = digest, float(on_K2[0, 0]), float(on_K2[0, 1])
+            box_xywh = self._estimated.get(key)
+            if box_xywh is None or not _are_inside(on_K2, box_xywh):
+                estimate = self._estimator.estimate(reader, row)
+                box_xywh = self._estimated[key] = estimate.box_xywh
+            estimates.append((row, EstimatedBox(box_xywh, 1.0)))
+        while len(self._estimated) > MAX_KEPT_BOXES:
+            self._estimated.popitem(last=False)
+        return with_boxes(reader.boxes, estimates)
+
+
+def _are_inside(xy_K2: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> bool:
+    near, far = box_xywh[:2], box_xywh[:2] + box_xywh[2:]
+    return bool(((xy_K2 >= near) & (xy_K2 <= far)).all())
 
 
 class _GivenImage(ImageReader):
     """An annotation file of one image that never was on a disk."""
 
-    def __init__(self, image: NDArray[np.uint8], box_xyxy_N4: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        box_xywh_N4: NDArray[np.float64],
+        points: PointPrompts | None,
+    ) -> None:
         height, width = image.shape[:2]
-        num_boxes = len(box_xyxy_N4)
-        corner_N2, far_N2 = box_xyxy_N4[:, :2], box_xyxy_N4[:, 2:]
+        num_boxes = len(box_xywh_N4)
         self.image = image
         self.boxes = CocoBoxes(
-            path=Path("the given boxes"),
+            path=Path("the given objects"),
             images=(CocoImage(0, "the given image", width, height),),
             categories={},
             annotation_position_N=np.arange(num_boxes),
             annotation_id_N=np.arange(num_boxes),
             image_index_N=np.zeros(num_boxes, dtype=np.int64),
             category_id_N=np.zeros(num_boxes, dtype=np.int64),
-            box_xywh_N4=np.concatenate([corner_N2, far_N2 - corner_N2], axis=1),
+            box_xywh_N4=box_xywh_N4,
             is_crowd_N=np.zeros(num_boxes, dtype=np.bool_),
             segmentations=None,
             problems=Problems(),
+            points=points,
         )
 
     def __call__(self, _image_index: int) -> NDArray[np.uint8]:
         return self.image
+
+
+def checked_prompts(
+    boxes: ArrayLike | None, points: Sequence[Any] | NDArray[Any] | None, image: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], PointPrompts | None]:
+    """Return boxes as xywh, NaN where there are none, and the points.
+
+    Raises:
+        MalError: They are not what `Predictor.predict` takes.
+    """
+    points_of_each = None if points is None else _parse_points_of_each(points, image)
+    if boxes is not None:
+        box_xyxy_N4 = _checked_boxes(boxes)
+        box_xywh_N4 = np.concatenate(
+            [box_xyxy_N4[:, :2], box_xyxy_N4[:, 2:] - box_xyxy_N4[:, :2]], 1
+        )
+    elif points_of_each is None:
+        raise MalError("predict must be told where objects are, got neither boxes nor points.")
+    else:
+        box_xywh_N4 = np.full((len(points_of_each), 4), np.nan)
+    if points_of_each is None:
+        return box_xywh_N4, None
+    if len(points_of_each) != len(box_xywh_N4):
+        raise MalError(
+            f"points must be a list for each of the {len(box_xywh_N4)} boxes, got "
+            f"{len(points_of_each)}. Give [] for a box without points."
+        )
+    if boxes is None:
+        for number, own in enumerate(points_of_each):
+            if not any(label == ON for _, _, label in own):
+                raise MalError(
+                    f"an object without a box must have a point on it, got {own} for object "
+                    f"{number}. Give one with label 1."
+                )
+    if not any(points_of_each):
+        return box_xywh_N4, None
+    return box_xywh_N4, PointPrompts.from_lists(
+        points_of_each, [boxes is None] * len(points_of_each)
+    )
+
+
+def _parse_points_of_each(
+    points: Sequence[Any] | NDArray[Any], image: NDArray[np.uint8]
+) -> list[list[LabelledPoint]]:
+    listed = points.tolist() if isinstance(points, np.ndarray) else list(points)
+    if listed and is_labelled_point(listed[0]):
+        listed = [listed]
+    height, width = image.shape[:2]
+    parsed = []
+    for number, value in enumerate(listed):
+        own = value.tolist() if isinstance(value, np.ndarray) else value
+        own = parse_points(own and [list(point) for point in own], f"object {number}")
+        for x, y, _ in own:
+            if not (0 <= x < width and 0 <= y < height):
+                raise MalError(
+                    f"points must lie in the image of {width} x {height} px, got ({x:g}, {y:g}) "
+                    f"for object {number}. Pass x, y, label in pixels."
+                )
+        parsed.append(own)
+    return parsed
 
 
 def _check_image(image: Any) -> None:

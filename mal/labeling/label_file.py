@@ -12,13 +12,16 @@ import numpy as np
 from mal.artifacts import writing_atomically
 from mal.data.annotation_stream import Entry, read_members
 from mal.data.annotations import CocoBoxes
+from mal.data.points import is_without_box
 from mal.data.segmentations import file_has_changed
 from mal.labeling.coco_rle import rle_to_json
 from mal.labeling.masks import PredictedMasks
 
 
 def write_labels(path: Path, boxes: CocoBoxes, masks: PredictedMasks) -> None:
-    """Write the COCO file: `segmentation`, `area` and `score` of every usable box are new.
+    """Write the COCO file: `segmentation`, `area` and `score` of every usable object are new.
+
+    So is `prompt` of those with points, and `estimated_bbox` of those with points only.
 
     All other fields, images without boxes and annotations that cannot be used stay as they were;
     the latter get a score of 0. The file is read again and copied entry by entry.
@@ -71,6 +74,7 @@ def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMask
             annotation.update(
                 segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6)
             )
+            annotation.update(_prompt_fields(boxes, row))
             row += 1
         elif isinstance(annotation, dict):
             annotation["score"] = 0.0
@@ -79,7 +83,18 @@ def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMask
         raise file_has_changed(boxes.path)
 
 
+def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
+    """Return what the output says of an object's points; nothing where it has none."""
+    if boxes.points is None or not boxes.points.count_of(row):
+        return {}
+    if not boxes.points.is_without_box_N[row]:
+        return {"prompt": "box+points"}
+    return {"prompt": "point", "estimated_bbox": boxes.box_xywh_N4[row].round(2).tolist()}
+
+
 def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:
+    if boxes.points is not None and boxes.points.is_without_box_N[row]:
+        return isinstance(annotation, dict) and is_without_box(annotation)
     try:
         box_xywh = [float(value) for value in annotation["bbox"]]
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mal.artifacts import LATEST_CHECKPOINT, ONNX_SIDECAR_FILE
+from mal.data.size_prior import SizePrior
 from mal.errors import ArtifactError, SpecError, StorageError
 from mal.labeling.onnx_model import OnnxModel
 from mal.labeling.predictor import (
@@ -20,7 +21,13 @@ from mal.labeling.predictor import (
     ProbabilityModel,
     half_type,
 )
-from mal.model.checkpoint import SPEC_KEY, load_network_weights, read_checkpoint
+from mal.model.checkpoint import (
+    SIZE_PRIOR_KEY,
+    SPEC_KEY,
+    load_network_weights,
+    read_checkpoint,
+    read_size_prior,
+)
 from mal.model.network import MALNetwork
 from mal.spec import load_spec
 from mal.spec.experiment import (
@@ -49,6 +56,7 @@ class LoadedModel:
         path: The local file.
         spec: The user's spec with the network it was trained with.
         has_settings: Whether the model says how it wants to be used.
+        size_prior: Of the objects that it was trained on.
     """
 
     model: ProbabilityModel
@@ -56,6 +64,7 @@ class LoadedModel:
     path: Path
     spec: ExperimentSpec
     has_settings: bool = True
+    size_prior: SizePrior = SizePrior()
 
 
 def load_model(section: PredictionSpec, spec: ExperimentSpec, device: torch.device) -> LoadedModel:
@@ -71,8 +80,13 @@ def load_model(section: PredictionSpec, spec: ExperimentSpec, device: torch.devi
         _refuse_settings_of_networks(section)
         return _load_onnx(path, section.checkpoint, spec)
     networks, trained_spec = load_networks(path, section, spec)
-    ensemble = _ensemble_of(networks, section, trained_spec, device)
-    return LoadedModel(ensemble, trained_spec.dataset.crop_size, path, trained_spec)
+    return LoadedModel(
+        _ensemble_of(networks, section, trained_spec, device),
+        trained_spec.dataset.crop_size,
+        path,
+        trained_spec,
+        size_prior=read_size_prior(path),
+    )
 
 
 def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
@@ -99,7 +113,8 @@ def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
     spec = load_spec("train", content[SPEC_KEY])
     networks = _build_networks(content, spec.inference, spec)
     ensemble = _ensemble_of(networks, spec.inference, spec, device)
-    return LoadedModel(ensemble, spec.dataset.crop_size, path, spec)
+    prior = SizePrior.from_json(content.get(SIZE_PRIOR_KEY))
+    return LoadedModel(ensemble, spec.dataset.crop_size, path, spec, size_prior=prior)
 
 
 def _ensemble_of(
@@ -110,6 +125,7 @@ def _ensemble_of(
         use_flip=section.use_flip_test,
         device=device,
         autocast_type=half_type(section.precision, use_amp=spec.train.use_amp, device=device),
+        thresholds=spec.train.mask_thres,
     )
 
 
@@ -129,7 +145,7 @@ def _refuse_settings_of_networks(section: PredictionSpec) -> None:
 
 def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
     """Load an exported model; its window beats the spec's, its thresholds TAO's default."""
-    model = OnnxModel(path, _fetch_sidecar(uri))
+    model = OnnxModel(path, _fetch_sidecar(uri), uri=uri)
     facts = model.description
     dataset = dataclasses.replace(spec.dataset, crop_size=model.crop_size)
     if facts:
@@ -141,7 +157,10 @@ def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
         network = dataclasses.replace(spec.model, arch=str(facts["arch"]))
         spec = dataclasses.replace(spec, train=train, model=network)
     spec = dataclasses.replace(spec, dataset=dataset)
-    return LoadedModel(model, model.crop_size, path, spec, has_settings=bool(facts))
+    prior = SizePrior.from_json(facts.get("size_prior"))
+    return LoadedModel(
+        model, model.crop_size, path, spec, has_settings=bool(facts), size_prior=prior
+    )
 
 
 def _fetch_sidecar(uri: str) -> Path | None:

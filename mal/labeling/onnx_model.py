@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mal.artifacts import ONNX_SIDECAR_FILE
-from mal.errors import ArtifactError, MissingExtraError
+from mal.artifacts import ONNX_DECODER_FILE, ONNX_ENCODER_FILE, ONNX_SIDECAR_FILE
+from mal.errors import ArtifactError, MissingExtraError, StorageError
 from mal.labeling.predictor import normalized_on
+from mal.storage import fetch_file
 
 
 class OnnxModel:
@@ -27,17 +30,35 @@ class OnnxModel:
         path: The .onnx file.
         sidecar: Its `mal_model.json` where that does not lie beside it.
         num_threads: Of the CPU; 0: one a core.
+        uri: Where the file came from; encoder and decoder lie beside it. They are opened when
+            points are given.
     """
 
-    def __init__(self, path: Path, sidecar: Path | None = None, num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        sidecar: Path | None = None,
+        num_threads: int = 0,
+        uri: str = "",
+    ) -> None:
+        self._uri = uri or str(path)
+        self._num_threads = num_threads
         self._session = _open_session(path, num_threads)
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
         sidecar = sidecar or path.with_name(ONNX_SIDECAR_FILE)
         self.description = _read_sidecar(sidecar)
 
-    def __call__(self, image_BCSS: Tensor, _unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
+    def __call__(
+        self,
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
         """Return probabilities, (B, M, M)."""
+        if point_BK3 is not None and (point_BK3[:, :, 2] >= 0).any():
+            return self.decode(self.encode(image_BCSS), unit_box_B4, box_area_B, point_BK3)
         image = normalized_on(torch.device("cpu"), image_BCSS).contiguous().numpy()
         area = box_area_B.cpu().numpy()
         if not isinstance(self._fixed_batch, int):
@@ -50,19 +71,69 @@ class OnnxModel:
             parts.append(self._run(*padded)[: len(part[1])])
         return torch.from_numpy(np.concatenate(parts))
 
+    def encode(self, image_BCSS: Tensor) -> list[Tensor]:
+        """Return the features of crops, as `mal_encoder.onnx` gives them."""
+        image = normalized_on(torch.device("cpu"), image_BCSS).contiguous()
+        return [torch.from_numpy(_run_session(self._encoder, {"image": image}))]
+
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        _unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
+        """Return probabilities, (B, M, M), by `mal_decoder.onnx`."""
+        if point_BK3 is None:
+            point_BK3 = torch.full((len(box_area_B), 1, 3), -1.0)
+        inputs = {
+            "features": encoded[0],
+            "box_area": box_area_B.cpu(),
+            "points": point_BK3[:, :, :2] * self.crop_size,
+            "point_labels": point_BK3[:, :, 2],
+        }
+        return torch.from_numpy(_run_session(self._decoder, inputs))
+
+    @functools.cached_property
+    def _encoder(self) -> Any:
+        return self._open_beside(ONNX_ENCODER_FILE)
+
+    @functools.cached_property
+    def _decoder(self) -> Any:
+        return self._open_beside(ONNX_DECODER_FILE)
+
+    def _open_beside(self, name: str) -> Any:
+        """Open a graph that mal export wrote with this one.
+
+        Raises:
+            ArtifactError: It is not there.
+        """
+        folder, separator, _ = self._uri.rpartition("/")
+        try:
+            path = fetch_file(f"{folder}{separator}{name}")
+        except StorageError as error:
+            raise ArtifactError(
+                f"points need {name} beside the exported model, got none beside {self._uri}. "
+                "Copy all files of mal export."
+            ) from error
+        return _open_session(path, self._num_threads)
+
     def _run(self, image: NDArray[np.float32], area: NDArray[np.float32]) -> NDArray[np.float32]:
         (prob,) = self._session.run(None, {"image": image, "box_area": area})
         result: NDArray[np.float32] = prob
         return result
 
-    @classmethod
-    def run_file(cls, path: Path, image: Tensor, box_area: Tensor) -> NDArray[np.float32]:
-        """Run a model file once."""
-        (prob,) = _open_session(path).run(
-            None, {"image": image.numpy(), "box_area": box_area.numpy()}
-        )
-        result: NDArray[np.float32] = prob
-        return result
+
+def run_file(path: Path, inputs: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    """Run a model file once; returns its only output."""
+    return _run_session(_open_session(path), inputs)
+
+
+def _run_session(session: Any, inputs: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+    (found,) = session.run(None, arrays)
+    result: NDArray[np.float32] = found
+    return result
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ from mal.labeling.map_resize import resize_map
 from mal.labeling.masks import InstanceMask
 from mal.model.network import MALNetwork, encode_each, size_class_of
 from mal.model.precision import chosen_precision
+from mal.model.prompt import refine_by_points
 
 log = logging.getLogger(__name__)
 
-ProbabilityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(image [B, 3, S, S], unit box [B, 4], box area [B]) -> probabilities [B, M, M].
+ProbabilityModel = Callable[..., Tensor]
+"""(image [B, 3, S, S], unit box [B, 4], box area [B][, points [B, K, 3]]) -> prob [B, M, M].
 
-The image is uint8 RGB on the host, a quarter of what its normalised values take: a model
-moves it to its device and normalises it there.
+Points are given only where the set has any. The image is uint8 RGB on the host, a quarter of what
+its normalised values take: a model moves it to its device and normalises it there.
 """
 
 _HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +84,24 @@ def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
     return normalize_image(image_BCSS) if image_BCSS.dtype == torch.uint8 else image_BCSS
 
 
+class PromptableModel(Protocol):
+    """A probability model that can keep what it knows of a crop while points are added."""
+
+    def encode(self, image_BCSS: Tensor) -> list[Tensor]:
+        """Return all that `decode` needs of crops, an item a row in each."""
+        ...
+
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
+        """Return probabilities, (B, M, M)."""
+        ...
+
+
 class NetworkEnsemble:
     """One or two networks, optionally with the mirrored crop, as a probability model.
 
@@ -91,6 +110,7 @@ class NetworkEnsemble:
         use_flip: Average with the mirrored crop.
         device: Where to compute.
         autocast_type: bfloat16 or float16; None: float32.
+        thresholds: From which a pixel is mask; points are held beyond them.
     """
 
     def __init__(
@@ -100,6 +120,7 @@ class NetworkEnsemble:
         use_flip: bool,
         device: torch.device,
         autocast_type: torch.dtype | None = None,
+        thresholds: Sequence[float] = (0.5,),
     ) -> None:
         self.networks = [
             network.to(device).to(memory_format=torch.channels_last).eval() for network in networks
@@ -107,6 +128,7 @@ class NetworkEnsemble:
         self.use_flip = use_flip
         self.device = device
         self.autocast_type = autocast_type
+        self.thresholds = min(thresholds), max(thresholds)
 
     @property
     def backbone(self) -> nn.Module:
@@ -114,31 +136,75 @@ class NetworkEnsemble:
         backbone: nn.Module = self.networks[0].backbone
         return backbone
 
-    @torch.inference_mode()
-    def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
+    def __call__(
+        self,
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean probability, (B, M, M)."""
+        return self.decode(self.encode(image_BCSS), unit_box_B4, box_area_B, point_BK3)
+
+    @torch.inference_mode()
+    def encode(self, image_BCSS: Tensor) -> list[Tensor]:
+        """Return, for the crop and perhaps its mirror image, the image and each network's levels.
+
+        Of networks that share a backbone the levels are the same tensors.
+        """
         image = normalized_on(self.device, image_BCSS)
+        encoded: list[Tensor] = []
+        with self._autocast():
+            for view in [image, image.flip(3)] if self.use_flip else [image]:
+                encoded.append(view)
+                for levels in encode_each(self.networks, view):
+                    encoded += levels
+        return encoded
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean probability, (B, M, M), of what `encode` returned."""
         unit_box = unit_box_B4.to(self.device, non_blocking=True)
+        num_views = 2 if self.use_flip else 1
+        size = len(encoded) // num_views
         with self._autocast():
             # The areas stay on the host, where the network chooses by them.
-            prob_BMM = self._mean_probability(image, unit_box, box_area_B)
+            prob_BMM = self._mean_probability(encoded[:size], unit_box, box_area_B)
             if self.use_flip:
                 mirrored = self._mean_probability(
-                    image.flip(3), mirror_unit_box(unit_box), box_area_B
+                    encoded[size:], mirror_unit_box(unit_box), box_area_B
                 )
                 prob_BMM = (prob_BMM + mirrored.flip(2)) / 2
-        return prob_BMM
+        if point_BK3 is None:
+            return prob_BMM
+        deepest = encoded[self._num_levels]
+        return refine_by_points(
+            prob_BMM, deepest, point_BK3.to(self.device, non_blocking=True), self.thresholds
+        )
+
+    @property
+    def _num_levels(self) -> int:
+        return len(self.networks[0].backbone.level_channels)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_type is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_type)
 
-    def _mean_probability(self, image: Tensor, unit_box: Tensor, area: Tensor) -> Tensor:
+    def _mean_probability(
+        self, encoded: Sequence[Tensor], unit_box: Tensor, area: Tensor
+    ) -> Tensor:
+        image, *levels = encoded
         total = torch.zeros((), device=self.device)
-        encoded = encode_each(self.networks, image)
-        for network, levels in zip(self.networks, encoded, strict=True):
-            total = total + network.decode(levels, image, unit_box, area).float().sigmoid()
+        for number, network in enumerate(self.networks):
+            own = levels[number * self._num_levels :][: self._num_levels]
+            total = total + network.decode(own, image, unit_box, area).float().sigmoid()
         return total / len(self.networks)
 
 
@@ -174,7 +240,9 @@ def predict_masks(
 def _masks_of_batch(
     model: ProbabilityModel, batch: CropBatch, crops: PredictionCrops, settings: PredictionSettings
 ) -> dict[int, InstanceMask]:
-    prob_BMM = model(batch.image_BCSS, batch.unit_box_B4, batch.box_area_B).float().cpu().numpy()
+    points = () if batch.point_BK3 is None else (batch.point_BK3,)
+    prob = model(batch.image_BCSS, batch.unit_box_B4, batch.box_area_B, *points)
+    prob_BMM = prob.float().cpu().numpy()
     return {
         int(row): _mask_of_box(prob_MM, int(row), crops, settings)
         for prob_MM, row in zip(prob_BMM, batch.index_B.tolist(), strict=True)

@@ -28,8 +28,14 @@ class TrainingFreeModel:
         self.device = device
 
     @torch.inference_mode()
-    def __call__(self, image_BCSS: Tensor, unit_box_B4: Tensor, _box_area_B: Tensor) -> Tensor:
-        """Return the mask, (B, M, M)."""
+    def __call__(
+        self,
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        _box_area_B: Tensor,
+        _point_BK3: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mask, (B, M, M); it knows nothing of points."""
         image, unit_box = normalized_on(self.device, image_BCSS), unit_box_B4.to(self.device)
         prior = prior_logits(self.backbone(image)[-1], unit_box, TEMPERATURE)
         size = MAP_CELLS_PER_TOKEN * prior.shape[-1]

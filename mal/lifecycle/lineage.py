@@ -210,6 +210,16 @@ def labels_metadata(data: DatasetManifest, labels: str | Path, num_instances: in
     }
 
 
+def shard_report_metadata(shard: Shard, page: str | Path, pipeline_name: str) -> Facts:
+    """Describe the report on a shard's labels."""
+    return page_metadata(f"labels of {shard.uri.rpartition('/')[2]}", page) | {
+        "pipeline_name": pipeline_name,
+        "num_instances": float(shard.num_boxes),
+        "labels_uri": shard.labels_uri,
+        **_shard_parents(shard),
+    }
+
+
 def merged_labels_metadata(
     labels: str | Path, num_boxes: int, *, annotations_uri: str, shard: Shard, pipeline_name: str
 ) -> Facts:
@@ -222,6 +232,12 @@ def merged_labels_metadata(
         "num_instances": float(num_boxes),
         "source_annotations_uri": annotations_uri,
         "source_annotations_sha256": sha256_of_file(fetch_file(annotations_uri)),
+        **_shard_parents(shard),
+    }
+
+
+def _shard_parents(shard: Shard) -> Facts:
+    return {
         "source_images_uri": shard.images_uri,
         "model_uri": shard.model_uri,
         "model_version": shard.model_version or "unversioned",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mal.data.size_prior import SizePrior
 from mal.errors import ArtifactError, StorageError
 from mal.model.pickles import read_pickled_checkpoint, reason_of
 from mal.model.weight_names import (
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 HUB_PREFIX = "timm:"
 SPEC_KEY = "mal_spec"
+SIZE_PRIOR_KEY = "mal_size_prior"
 MAX_NAMED_KEYS = 4
 _ENCRYPTED_KEY = "state_dict_encrypted"  # TAO's mark of a checkpoint that was written with a key
 
@@ -65,10 +67,23 @@ def read_training_spec(path: Path) -> Mapping[str, Any] | None:
     Raises:
         ArtifactError: It is missing or unreadable.
     """
+    return _read_facts(path, SPEC_KEY)
+
+
+def read_size_prior(path: Path) -> SizePrior:
+    """Return how large the objects of its training were; empty where a checkpoint is silent.
+
+    Raises:
+        ArtifactError: It is missing or unreadable.
+    """
+    return SizePrior.from_json(_read_facts(path, SIZE_PRIOR_KEY))
+
+
+def _read_facts(path: Path, key: str) -> Mapping[str, Any] | None:
     if path.suffix == ".safetensors":
         return None
     content = read_pickled_checkpoint(path, leaves_tensors_on_disk=True)
-    saved = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
+    saved = content.get(key) if isinstance(content, Mapping) else None
     return saved if isinstance(saved, Mapping) else None
 
 

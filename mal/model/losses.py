@@ -1,11 +1,12 @@
-"""The losses of MAL: multiple-instance over a box's rows and columns, and dice.
+"""The losses of MAL: multiple-instance over a box's rows and columns, dice, labelled points.
 
-Shape letters: B items, H W map height and width.
+Shape letters: B items, H W map height and width, K points.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 DICE_EPSILON = 0.002
 
@@ -38,3 +39,34 @@ def mil_loss(prob_BHW: Tensor, box_mask_BHW: Tensor) -> Tensor:
     rows_B = dice_loss(prob_BHW.amax(2), box_mask_BHW.amax(2))
     columns_B = dice_loss(prob_BHW.amax(1), box_mask_BHW.amax(1))
     return rows_B + columns_B
+
+
+def point_loss(logits_BHW: Tensor, point_BK3: Tensor) -> Tensor:
+    """Compare logits at labelled points with their labels by binary cross-entropy.
+
+    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup).
+
+    Args:
+        logits_BHW: Of the mask.
+        point_BK3: x and y as 0..1 of the map, and 1 on the object, 0 off it, -1 no point.
+
+    Returns:
+        The mean over the points of each item, shape (B,); 0 for an item without any.
+    """
+    label_BK = point_BK3[:, :, 2]
+    is_point_BK = (label_BK >= 0).float()
+    entropy_BK = F.binary_cross_entropy_with_logits(
+        sample_at_points(logits_BHW[:, None], point_BK3)[:, 0],
+        label_BK.clamp(min=0),
+        reduction="none",
+    )
+    return (entropy_BK * is_point_BK).sum(1) / is_point_BK.sum(1).clamp(min=1)
+
+
+def sample_at_points(maps_BCHW: Tensor, point_BK3: Tensor) -> Tensor:
+    """Return the values of maps at points, between pixels bilinearly; (B, C, K)."""
+    grid_B1K2 = point_BK3[:, None, :, :2] * 2 - 1
+    sampled_BC1K = F.grid_sample(
+        maps_BCHW, grid_B1K2, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled_BC1K[:, :, 0]

@@ -36,6 +36,7 @@ def mean_field(
     high: float = 0.9,
     dilations: Sequence[int] = (1,),
     start: str = "clamped",
+    known_BHW: Tensor | None = None,
 ) -> Tensor:
     """Sharpen a probability map along the colours of its image, inside the box.
 
@@ -51,6 +52,8 @@ def mean_field(
         dilations: Distances of the neighbours; the neighbourhoods of several are summed.
         start: clamped: the probabilities (the paper). balanced: only their side of 0.5, at the
             clamps; an undecided map is then not flooded by the certain outside. soft: as clamped.
+        known_BHW: 1 where a pixel is known to be object, -1 where not, else 0. Such a pixel stays
+            at its clamp, whatever box and neighbours say.
 
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
@@ -59,8 +62,12 @@ def mean_field(
         _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
         dilations=dilations, start=start,
     )  # fmt: skip
+    is_object_BHW = torch.zeros_like(box_mask_BHW, dtype=torch.bool)
+    if known_BHW is not None:
+        is_object_BHW = known_BHW > 0
+        box_mask_BHW = torch.where(known_BHW == 0, box_mask_BHW, is_object_BHW.float())
     if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
-        return label_maps(image_BCHW, prob_BHW, box_mask_BHW)
+        return label_maps(image_BCHW, prob_BHW, box_mask_BHW, is_object_BHW)
     label_BHW = torch.zeros_like(prob_BHW, dtype=torch.float32)
     reach = kernel_size // 2 * max(dilations)
     regions = {
@@ -73,6 +80,7 @@ def mean_field(
             image_BCHW[items, :, rows, columns],
             prob_BHW[items, rows, columns],
             box_mask_BHW[items, rows, columns],
+            is_object_BHW[items, rows, columns],
         )
     return label_BHW
 
@@ -120,6 +128,7 @@ def _label_maps(
     image_BCHW: Tensor,
     prob_BHW: Tensor,
     box_mask_BHW: Tensor,
+    is_object_BHW: Tensor,
     *,
     kernel_size: int,
     zeta: float,
@@ -137,6 +146,8 @@ def _label_maps(
         logit_BHW = torch.where(logit_BHW > 0, high_logit, low_logit)
     is_outside_BHW = box_mask_BHW < 0.5
     logit_BHW = logit_BHW.masked_fill(is_outside_BHW, low_logit)
+    logit_BHW = logit_BHW.masked_fill(is_object_BHW, high_logit)
+    is_fixed_BHW = is_outside_BHW | is_object_BHW
     # A neighbour is a fixed distance away in the rows of a padded map laid end to end: every
     # operand below is one contiguous run, and two maps take turns without a copy.
     pad = kernel_size // 2 * max(dilations)
@@ -147,9 +158,9 @@ def _label_maps(
     def run_of(map_BHW: Tensor) -> Tensor:
         return F.pad(map_BHW, (pad, pad, pad, pad)).flatten(1)[:, first : first + size]
 
-    # To a pixel outside the box its neighbours are nothing: it stays at the low clamp.
+    # To a pixel outside the box, or known, its neighbours are nothing: it stays at its clamp.
     weights_BP = [
-        run_of(weight_BHW.masked_fill(is_outside_BHW, 0)) for _, _, weight_BHW in neighbours
+        run_of(weight_BHW.masked_fill(is_fixed_BHW, 0)) for _, _, weight_BHW in neighbours
     ]
     old_BQ = F.pad(logit_BHW, (pad, pad, pad, pad)).flatten(1)
     maps = [old_BQ, old_BQ.clone()]

@@ -12,6 +12,7 @@ from mal.model.affinity import TokenAffinity
 from mal.model.color import lab_from_normalized
 from mal.model.heads import resize_to
 from mal.model.mean_field import mean_field
+from mal.model.prompt import known_pixels, refine_by_points
 from mal.spec.experiment import TrainSpec
 
 _MIN_PROBABILITY = 0.01
@@ -25,6 +26,7 @@ def make_pseudo_label(
     affinity: TokenAffinity,
     *,
     train: TrainSpec,
+    point_BK3: Tensor | None = None,
 ) -> Tensor:
     """Sharpen the mean of student and teacher into a label of 0 and 1, (B, M, M).
 
@@ -34,8 +36,11 @@ def make_pseudo_label(
         image_BCSS: Normalised RGB that the colours are taken from.
         affinity: Of the deep tokens.
         train: The spec's CRF settings.
+        point_BK3: Labelled points, which the label never contradicts.
     """
     size = (prob_BMM.shape[-1] * train.crf_size_ratio,) * 2
+    if point_BK3 is not None:
+        prob_BMM = _follow_points(prob_BMM, affinity, point_BK3)
     start_BMM = _start_of(prob_BMM.float(), box_mask_BMM, affinity, train)
     colours = resize_to(image_BCSS.float(), size)
     if train.crf_color_space == "lab":
@@ -51,6 +56,7 @@ def make_pseudo_label(
         high=train.crf_value_high_thres,
         dilations=train.crf_dilations,
         start=train.crf_start,
+        known_BHW=None if point_BK3 is None else known_pixels(point_BK3, size[0]),
     )
     return (resize_to(label[:, None], prob_BMM.shape[-2:])[:, 0] >= 0.5).float()
 
@@ -74,3 +80,10 @@ def _start_of(
     # Filled on the device: a value sent there would make the host wait.
     threshold = torch.full((), train.crf_start_thres, device=prob_BMM.device)
     return (torch.logit(bounded_BMM) - torch.logit(threshold)).sigmoid()
+
+
+def _follow_points(prob_BMM: Tensor, affinity: TokenAffinity, point_BK3: Tensor) -> Tensor:
+    """Bend the probabilities of items with points; the others stay to the bit."""
+    refined_BMM = refine_by_points(prob_BMM, affinity.tokens_BDhw, point_BK3)
+    has_points_B = (point_BK3[:, :, 2] >= 0).any(1)
+    return torch.where(has_points_B[:, None, None], refined_BMM, prob_BMM)

@@ -32,7 +32,7 @@ BACKBONE_ARCHS = (
 class DatasetSpec:
     """Where the boxes and images are, and which boxes count."""
 
-    type: str = setting("coco", "Annotation format.", choices=("coco",), is_searchable=False)
+    type: str = setting("coco", "Annotation format.", choices=("coco",))
     train_ann_path: str = setting(
         "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
     )
@@ -48,12 +48,8 @@ class DatasetSpec:
     min_obj_side: float = setting(
         0.0, "Ours. Train on boxes whose both sides reach this, px.", minimum=0
     )
-    num_workers_per_gpu: int = setting(
-        2, "Loader processes a device; 0 loads inline.", minimum=0, is_searchable=False
-    )
-    load_mask: bool = setting(
-        True, "Read true masks of the validation set, to measure.", is_searchable=False
-    )
+    num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
+    load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
     crop_size: int = setting(
         512,
         "Side of the network's input, px; a multiple of the patch size.",
@@ -147,7 +143,6 @@ class TrainSpec:
         "Devices a node; on CPU the number of processes.",
         minimum=1,
         is_popular=True,
-        is_searchable=False,
     )
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(
@@ -155,18 +150,14 @@ class TrainSpec:
         "Nodes; the environment of a launcher beats it.",
         minimum=1,
         is_popular=True,
-        is_searchable=False,
     )
-    seed: int = setting(
-        1234, "Seed of all randomness; -1 draws one.", minimum=-1, is_searchable=False
-    )
+    seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
     cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
     num_epochs: int = setting(
         10,
         "Passes over the training boxes (or cached crops).",
         minimum=1,
         is_popular=True,
-        is_searchable=False,
     )
     max_steps: int = setting(
         0,
@@ -179,17 +170,15 @@ class TrainSpec:
         "Write a checkpoint every so many units.",
         minimum=1,
         is_popular=True,
-        is_searchable=False,
     )
     checkpoint_interval_unit: str = setting(
-        "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step"), is_searchable=False
+        "epoch", "Unit of checkpoint_interval.", choices=("epoch", "step")
     )
     validation_interval: int = setting(
         1,
         "Validate every so many epochs, and at the end.",
         minimum=1,
         is_popular=True,
-        is_searchable=False,
     )
     max_val_boxes: int = setting(
         0,
@@ -323,6 +312,9 @@ class TrainSpec:
         minimum=0,
         maximum=1,
         is_searchable=False,
+    )
+    loss_point_weight: float = setting(
+        3.0, "Ours. Weight of the loss of labelled points, where annotations have any.", minimum=0
     )
     crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
     crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood.", minimum=1, is_odd=True)

@@ -20,6 +20,7 @@ from mal.labeling.training_free import TrainingFreeModel
 from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
+from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model
 from mal.stages.results import EvaluateResult
@@ -55,6 +56,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         loaded = load_model(section, spec, device)
         baseline = _training_free_model(loaded, device) if section.training_free else None
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
+        reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
         metrics = measured.measurement.metrics
         if baseline is not None:

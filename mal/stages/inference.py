@@ -18,6 +18,7 @@ from mal.labeling.mask_spool import MaskSpool
 from mal.labeling.masks import PredictedMasks
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.estimation import with_estimated_boxes
 from mal.stages.evaluate import report_facts
 from mal.stages.launch import on_every_device
 from mal.stages.measure import predict_rows
@@ -50,6 +51,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
+        reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
         rows = np.arange(len(reader.boxes))
         masks = predict_rows(loaded.model, reader, rows, settings, "label")
         result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))

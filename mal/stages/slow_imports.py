@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +34,11 @@ def skipping_slow_imports() -> Iterator[None]:
 
 
 def _empty_matplotlib() -> dict[str, ModuleType | None]:
-    """Return what torchmetrics looks up in matplotlib; nothing where somebody already uses it."""
-    if "matplotlib" in sys.modules:
+    """Return what torchmetrics looks up in matplotlib; nothing where it is in use or not there.
+
+    Whoever asks whether it is there is told by its metadata, or by a search that a stand-in fails.
+    """
+    if "matplotlib" in sys.modules or importlib.util.find_spec("matplotlib") is None:
         return {}
     parts = {
         "axes": _module("matplotlib.axes", Axes=object),

@@ -10,15 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
+from mal.artifacts import (
+    BEST_CHECKPOINT,
+    EPOCH_METRICS_FILE,
+    ESTIMATED_BOXES_FILE,
+    LATEST_CHECKPOINT,
+    STATUS_FILE,
+)
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
 from mal.evaluation.metrics import rows_to_measure
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model
 from mal.stages.memory import (
@@ -30,6 +38,7 @@ from mal.stages.memory import (
     smaller_training,
     training_shortage,
 )
+from mal.stages.point_training import with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
@@ -40,7 +49,7 @@ from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
-_RESTORED = ("*.pth", "metrics.jsonl", "status.json", RUN_ID_FILE)
+_RESTORED = ("*.pth", EPOCH_METRICS_FILE, STATUS_FILE, ESTIMATED_BOXES_FILE, RUN_ID_FILE)
 
 
 @on_every_device("train")
@@ -126,6 +135,7 @@ def _train_once(
         on_checkpoint=session.upload,
         warm_from=start.warm_from,
     )
+    reader = with_boxes_to_train_on(reader, start.spec, run)
     return train_network(reader, start.spec, run, start.resume_from)
 
 
@@ -174,6 +184,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
             _networks_to_measure(module, spec),
             use_flip=spec.evaluate.use_flip_test,
             device=module.device,
+            thresholds=spec.train.mask_thres,
         )
 
         def predict_unless_stopped(*inputs: Tensor) -> Tensor:
@@ -213,6 +224,7 @@ def _measure(
 ) -> dict[str, float]:
     """Return the figures, without those that no box within the limits of `evaluate` gives."""
     settings = prediction_settings(spec, spec.evaluate, spec.dataset.crop_size)
+    reader = with_estimated_boxes(model, reader, settings, SizePrior())
     measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
     figures = measured.measurement.metrics
     names = ("mIoU", "mean_iou_instances", "box_iou")

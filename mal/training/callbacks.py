@@ -70,7 +70,10 @@ class Checkpoints(Callback):
         stop: StopRequest,
         on_written: Callable[[], None],
         num_steps: int,
+        *,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
+        self.facts = dict(facts or {})
         self.folder = folder
         self.spec = spec
         self.stop = stop
@@ -84,6 +87,7 @@ class Checkpoints(Callback):
     ) -> None:
         """Add what a reader of the file needs: the spec, the place in the run, the best figure."""
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
+        checkpoint.update(self.facts)
         checkpoint[POSITION_KEY] = {
             "best_figure": self.best_figure,
             "epoch": trainer.current_epoch + self._is_epoch_over,

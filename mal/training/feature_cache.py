@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mal.data.batch import CropBatch, collate_crops, normalize_image
-from mal.data.crop_dataset import TrainingCrops, augment
+from mal.data.crop_dataset import TrainingCrops, augment, points_in_window
+from mal.data.crops import window_from_unit_box, xyxy_from_xywh
 from mal.errors import SpecError
 from mal.model.network import MALNetwork
 from mal.progress import track
@@ -33,7 +34,7 @@ from mal.storage.limited import limited_folder
 log = logging.getLogger(__name__)
 
 FEATURE_BATCH_SIZE = 8
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GIB = 2**30
 ROW_BYTES = 64  # more than box, area and row, and their share of the files' headers
 # What the drawing of clean crops depends on, of the spec's `dataset` section.
@@ -41,14 +42,18 @@ DRAWING_KEYS = ("crop_size", "window_rate", "box_jitter")
 
 
 class CachedCrops(Dataset[CropBatch]):
-    """Crops with their features, read from memory-mapped files; items as (epoch, position)."""
+    """Crops with their features, read from memory-mapped files; items as (epoch, position).
 
-    def __init__(self, folder: Path, photometric_rate: float, seed: int) -> None:
+    Points are not kept there: the same features serve a set whose points are still being given.
+    """
+
+    def __init__(self, folder: Path, crops: TrainingCrops) -> None:
         self.arrays = {
             path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))
         }
-        self.photometric_rate = photometric_rate
-        self.seed = seed
+        self.boxes = crops.reader.boxes
+        self.photometric_rate = crops.spec.dataset.photometric_rate
+        self.seed = crops.seed
 
     def __len__(self) -> int:
         return len(self.arrays["index_B"])
@@ -60,7 +65,19 @@ class CachedCrops(Dataset[CropBatch]):
             name: torch.from_numpy(np.array(array[position : position + 1]))
             for name, array in self.arrays.items()
         }
+        if self.boxes.points is not None:
+            item["point_BK3"] = self._points_of(position)
         return augment(CropBatch(**item), self.photometric_rate, rng)
+
+    def _points_of(self, position: int) -> torch.Tensor:
+        index = int(self.arrays["index_B"][position])
+        image = self.boxes.image_of(index)
+        box_xyxy = xyxy_from_xywh(self.boxes.box_xywh_N4[index])
+        unit_box = np.asarray(self.arrays["unit_box_B4"][position])
+        window = window_from_unit_box(box_xyxy, unit_box, image.width, image.height)
+        points_1K3 = points_in_window(self.boxes, index, window)
+        assert points_1K3 is not None
+        return points_1K3
 
 
 class _DrawnCrops(Dataset[CropBatch]):
@@ -115,7 +132,7 @@ def cached_crop_features(
 
     key = _content_key(network, crops, num_crops)
     with limited_folder(key, fill, num_bytes=num_bytes, limit_bytes=limit_bytes) as folder:
-        yield CachedCrops(folder, crops.spec.dataset.photometric_rate, crops.seed)
+        yield CachedCrops(folder, crops)
 
 
 def bytes_per_crop(network: MALNetwork, spec: ExperimentSpec) -> int:
@@ -139,7 +156,7 @@ def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torc
         levels = network.encode(normalize_image(batch.image_BCSS.to(device)))
         batch.features_BLDhw = torch.stack(levels, dim=1).half().cpu()
         for name, value in vars(batch).items():
-            if value is None:
+            if value is None or name == "point_BK3":
                 continue
             if name not in arrays:
                 shape = (len(drawn), *value.shape[1:])
@@ -163,6 +180,7 @@ def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> s
     facts = {
         "version": FORMAT_VERSION,
         "boxes": hashlib.sha256(boxes.box_xywh_N4[rows].tobytes()).hexdigest(),
+        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
         "masks": _mask_key(crops) if crops.spec.train.supervision == "mask" else "",
         "images": [(file.st_size, file.st_mtime_ns) for file in files],
         "dataset": {key: spec["dataset"][key] for key in DRAWING_KEYS},

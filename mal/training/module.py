@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mal.data.batch import CropBatch, box_mask_from_unit_box, normalize_image
 from mal.model.affinity import TokenAffinity
 from mal.model.heads import resize_to
-from mal.model.losses import dice_loss, mil_loss
+from mal.model.losses import dice_loss, mil_loss, point_loss
 from mal.model.network import MALNetwork
 from mal.model.precision import without_autocast
 from mal.model.pseudo_label import make_pseudo_label
@@ -139,6 +139,8 @@ class MALModule(LightningModule):
             loss = self._box_loss(
                 prob_BMM, student_image, (levels, affinity) if is_shared else None, batch
             )
+        if batch.point_BK3 is not None:
+            loss = loss + self._point_loss(logits_BMM.float(), batch.point_BK3, batch)
         self._log_mean("train_loss", loss, batch)
         return loss
 
@@ -167,11 +169,18 @@ class MALModule(LightningModule):
                     student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
                     affinity,
                     train=train,
+                    point_BK3=batch.point_BK3,
                 )
             crf = dice_loss(prob_BMM, label_BMM).mean()
             self._log_mean("loss_crf", crf, batch)
             loss = loss + crf_weight * crf
         return loss
+
+    def _point_loss(self, logits_BMM: Tensor, point_BK3: Tensor, batch: CropBatch) -> Tensor:
+        """Return the weighted loss of the labelled points."""
+        points = point_loss(logits_BMM, point_BK3).mean()
+        self._log_mean("loss_point", points, batch)
+        return self.spec.train.loss_point_weight * points
 
     def _log_mean(self, name: str, value: Tensor, batch: CropBatch) -> None:
         """Log the mean over the epoch and all ranks."""

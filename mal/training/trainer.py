@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
+from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import (
     ImageReader,
     TrainingCrops,
@@ -24,10 +25,12 @@ from mal.data.crop_dataset import (
 )
 from mal.data.datamodule import training_loader
 from mal.data.sampler import EpochSampler
+from mal.data.size_prior import SizePrior
 from mal.distributed.group import gather_values, share_buffers, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import SpecError, WorkerError
 from mal.model.checkpoint import (
+    SIZE_PRIOR_KEY,
     load_network_weights,
     load_pretrained_weights,
     read_checkpoint,
@@ -113,7 +116,7 @@ def train_network(
     with _training_crops(drawn, run, student, profiler) as crops:
         log.info("training on %d crops of %d boxes", len(crops), len(rows))
         figures = _fit(
-            student, crops, spec, run,
+            student, crops, spec, run, facts=_facts_of(reader.boxes),
             resume_from=resume_from, checkpoint=checkpoint, profiler=profiler,
         )  # fmt: skip
     return {**figures, "train_time_s": round(time.monotonic() - started_s, 3)}
@@ -125,6 +128,7 @@ def _fit(
     spec: ExperimentSpec,
     run: TrainingRun,
     *,
+    facts: Mapping[str, Any],
     resume_from: Path | None,
     checkpoint: Mapping[str, Any] | None,
     profiler: Profiler,
@@ -145,7 +149,7 @@ def _fit(
         student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps,
         profiler=profiler,
     )  # fmt: skip
-    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps)
+    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
@@ -170,6 +174,11 @@ def _fit(
         "num_steps": float(trainer.global_step),
         "num_epochs": float(trainer.current_epoch),
     }
+
+
+def _facts_of(boxes: CocoBoxes) -> dict[str, Any]:
+    """Return what a checkpoint says of its training set."""
+    return {SIZE_PRIOR_KEY: SizePrior.from_boxes(boxes).to_json()}
 
 
 def _build_student(

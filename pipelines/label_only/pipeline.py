@@ -56,7 +56,9 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
         overrides=overrides,
     )
     with dsl.ParallelFor(shards.output, parallelism=MAX_PARALLEL_SHARDS) as shard:
-        labelled = label_shard(shard=shard, spec=spec, overrides=overrides)
+        labelled = label_shard(
+            shard=shard, spec=spec, overrides=overrides, pipeline_name=PIPELINE_NAME
+        )
     merged = merge_labels(
         annotations=annotations,
         shards=shards.output,

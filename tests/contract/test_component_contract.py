@@ -57,7 +57,7 @@ INTERFACES = {
             "queue_timeout_s",
             "start_timeout_s",
         },
-        {"model": "system.Model", "metrics": "system.Metrics"},
+        {"model": "system.Model", "metrics": "system.Metrics", "summary": "system.Markdown"},
     ),
     "tune": (
         {

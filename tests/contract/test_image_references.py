@@ -124,7 +124,10 @@ def test_images_have_the_versions_that_the_tests_run_with() -> None:
     ("groups", "locks"),
     [
         (["own", "s3", "export"], ["torch-cuda", "train"]),
-        (["own", "s3", "export", "kfp", "cluster"], ["torch-cuda", "train", "component", "sdists"]),
+        (
+            ["own", "s3", "export", "kfp", "cluster", "automl"],
+            ["torch-cuda", "train", "component", "sdists"],
+        ),
         (["s3", "kfp", "cluster"], ["control", "sdists"]),
     ],
     ids=["train", "component", "control"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from object_store import serving_s3
 from tiny_sets import TinySet, write_tiny_set
 
 REPOSITORY = Path(__file__).parents[2]
@@ -173,41 +174,35 @@ class World:
 def retraining_world(folder: Path) -> Iterator[World]:
     """Serve a bucket with versioning, and put the sets' images and the validation part into it."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    hook = folder / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(HOOK)
-    places = {"AWS_CONFIG_FILE": "no-config", "AWS_SHARED_CREDENTIALS_FILE": "no-credentials"}
-    store = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "tester",
-        "AWS_SECRET_ACCESS_KEY": "tester-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "MAL_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")]),
-        **{name: str(folder / file) for name, file in places.items()},
-    }
-    client = boto3.client(
-        "s3",
-        endpoint_url=store["AWS_ENDPOINT_URL"],
-        aws_access_key_id="tester",
-        aws_secret_access_key="tester-secret",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket=BUCKET)
-    client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-    train = write_tiny_set(folder / "train", num_images=12)
-    val = write_tiny_set(folder / "val", num_images=6, seed=5)
-    for name, data in (("train", train), ("val", val)):
-        for path in data.images.iterdir():
-            client.upload_file(str(path), BUCKET, f"{name}/images/{path.name}")
-    client.upload_file(str(val.annotations), BUCKET, "val/boxes.json")
-    try:
+    with serving_s3() as address:
+        hook = folder / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(HOOK)
+        places = {"AWS_CONFIG_FILE": "no-config", "AWS_SHARED_CREDENTIALS_FILE": "no-credentials"}
+        store = {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "tester-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "MAL_CACHE_DIR": str(folder / "cache"),
+            "PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")]),
+            **{name: str(folder / file) for name, file in places.items()},
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=store["AWS_ENDPOINT_URL"],
+            aws_access_key_id="tester",
+            aws_secret_access_key="tester-secret",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=BUCKET)
+        client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        train = write_tiny_set(folder / "train", num_images=12)
+        val = write_tiny_set(folder / "val", num_images=6, seed=5)
+        for name, data in (("train", train), ("val", val)):
+            for path in data.images.iterdir():
+                client.upload_file(str(path), BUCKET, f"{name}/images/{path.name}")
+        client.upload_file(str(val.annotations), BUCKET, "val/boxes.json")
         yield World(client, folder, {**os.environ, **store}, train)
-    finally:
-        server.stop()

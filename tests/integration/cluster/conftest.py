@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import serving_s3
 from stand_in import StandIn
 
 from cluster.launching import IMAGE, JOB, LIMITS, RUN_ID, WAITING_POD, Launch
@@ -59,16 +60,13 @@ def launch(cluster: StandIn) -> Callable[..., Launch]:
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of an object store with the bucket `bucket`."""
     boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="tester",
-        aws_secret_access_key="tester-secret",
-    )
-    client.create_bucket(Bucket="bucket")
-    yield client
-    server.stop()
+    with serving_s3() as address:
+        client = boto3.client(
+            "s3",
+            endpoint_url=address,
+            region_name="us-east-1",
+            aws_access_key_id="tester",
+            aws_secret_access_key="tester-secret",
+        )
+        client.create_bucket(Bucket="bucket")
+        yield client

@@ -51,7 +51,7 @@ class Launch:
         """Return what rank 0 said."""
         return [line for line in self.lines if not line.startswith(("PyTorchJob ", "TrainJob "))]
 
-    def wait_for_line(self, part: str, timeout_s: float = 20) -> None:
+    def wait_for_line(self, part: str, timeout_s: float = 60) -> None:
         ends = time.monotonic() + timeout_s
         while part not in self.text:
             if self._error is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,29 @@ def test_the_best_of_all_trials_is_found_by_what_they_print(katib: StandIn) -> N
 
 
 def test_every_pod_of_a_trial_gets_the_same_words_whatever_the_webhook_does(
-    katib: StandIn,
+    katib: StandIn, gate: Path
 ) -> None:
-    best = search(lambda _: None, num_trials=1).best
-    told = {
-        name: [text for _, text in log.read(since="", tail=None, follow=False)]
-        for (_, name), log in katib.api.logs.items()
-    }
-    assert set(told) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
-    for lines in told.values():
-        words = [line for line in lines if line.startswith("argument <")]
+    katib.add_image(IMAGE, TRIAL_IMAGE)
+
+    def told() -> dict[str, list[str]]:
+        texts = {
+            name: [text for _, text in log.read(since="", tail=None, follow=False)]
+            for (_, name), log in katib.api.logs.items()
+        }
+        return {
+            name: [line for line in lines if line.startswith("argument <")]
+            for name, lines in texts.items()
+        }
+
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search, lambda _: None, num_trials=1)
+        katib.wait_until(
+            lambda: [len(words) for words in told().values()] == [6, 6], "both pods tell"
+        )
+        gate.touch()
+        best = searching.result().best
+    assert set(told()) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
+    for words in told().values():
         assert words == [
             "argument <train>",
             "argument <dataset.window_rate=[1.3, 2.2]>",
@@ -148,6 +163,10 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
     katib: StandIn, gate: Path
 ) -> None:
     katib.add_image(IMAGE, TRIAL_IMAGE)
+
+    def is_gone(plural: str) -> bool:
+        return katib.objects(plural) == []
+
     path = [str(TESTS / "integration"), str(TESTS / "support"), str(TESTS.parent)]
     with subprocess.Popen(
         [sys.executable, "-m", "cluster.katib_searching"],
@@ -158,8 +177,9 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
         katib.wait_until(lambda: len(katib.kubelet.runs) >= 2, "trials run", timeout_s=60)
         step.terminate()
         assert step.wait(20) == 143
-    for plural in ("experiments", "trials", "pytorchjobs"):
-        assert katib.objects(plural) == []
+    assert katib.objects("experiments") == []
+    for plural in ("trials", "pytorchjobs"):
+        katib.wait_until(functools.partial(is_gone, plural), f"the {plural} go")
     katib.wait_until(lambda: katib.pod_names() == [], "the pods go")
 
 
@@ -188,7 +208,7 @@ def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
     dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
     images, boxes = "s3://bucket/set/images.tar.gz", "s3://bucket/set/boxes.json"
     snapshot_dataset.python_func(
-        dataset=dataset,
+        dataset=dataset, summary=dsl.Markdown(uri=str(tmp_path / "summary")),
         train_images=images, train_annotations=boxes, val_images=images, val_annotations=boxes,
     )  # fmt: skip
     values, metric, spec = tune.python_func(

@@ -47,7 +47,7 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
     (port,) = {run.variables["PET_MASTER_PORT"] for run in cluster.kubelet.runs.values()}
     told = ["\n".join(text for _, text in log.read()) for log in logs]
     for rank, text in enumerate(told):
-        assert f"node {rank} of 2: 1 processes, meeting at 127.0.0.1:{port}" in text
+        assert f"node {rank} of 2 waits for the others at 127.0.0.1:{port}" in text
     assert "node 0 of 2" in started.text
 
     def read(name: str) -> str:

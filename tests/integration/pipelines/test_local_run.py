@@ -260,3 +260,37 @@ def test_an_interrupted_run_ends_its_step_and_says_so(
     assert process.returncode == 143
     assert "interrupted" in errors
     assert not any(is_running(pid) for pid in steps)
+
+
+def test_boxes_and_points_mix_through_the_pipeline(demo: Path, tmp_path: Path) -> None:
+    files = {}
+    for split in ("train", "val"):
+        document = json.loads((demo / f"{split}.json").read_text())
+        for number, annotation in enumerate(document["annotations"]):
+            x, y, w, h = annotation["bbox"]
+            if number % 3:
+                annotation["points"] = [[x + w / 2, y + h / 2, 1]]
+            if number % 3 == 2:
+                del annotation["bbox"]
+        files[split] = tmp_path / f"{split}.json"
+        files[split].write_text(json.dumps(document))
+    process = run_auto_label(
+        tmp_path / "runs",
+        f"train_images={demo / 'images'}",
+        f"train_annotations={files['train']}",
+        f"val_images={demo / 'images'}",
+        f"val_annotations={files['val']}",
+        f"spec={TINY_SPEC}",
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    output = tmp_path / "runs" / "latest"
+    assert {path.name for path in (output / "onnx").glob("*.onnx")} == {
+        "mal_model.onnx",
+        "mal_encoder.onnx",
+        "mal_decoder.onnx",
+    }
+    labels = json.loads((output / "labels.json").read_text())["annotations"]
+    for number, annotation in enumerate(labels):
+        assert annotation["segmentation"]
+        assert annotation.get("prompt") == (None, "box+points", "point")[number % 3]
+        assert ("estimated_bbox" in annotation) == (number % 3 == 2)

@@ -34,7 +34,9 @@ def test_a_run_that_dies_leaves_the_store_without_champion_and_training(
 ) -> None:
     run = runs[step]
     assert run.exit_code == 1
-    assert run.steps[-1] == STEPS[step]
+    assert STEPS[step] in run.steps
+    # A step that does not need the dead one may still run; what needs it does not.
+    assert step == "promote" or STEPS["promote"] not in run.steps
     assert "killed" in run.said
     assert run.pointer is None
 

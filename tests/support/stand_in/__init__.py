@@ -121,7 +121,7 @@ class StandIn:
             for job in self.objects(plural):
                 self.api.store.change(plural, job, lambda each: _suspend(each, False))
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         """Wait for something that the cluster or the launcher does."""
         ends = time.monotonic() + timeout_s
         while not condition():
@@ -146,6 +146,7 @@ class StandIn:
                     if store.version == seen:
                         store.changed.wait(0.1)
                     seen = store.version
+                store.collect_orphans()
                 self.katib.reconcile()
                 self.operators.reconcile()
                 self.kubelet.reconcile()

@@ -37,6 +37,7 @@ class Store:
         self.changed = threading.Condition(threading.RLock())
         self.version = 100
         self._objects: dict[Key, Object] = {}
+        self._gone: set[str] = set()  # uids
         self._history: list[tuple[int, str, Key, Object]] = []
         self._oldest_version = 0
 
@@ -85,10 +86,16 @@ class Store:
                 return
             del self._objects[key]
             self._record(key, current, "DELETED")
-            for (its_plural, _, _), each in list(self._objects.items()):
+            self._gone.add(current["metadata"]["uid"])
+            self.collect_orphans()
+
+    def collect_orphans(self) -> None:
+        """Let go what belongs to an object that is gone, also what was made after its end."""
+        with self.changed:
+            for (plural, _, _), each in list(self._objects.items()):
                 owners = each["metadata"].get("ownerReferences", ())
-                if any(owner["uid"] == current["metadata"]["uid"] for owner in owners):
-                    self.delete(its_plural, each)
+                if any(owner["uid"] in self._gone for owner in owners):
+                    self.delete(plural, each)
 
     def delete(self, plural: str, made: Object) -> None:
         """Do what a DELETE does: a pod is asked to end, everything else is gone at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ BASELINE_LR = 1e-5
 @pytest.fixture(autouse=True)
 def _fake_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trials(monkeypatch)
+    # An earlier command line of this process logs to the stderr of its own test.
+    monkeypatch.setattr(logging.getLogger("mal"), "handlers", [])
 
 
 def run(results_dir: Path | str, *options: str) -> int:

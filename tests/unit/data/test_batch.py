@@ -38,6 +38,7 @@ def batch(unit_box_B4: Tensor, *, full: bool = True, first_index: int = 0) -> Cr
         student_image_BCSS=255 - image if full else None,
         true_mask_BSS=image[:, 0] % 2 if full else None,
         features_BLDhw=torch.arange(count * 16).float().view(count, 1, 4, 2, 2) if full else None,
+        point_BK3=torch.arange(count * 6).view(count, 2, 3) / 16 if full else None,
     )
 
 
@@ -82,6 +83,10 @@ def test_mirroring_flips_all_that_is_seen_and_nothing_else() -> None:
     assert mirrored.unit_box_B4.tolist() == [[0.5, 0.25, 1.0, 1.0]]
     for name in ("image_BCSS", "student_image_BCSS", "true_mask_BSS", "features_BLDhw"):
         assert torch.equal(getattr(mirrored, name), getattr(original, name).flip(-1)), name
+    assert original.point_BK3 is not None
+    assert mirrored.point_BK3 is not None
+    torch.testing.assert_close(mirrored.point_BK3[:, :, 0], 1 - original.point_BK3[:, :, 0])
+    assert torch.equal(mirrored.point_BK3[:, :, 1:], original.point_BK3[:, :, 1:])
     for name in ("box_area_B", "index_B"):
         assert torch.equal(getattr(mirrored, name), getattr(original, name)), name
 
@@ -96,7 +101,8 @@ def test_collating_joins_every_field_in_order(full: bool) -> None:
     for name, value in vars(joined).items():
         parts = getattr(first, name), getattr(second, name)
         assert (value is None) == (
-            not full and name in ("student_image_BCSS", "true_mask_BSS", "features_BLDhw")
+            not full
+            and name in ("student_image_BCSS", "true_mask_BSS", "features_BLDhw", "point_BK3")
         ), name
         assert value is None or torch.equal(value, torch.cat(parts)), name
 

@@ -46,10 +46,12 @@ def test_shards_give_the_labels_of_one_pass(
             work_dir=str(tmp_path / "work"),
             boxes_per_shard=4,
         )
+        pages = [dsl.HTML(uri=str(tmp_path / f"page{n}")) for n, _ in enumerate(shards)]
         labels = [
-            label_shard.python_func(shard=shard, report=dsl.HTML(uri=str(tmp_path / f"page{n}")))[0]
-            for n, shard in enumerate(shards)
+            label_shard.python_func(shard=shard, report=page)[0]
+            for shard, page in zip(shards, pages, strict=True)
         ]
+        assert all(page.metadata["model_sha256"] for page in pages)
         outputs = {
             "labels": dsl.Artifact(uri=str(tmp_path / "labels")),
             "metrics": dsl.Metrics(uri=str(tmp_path / "metrics")),

@@ -1,0 +1,229 @@
+"""Labelled points of annotations: places said to lie on the object, or off it.
+
+Points are continuous like boxes: the pixel in column i and row j covers [i, i + 1) x [j, j + 1).
+
+Shape letters: N annotations, P points of all of them, K points of one (or the most of any).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.data.problems import Problems
+from mal.errors import AnnotationError
+
+ON, OFF, NO_POINT = 1, 0, -1
+NO_BOX_XYWH = (math.nan,) * 4
+
+LabelledPoint = tuple[float, float, int]
+
+_MAX_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class PointPrompts:
+    """The points of all annotations, laid end to end.
+
+    Attributes:
+        xy_P2: Pixels, float64.
+        label_P: 1 on the object, 0 off it.
+        start_N1: The points of annotation i are those from start[i] to start[i + 1].
+        is_without_box_N: Annotations that have points only; their box is estimated.
+    """
+
+    xy_P2: NDArray[np.float64]
+    label_P: NDArray[np.int64]
+    start_N1: NDArray[np.int64]
+    is_without_box_N: NDArray[np.bool_]
+
+    @classmethod
+    def from_lists(
+        cls, points_of_each: Sequence[Sequence[LabelledPoint]], is_without_box: Iterable[bool]
+    ) -> Self:
+        """Join the points of every annotation."""
+        joined_P3 = np.array(
+            [point for points in points_of_each for point in points], dtype=np.float64
+        ).reshape(-1, 3)
+        counts = [len(points) for points in points_of_each]
+        return cls(
+            xy_P2=joined_P3[:, :2],
+            label_P=joined_P3[:, 2].astype(np.int64),
+            start_N1=np.cumsum([0, *counts], dtype=np.int64),
+            is_without_box_N=np.array(list(is_without_box), dtype=np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return len(self.is_without_box_N)
+
+    @property
+    def count_N(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
+        """How many points each annotation has."""
+        return np.diff(self.start_N1)
+
+    def count_of(self, index: int) -> int:
+        """Return how many points an annotation has, without counting all."""
+        return int(self.start_N1[index + 1] - self.start_N1[index])
+
+    @property
+    def has_point_on_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+        """Whether each annotation has a point on its object."""
+        owner_P = np.repeat(np.arange(len(self)), self.count_N)
+        return np.bincount(owner_P[self.label_P == ON], minlength=len(self)) > 0
+
+    @functools.cached_property
+    def max_count(self) -> int:
+        """The most points of any annotation."""
+        return int(self.count_N.max(initial=0))
+
+    def of(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the points of an annotation, (K, 2), and their labels, (K,)."""
+        places = slice(int(self.start_N1[index]), int(self.start_N1[index + 1]))
+        return self.xy_P2[places], self.label_P[places]
+
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """Return the points of these annotations only."""
+        counts = self.count_N[rows]
+        start_N1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        places = np.repeat(self.start_N1[rows] - start_N1[:-1], counts) + np.arange(start_N1[-1])
+        return type(self)(
+            self.xy_P2[places], self.label_P[places], start_N1, self.is_without_box_N[rows]
+        )
+
+    def without_unusable(
+        self,
+        box_xywh_N4: NDArray[np.float64],
+        image_size_N2: NDArray[np.int64],
+        names: Sequence[str],
+        problems: Problems,
+    ) -> Self:
+        """Leave out points outside their image, and those on the object outside its box.
+
+        Args:
+            box_xywh_N4: NaN where there is none: on such an object any point may lie.
+            image_size_N2: Width and height, px.
+            names: Of the annotations.
+            problems: Gets what is left out.
+        """
+        owner_P = np.repeat(np.arange(len(self)), self.count_N)
+        low_P2 = box_xywh_N4[owner_P, :2]
+        high_P2 = low_P2 + box_xywh_N4[owner_P, 2:]
+        is_outside_P = np.any((self.xy_P2 < 0) | (self.xy_P2 >= image_size_N2[owner_P]), axis=1)
+        is_beyond_P = np.any((self.xy_P2 < low_P2) | (self.xy_P2 > high_P2), axis=1)
+        is_beyond_P &= (self.label_P == ON) & ~is_outside_P
+        for kind, is_bad_P in (
+            ("point outside its image", is_outside_P),
+            ("point on the object, but outside its box", is_beyond_P),
+        ):
+            for place in np.flatnonzero(is_bad_P).tolist():
+                x, y = self.xy_P2[place].tolist()
+                problems.add(kind, f"({x:g}, {y:g}) of {names[owner_P[place]]}")
+        is_good_P = ~(is_outside_P | is_beyond_P)
+        counts = np.bincount(owner_P[is_good_P], minlength=len(self))
+        start_N1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return type(self)(
+            self.xy_P2[is_good_P], self.label_P[is_good_P], start_N1, self.is_without_box_N
+        )
+
+
+def parse_points(value: Any, name: str) -> list[LabelledPoint]:
+    """Read the field `points` of an annotation; None and [] are no points.
+
+    Args:
+        value: As JSON gives it.
+        name: Of the annotation, for errors.
+
+    Raises:
+        AnnotationError: It is no list of [x, y, label], a label is neither 0 nor 1, or one pixel
+            has two labels. Skipping such points would teach the opposite of what was meant.
+    """
+    if value is None:
+        return []
+    remedy = "Write [[x, y, label], ...] in pixels, label 1 on the object and 0 off it."
+    if not isinstance(value, list) or not all(is_labelled_point(point) for point in value):
+        shown = str(value)[:_MAX_SHOWN]
+        raise AnnotationError(f"points must be [x, y, label] each, got {shown} in {name}. {remedy}")
+    label_of_pixel: dict[tuple[int, int], int] = {}
+    for x, y, label in value:
+        if label not in (ON, OFF):
+            raise AnnotationError(
+                f"label of a point must be 0 or 1, got {label} at ({x:g}, {y:g}) in {name}. "
+                f"{remedy}"
+            )
+        pixel = math.floor(x), math.floor(y)
+        if label_of_pixel.setdefault(pixel, label) != label:
+            raise AnnotationError(
+                f"points of a pixel must agree, got labels 0 and 1 at {pixel} in {name}. "
+                "Delete one of the two."
+            )
+    return [(float(x), float(y), int(label)) for x, y, label in value]
+
+
+def is_labelled_point(point: Any) -> bool:
+    """Whether a value is three finite numbers."""
+    return (
+        isinstance(point, list | tuple)
+        and len(point) == 3
+        and all(isinstance(number, int | float) and abs(number) < math.inf for number in point)
+    )
+
+
+def is_without_box(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation of a file has points only."""
+    return bool(annotation.get("points")) and not annotation.get("bbox")
+
+
+class PointColumns:
+    """The points of a file while it is read, as flat arrays."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+        self._counts = array("q")
+        self._is_without_box = array("b")
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, value: Any, name: str, *, has_box: bool) -> None:
+        """Take the field `points` of the next annotation; see `parse_points`."""
+        points = parse_points(value, name)
+        for point in points:
+            self._values.extend(point)
+        self._counts.append(len(points))
+        self._is_without_box.append(not has_box)
+
+    def joined(self) -> PointPrompts:
+        """Return the points of all annotations."""
+        values_P3 = np.array(self._values, dtype=np.float64).reshape(-1, 3)
+        return PointPrompts(
+            xy_P2=values_P3[:, :2],
+            label_P=values_P3[:, 2].astype(np.int64),
+            start_N1=np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)]),
+            is_without_box_N=np.array(self._is_without_box, dtype=np.bool_),
+        )
+
+
+def place_points(
+    prompts: PointPrompts, index: int, window: tuple[int, int, int, int]
+) -> NDArray[np.float32]:
+    """Return an annotation's points in a crop window, (K, 3): x and y as 0..1 of it, and label.
+
+    K is that of the annotation with the most points: what is missing, or lies outside the window,
+    has the label NO_POINT.
+    """
+    placed_K3 = np.zeros((prompts.max_count, 3), dtype=np.float32)
+    placed_K3[:, 2] = NO_POINT
+    xy_K2, label_K = prompts.of(index)
+    x0, y0, x1, y1 = window
+    unit_K2 = (xy_K2 - [x0, y0]) / [x1 - x0, y1 - y0]
+    is_inside_K = np.all((unit_K2 >= 0) & (unit_K2 <= 1), axis=1)
+    placed_K3[: len(xy_K2), :2] = np.where(is_inside_K[:, None], unit_K2, 0)
+    placed_K3[: len(xy_K2), 2] = np.where(is_inside_K, label_K, NO_POINT)
+    return placed_K3

@@ -1,0 +1,51 @@
+"""Writes a PyTorch module as an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output: str,
+    path: Path,
+    *,
+    opset_version: int,
+    dynamic_axes: dict[str, dict[int, Any]] | None,
+) -> None:
+    """Trace a module and write it.
+
+    Args:
+        module: Takes the inputs in their order.
+        inputs: Examples, by the names of the module's parameters.
+        output: Name of its output.
+        path: The file.
+        opset_version: Of ONNX.
+        dynamic_axes: By input, which axes may be of any size; None: none.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter says that it renames the batch axis, which nobody asks for by name.
+        warnings.filterwarnings("ignore", message=".*axis name")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=dynamic_axes,
+            opset_version=opset_version,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

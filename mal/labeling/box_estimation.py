@@ -1,0 +1,264 @@
+"""Boxes of objects that have points only: the model itself says how far they reach.
+
+The network is asked about windows of several sizes around the points. Of each answer the connected
+part that holds the points on the object is kept, and its extent is a first box. The network is
+then asked about that box. A box is right when it comes back: the one chosen has the highest
+
+    consistency = IoU(box asked about, extent of the part found) * mean probability of the part
+                  * exp(-z^2 / 4)
+
+with z the distance of its size from those of real boxes of the category, in standard deviations of
+the logarithm. What an object's points contradict (a part with a point off the object) counts a
+tenth. The extent found for the chosen box is the estimate.
+
+Shape letters: N objects, C candidate windows, K points, M side of the mask map, R side of the map
+in which extents are looked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.data.annotations import CocoBoxes, CocoImage
+from mal.data.batch import collate_crops
+from mal.data.crop_dataset import ImageReader, crop_around
+from mal.data.crops import Window, prediction_window
+from mal.data.points import OFF, ON, place_points
+from mal.data.size_prior import SizePrior
+from mal.errors import AnnotationError
+from mal.labeling.predictor import PredictionSettings, ProbabilityModel
+from mal.model.heads import resize_to
+
+MIN_SIDE_PX = 4.0
+MAP_GROWTH = 2
+CONTRADICTION_FACTOR = 0.1
+PRIOR_SHARPNESS = 0.25
+
+
+@dataclass(frozen=True)
+class EstimatedBox:
+    """A box that the model found around an object's points.
+
+    Attributes:
+        box_xywh: Pixels.
+        consistency: 0..1, see above; 0 where the image could not be read.
+    """
+
+    box_xywh: NDArray[np.float64]
+    consistency: float
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the network found when asked about a box: the extent of the part, and how good."""
+
+    extent_xyxy: NDArray[np.float64]
+    consistency: float
+
+
+class BoxEstimator:
+    """Estimates the boxes of objects with points only.
+
+    Args:
+        model: Any probability model.
+        settings: How crops are cut, and the thresholds.
+        prior: What is known of the sizes of objects.
+    """
+
+    def __init__(
+        self, model: ProbabilityModel, settings: PredictionSettings, prior: SizePrior
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.prior = prior
+
+    def estimate_all(
+        self, reader: ImageReader, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, EstimatedBox]]:
+        """Yield row and box of each; an object whose image is broken gets a box of usual size."""
+        for row in rows.tolist():
+            yield row, self.estimate(reader, row)
+
+    def estimate(self, reader: ImageReader, row: int) -> EstimatedBox:
+        """Return the box of one object."""
+        candidates = self._first_candidates(reader.boxes, row)
+        try:
+            answers = self._ask(reader, row, candidates)
+        except AnnotationError:
+            usual = candidates[len(candidates) // 2]
+            return EstimatedBox(_xywh_from_xyxy(usual), 0.0)
+        extents = _without_repeats([answer.extent_xyxy for answer in answers])
+        answers = self._ask(reader, row, extents)
+        best = max(answers, key=lambda answer: answer.consistency)
+        extent = _clip(best.extent_xyxy, reader.boxes.image_of(row))
+        return EstimatedBox(_xywh_from_xyxy(extent), best.consistency)
+
+    def _first_candidates(self, boxes: CocoBoxes, row: int) -> list[NDArray[np.float64]]:
+        """Return squares around the first point on the object, each holding all of them.
+
+        A further click thus asks for the same windows again, whose features are kept.
+        """
+        assert boxes.points is not None
+        xy_K2, label_K = boxes.points.of(row)
+        on_K2 = xy_K2[label_K == ON]
+        reach = np.abs(on_K2 - on_K2[0]).max(0) + 1
+        image = boxes.image_of(row)
+        candidates = []
+        for side in self.prior.candidate_sides(category_of(boxes, row), image.width, image.height):
+            half = np.maximum(side / 2, reach)
+            candidates.append(np.concatenate([on_K2[0] - half, on_K2[0] + half]))
+        return candidates
+
+    def _ask(
+        self, reader: ImageReader, row: int, candidates: Sequence[NDArray[np.float64]]
+    ) -> list[_Answer]:
+        """Return what the network finds when it is told that each of these is the box."""
+        boxes, settings = reader.boxes, self.settings
+        assert boxes.points is not None
+        pixels = reader(int(boxes.image_index_N[row]))
+        windows = [prediction_window(box, settings.margin_rate) for box in candidates]
+        crops = [
+            crop_around(
+                boxes,
+                row,
+                pixels,
+                box_xywh=_xywh_from_xyxy(box),
+                window=window,
+                crop_size=settings.crop_size,
+            )
+            for box, window in zip(candidates, windows, strict=True)
+        ]
+        batch = collate_crops(crops)
+        prob_CMM = self.model(
+            batch.image_BCSS, batch.unit_box_B4, batch.box_area_B, batch.point_BK3
+        )
+        size = MAP_GROWTH * prob_CMM.shape[-1]
+        prob_CRR = resize_to(prob_CMM.float().cpu()[:, None], (size, size))[:, 0].numpy()
+        answers = []
+        for box, window, prob_RR in zip(candidates, windows, prob_CRR, strict=True):
+            point_K3 = place_points(boxes.points, row, window)
+            is_mask_RR = prob_RR >= settings.threshold_of(float(np.prod(box[2:] - box[:2])))
+            part_RR, is_contradicted = part_with_points(is_mask_RR, point_K3)
+            consistency = float(prob_RR[part_RR].mean()) if part_RR.any() else 0.0
+            consistency *= CONTRADICTION_FACTOR if is_contradicted else 1
+            answers.append(_Answer(_extent_of(part_RR, window), consistency))
+        return [
+            self._weigh(answer, box, boxes, row)
+            for answer, box in zip(answers, candidates, strict=True)
+        ]
+
+    def _weigh(
+        self, answer: _Answer, box_xyxy: NDArray[np.float64], boxes: CocoBoxes, row: int
+    ) -> _Answer:
+        """Lower the consistency of a part that is not what the box said, or of odd size."""
+        image = boxes.image_of(row)
+        asked, found = (_clip(box, image) for box in (box_xyxy, answer.extent_xyxy))
+        deviation = self.prior.deviations(category_of(boxes, row), found)
+        likelihood = math.exp(-PRIOR_SHARPNESS * deviation**2)
+        return _Answer(
+            _at_least(answer.extent_xyxy, MIN_SIDE_PX),
+            answer.consistency * box_iou(asked, found) * likelihood,
+        )
+
+
+def part_with_points(
+    is_mask_RR: NDArray[np.bool_], point_K3: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], bool]:
+    """Return the part of a mask that holds the points on the object, and if one off it is there."""
+    size = len(is_mask_RR)
+    cell_K2 = np.minimum((point_K3[:, :2] * size).astype(int), size - 1)
+    on, off = (cell_K2[point_K3[:, 2] == label] for label in (ON, OFF))
+    seed_RR = np.zeros_like(is_mask_RR)
+    seed_RR[on[:, 1], on[:, 0]] = True
+    part_RR = grow(seed_RR, is_mask_RR)
+    return part_RR, bool(part_RR[off[:, 1], off[:, 0]].any())
+
+
+def category_of(boxes: CocoBoxes, row: int) -> str:
+    """Return the name of an object's category, '' if it has none."""
+    return boxes.categories.get(int(boxes.category_id_N[row]), "")
+
+
+def _clip(box_xyxy: NDArray[np.float64], image: CocoImage) -> NDArray[np.float64]:
+    return np.clip(box_xyxy, 0, [image.width, image.height] * 2)
+
+
+def rows_without_box(boxes: CocoBoxes) -> NDArray[np.int64]:
+    """Return the objects that have points only."""
+    if boxes.points is None:
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(boxes.points.is_without_box_N)
+
+
+def has_boxes(boxes: CocoBoxes) -> bool:
+    """Whether any object has a real box."""
+    return len(rows_without_box(boxes)) < int((~boxes.is_crowd_N).sum())
+
+
+def with_boxes(boxes: CocoBoxes, estimates: Sequence[tuple[int, EstimatedBox]]) -> CocoBoxes:
+    """Return the set with estimated boxes in the place of missing ones."""
+    box_xywh_N4 = boxes.box_xywh_N4.copy()
+    for row, estimate in estimates:
+        box_xywh_N4[row] = estimate.box_xywh
+    return dataclasses.replace(boxes, box_xywh_N4=box_xywh_N4)
+
+
+def grow(seed_RR: NDArray[np.bool_], mask_RR: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the parts of a mask that touch the seeds by their sides, and the seeds."""
+    part_RR = seed_RR
+    while True:
+        spread_RR = part_RR.copy()
+        spread_RR[1:] |= part_RR[:-1]
+        spread_RR[:-1] |= part_RR[1:]
+        spread_RR[:, 1:] |= part_RR[:, :-1]
+        spread_RR[:, :-1] |= part_RR[:, 1:]
+        spread_RR &= mask_RR
+        spread_RR |= seed_RR
+        if np.array_equal(spread_RR, part_RR):
+            return part_RR
+        part_RR = spread_RR
+
+
+def box_iou(one_xyxy: NDArray[np.float64], other_xyxy: NDArray[np.float64]) -> float:
+    """Return the intersection over union of two boxes."""
+    near = np.maximum(one_xyxy[:2], other_xyxy[:2])
+    far = np.minimum(one_xyxy[2:], other_xyxy[2:])
+    shared = float(np.prod(np.maximum(far - near, 0)))
+    areas = [float(np.prod(box[2:] - box[:2])) for box in (one_xyxy, other_xyxy)]
+    return shared / max(sum(areas) - shared, 1e-9)
+
+
+def _extent_of(part_RR: NDArray[np.bool_], window: Window) -> NDArray[np.float64]:
+    """Return the extent of a part of the map in pixels of the image, xyxy."""
+    columns, rows = (np.flatnonzero(part_RR.any(axis)) for axis in (0, 1))
+    if not len(columns):
+        return np.array(window, dtype=np.float64)
+    unit = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(part_RR)
+    x0, y0, x1, y1 = window
+    extent: NDArray[np.float64] = unit * ([x1 - x0, y1 - y0] * 2) + [x0, y0, x0, y0]
+    return extent
+
+
+def _at_least(box_xyxy: NDArray[np.float64], side_px: float) -> NDArray[np.float64]:
+    grow_xy = np.maximum(side_px - (box_xyxy[2:] - box_xyxy[:2]), 0) / 2
+    grown: NDArray[np.float64] = box_xyxy + np.concatenate([-grow_xy, grow_xy])
+    return grown
+
+
+def _without_repeats(boxes_xyxy: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Leave out boxes that are nearly another's: the network would say the same again."""
+    kept: list[NDArray[np.float64]] = []
+    for box in boxes_xyxy:
+        if all(box_iou(box, other) < 0.9 for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _xywh_from_xyxy(box_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([box_xyxy[:2], box_xyxy[2:] - box_xyxy[:2]])

@@ -1,0 +1,62 @@
+"""Keeps the features of recent crops: a further click on an object costs a decoding only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from mal.labeling.predictor import PromptableModel
+
+MAX_KEPT_BYTES = 512 << 20
+
+
+class KeptFeatures:
+    """A probability model that encodes each crop once, while it is among the latest.
+
+    Args:
+        model: Encodes and decodes.
+        max_bytes: Of features that are kept.
+    """
+
+    def __init__(self, model: PromptableModel, max_bytes: int = MAX_KEPT_BYTES) -> None:
+        self.model = model
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+
+    def __call__(
+        self,
+        image_BCSS: Tensor,
+        unit_box_B4: Tensor,
+        box_area_B: Tensor,
+        point_BK3: Tensor | None = None,
+    ) -> Tensor:
+        """Return probabilities, (B, M, M)."""
+        encoded = self._encode(image_BCSS)
+        return self.model.decode(encoded, unit_box_B4, box_area_B, point_BK3)
+
+    def _encode(self, image_BCSS: Tensor) -> list[Tensor]:
+        keys = [hashlib.blake2b(crop.numpy().tobytes()).digest() for crop in image_BCSS]
+        new = [place for place, key in enumerate(keys) if key not in self._kept]
+        encoded = self.model.encode(image_BCSS[new]) if new else []
+        for number, place in enumerate(new):
+            # Clones: a view would keep the whole batch in memory.
+            self._kept[keys[place]] = [part[number : number + 1].clone() for part in encoded]
+        for key in keys:
+            self._kept.move_to_end(key)
+        if len(new) < len(keys):
+            parts = zip(*(self._kept[key] for key in keys), strict=True)
+            encoded = [torch.cat(part) for part in parts]
+        self._forget_oldest()
+        return encoded
+
+    def _forget_oldest(self) -> None:
+        sizes = [sum(part.nbytes for part in parts) for parts in self._kept.values()]
+        num_bytes = sum(sizes)
+        for size in sizes:
+            if num_bytes <= self.max_bytes:
+                return
+            self._kept.popitem(last=False)
+            num_bytes -= size
