@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # what is measured decides what is imported
+    import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "onnxruntime")
 PEAK_SIDE = 1536
@@ -103,12 +104,13 @@ def has_bf16_units() -> bool:
 
 
 def share_of_peak(
-    function: Callable[[], Any], seconds: float, dtype: torch.dtype = torch.float32
+    function: Callable[[], Any], seconds: float, dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
     """Return what a function multiplies, and what part of this processor's best it reaches.
 
     The best is a product of two large square matrices, timed here and now.
     """
+    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
