@@ -39,6 +39,7 @@ def run_committed(runner: Any, root: Path, demo: Path) -> Mapping[str, Any]:
         val_images=str(demo / "images"),
         val_annotations=str(demo / "val.json"),
         spec=TINY_SPEC,
+        automl_policy="off",
     ).outputs
     return outputs
 
