@@ -92,7 +92,9 @@ def test_code_is_compiled_already(name: str, images: Mapping[str, str]) -> None:
 
 def test_big_layers_exist_once(images: Mapping[str, str]) -> None:
     train, component = (inspect(images[name]) for name in ("train", "component"))
-    assert set(train["RootFS"]["Layers"]) <= set(component["RootFS"]["Layers"])
+    # The last one, mal's own, is small, and Docker 20.10 may write its files in another order.
+    big = train["RootFS"]["Layers"][:-1]
+    assert big == component["RootFS"]["Layers"][: len(big)]
     assert component["Size"] - train["Size"] < 300e6
 
 
