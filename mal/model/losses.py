@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DICE_EPSILON = 0.002
+# PointSup labels ten points of an object: fewer say less, and weigh less.
+POINTS_OF_FULL_WEIGHT = 10
 
 
 def dice_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -44,14 +46,16 @@ def mil_loss(prob_BHW: Tensor, box_mask_BHW: Tensor) -> Tensor:
 def point_loss(logits_BHW: Tensor, point_BK3: Tensor) -> Tensor:
     """Compare logits at labelled points with their labels by binary cross-entropy.
 
-    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup).
+    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup). Each point counts a
+    tenth until there are ten: a single point on the object, at full weight, would be met by masks
+    that are too large everywhere.
 
     Args:
         logits_BHW: Of the mask.
         point_BK3: x and y as 0..1 of the map, and 1 on the object, 0 off it, -1 no point.
 
     Returns:
-        The mean over the points of each item, shape (B,); 0 for an item without any.
+        The sum over the points of each item by their number or ten, whichever is more; shape (B,).
     """
     label_BK = point_BK3[:, :, 2]
     is_point_BK = (label_BK >= 0).float()
@@ -60,7 +64,7 @@ def point_loss(logits_BHW: Tensor, point_BK3: Tensor) -> Tensor:
         label_BK.clamp(min=0),
         reduction="none",
     )
-    return (entropy_BK * is_point_BK).sum(1) / is_point_BK.sum(1).clamp(min=1)
+    return (entropy_BK * is_point_BK).sum(1) / is_point_BK.sum(1).clamp(min=POINTS_OF_FULL_WEIGHT)
 
 
 def sample_at_points(maps_BCHW: Tensor, point_BK3: Tensor) -> Tensor:
