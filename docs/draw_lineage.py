@@ -59,6 +59,7 @@ def retrain(data: Path, store: Path) -> None:
         "quiet_period_s": 0,
         "miou_margin": 0.2,
         "category_margin": 0.4,
+        "automl_policy": "off",
     }
     pairs = [part for key, value in parameters.items() for part in ("-p", f"{key}={value}")]
     run("pipelines", "run", "retrain", "--output", str(store.parent / "runs"), *pairs)

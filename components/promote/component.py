@@ -37,7 +37,7 @@ def promote(
     Args:
         snapshot: What detect_new_annotations found: the store, and the state the run started from.
         dataset: Manifest of snapshot_dataset, recorded.
-        model: Model folder of train.
+        model: Model folder of train or tune.
         onnx: Folder of export.
         report: Report of evaluate, kept with the version.
         challenger_metrics: Figures of the candidate.

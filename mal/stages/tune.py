@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -242,6 +243,8 @@ def leave_outputs(
     write_text(Path(report), tuned.report)
     steps.replace_links_by_files(model_dir)
     model = model_metadata(tuned.experiment, model_dir, figures(tuned.figures))
+    if tuned.best_values:
+        model["best_params"] = json.dumps(dict(tuned.best_values))
     pages = (page_metadata("AutoML search", page) for page in (leaderboard, report))
     of_leaderboard, of_report = (parents(dataset) | page for page in pages)
     return parents(dataset) | model, of_leaderboard, of_report

@@ -1,4 +1,4 @@
-"""New annotations in, a better model out: detect, train, measure against the champion, promote."""
+"""New annotations in, a better model out: detect, train or search, measure, promote."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from components.fetch_champion import fetch_champion
 from components.promote import promote
 from components.record_skip import record_skip
 from components.snapshot_dataset import snapshot_dataset
-from components.train import train
+from components.tune import tune
 from pipelines._step_setup import prepare
 
 PIPELINE_NAME = "retrain"
@@ -36,6 +36,8 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
     min_new_annotations: int = 100,
     quiet_period_s: float = 600.0,
     warm_start: bool = True,
+    automl_policy: str = "auto",
+    trials: int = 0,
     miou_margin: float = 0.005,
     category_margin: float = 0.05,
     category_floor: float = 0.0,
@@ -59,6 +61,10 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         min_new_annotations: Boxes that must be new or changed; 0: any change of the data set.
         quiet_period_s: How long nothing of the data set must have been written, seconds.
         warm_start: Start training from the champion's weights.
+        automl_policy: auto searches train.lr and train.wd where the validation part has masks,
+            every trial from the same weights, which costs at most five trainings; on insists on
+            it; off trains plainly.
+        trials: At most so many trials, in place of that limit; the first is the plain training.
         miou_margin: How much lower than the champion's the mIoU may be.
         category_margin: The same for the IoU of every single category.
         category_floor: Least IoU of every category.
@@ -87,8 +93,13 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         )
         dataset = pinned.outputs["dataset"]
         current = fetch_champion(snapshot=snapshot, overrides=overrides, warm_start=warm_start)
-        trained = train(
-            dataset=dataset, spec=spec, overrides=current.outputs["train_overrides"]
+        # One step for both routes, as in auto_label.
+        trained = tune(
+            dataset=dataset,
+            spec=spec,
+            overrides=current.outputs["train_overrides"],
+            automl_policy=automl_policy,
+            trials=trials,
         ).set_display_name("train-challenger")
         settings = {"spec": spec, "overrides": overrides, "dataset": dataset}
         model = trained.outputs["model"]

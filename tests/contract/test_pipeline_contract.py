@@ -131,6 +131,31 @@ def test_auto_label_looks_at_the_data_every_time_and_may_reuse_the_rest() -> Non
     }
 
 
+def test_retrain_trains_or_searches_in_one_step_as_the_policy_says() -> None:
+    parameters = find_pipeline("retrain").parameters
+    assert parameters["automl_policy"].default == "auto"
+    assert parameters["trials"].default == 0
+    document = compiled_document("retrain")
+    steps = [name for name in document["components"] if name in ("comp-train", "comp-tune")]
+    assert steps == ["comp-tune"]
+    (changed,) = (
+        part["dag"]["tasks"]
+        for part in document["components"].values()
+        if "tune" in part.get("dag", {}).get("tasks", {})
+    )
+    given = changed["tune"]["inputs"]["parameters"]
+    for name in ("automl_policy", "trials"):
+        assert given[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
+    # Every trial starts from the champion's weights, as a plain training does.
+    assert given["overrides"]["taskOutputParameter"] == {
+        "outputParameterKey": "train_overrides",
+        "producerTask": "fetch-champion",
+    }
+    for name in ("evaluate", "export"):
+        model = changed[name]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]
+        assert model == {"outputArtifactKey": "model", "producerTask": "tune"}
+
+
 def test_tune_trains_with_the_best_settings_and_uses_them_to_the_end() -> None:
     tasks = compiled_document("tune")["root"]["dag"]["tasks"]
     for name in ("train", "evaluate", "export"):

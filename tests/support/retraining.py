@@ -141,8 +141,14 @@ class World:
         bodies = [self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys]
         return {record["version"]: record for record in map(json.loads, bodies)}
 
-    def retrain(self, *, kill_step: str = "", kill_where: str = "") -> Run:
-        """Run the pipeline as a person does; `kill_step` names the component that dies."""
+    def retrain(self, *, kill_step: str = "", kill_where: str = "", **changes: str) -> Run:
+        """Run the pipeline as a person does, without a search unless `changes` ask for one.
+
+        Args:
+            kill_step: Component that dies.
+            kill_where: In the command of that component, where it is used twice.
+            changes: Parameters of the pipeline.
+        """
         runs = self.folder / "runs"
         parameters = {
             "train_images": f"s3://{BUCKET}/train/images/",
@@ -155,6 +161,8 @@ class World:
             "quiet_period_s": "0",
             "miou_margin": "0.03",
             "category_margin": "0.08",
+            "automl_policy": "off",
+            **changes,
         }
         pairs = [part for key, value in parameters.items() for part in ("-p", f"{key}={value}")]
         process = subprocess.run(

@@ -13,7 +13,7 @@ STEPS = {
     "detect_new_annotations": "detect-new-annotations",
     "snapshot_dataset": "snapshot-dataset",
     "fetch_champion": "fetch-champion",
-    "train": "train",
+    "tune": "tune",
     "export": "export",
     "evaluate": "evaluate",
     "promote": "promote-2",

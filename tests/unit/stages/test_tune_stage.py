@@ -11,16 +11,24 @@ import torch
 import yaml
 from fake_searches import use_fake_trials
 from fake_trial import BEST_LR
+from kfp import dsl
 from tiny_sets import TinySet, training_spec, write_tiny_set
 
 from mal.automl.settings import Budget, SearchSettings
 from mal.errors import MissingExtraError, SpecError
 from mal.jobs.inference import parent_model
+from mal.lifecycle.snapshot import snapshot_dataset
 from mal.model.checkpoint import read_checkpoint
 from mal.spec import ExperimentSpec, load_spec
 from mal.stages import run_train
 from mal.stages import tune as tuning
-from mal.stages.tune import TunedModel, search_here, spec_text, train_or_search
+from mal.stages.tune import (
+    TunedModel,
+    leave_outputs,
+    search_here,
+    spec_text,
+    train_or_search,
+)
 
 SETTINGS = SearchSettings(ranges=("train.lr=1e-6:5e-3:log",), budget=Budget(num_trials=6))
 
@@ -143,6 +151,54 @@ def test_the_best_spec_is_for_other_steps_to_set_their_places(
     assert "results_dir" not in content
     assert not {"train_ann_path", "val_img_dir"} & content["dataset"].keys()
     assert load_spec("train", content).train.lr == tuned.best_values["train.lr"]
+
+
+def metadata_of(tuned: TunedModel, data: TinySet, folder: Path) -> dict[str, Any]:
+    """Return the metadata of the model that the step leaves."""
+    manifest = folder.with_name("dataset")
+    images, annotations = str(data.images), str(data.annotations)
+    snapshot_dataset(train_images=images, train_annotations=annotations).write(manifest)
+    pages = (str(folder.with_name(name)) for name in ("leaderboard", "report"))
+    return leave_outputs(tuned, dsl.Dataset(uri=str(manifest)), str(folder), *pages)[0]
+
+
+def test_a_model_says_by_which_search_it_was_found(
+    searched: tuple[TunedModel, Path], data: TinySet
+) -> None:
+    tuned, folder = searched
+    metadata = metadata_of(tuned, data, folder)
+    assert json.loads(metadata["best_params"]) == tuned.best_values
+    assert metadata["num_trials"] == 6
+    assert metadata["val_mIoU"] > metadata["baseline_val_mIoU"]
+    assert all(isinstance(value, str | float) for value in metadata.values())
+
+
+def test_a_plainly_trained_model_names_no_search(data: TinySet, tmp_path: Path) -> None:
+    tuned = train_or_search(
+        training_spec(data, tmp_path / "model"),
+        policy="off",
+        settings=SETTINGS,
+        search=search_called,
+    )
+    metadata = metadata_of(tuned, data, tmp_path / "model")
+    assert metadata.keys().isdisjoint({"best_params", "num_trials", "baseline_val_mIoU"})
+
+
+def test_every_trial_starts_from_the_weights_of_the_plain_training(
+    data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_trials(monkeypatch)
+    champion = "s3://models/nuclei/versions/1/model/mal_model_latest.pth"
+    overrides = (f"train.pretrained_model_path={champion}", "train.lr=1e-6")
+    tuned = search_here(training_spec(data, tmp_path / "model", *overrides, val=data), SETTINGS)
+    trials = [
+        yaml.safe_load(path.read_text())["train"]
+        for path in sorted((tmp_path / "search").glob("automl/trials/*/spec.yaml"))
+    ]
+    assert {trial["pretrained_model_path"] for trial in trials} == {champion}
+    assert trials[0]["lr"] == 1e-6
+    assert len({trial["lr"] for trial in trials}) == len(trials) == 6
+    assert tuned.experiment.train.pretrained_model_path == champion
 
 
 def test_a_retry_goes_on_with_the_search_of_the_earlier_try(
