@@ -1,15 +1,15 @@
 """Boxes of objects that have points only: the model itself says how far they reach.
 
 The network is asked about windows of several sizes around the points. Of each answer the connected
-part that holds the points on the object is kept, and its extent is a first box. The network is
-then asked about that box. A box is right when it comes back: the one chosen has the highest
+part that holds the points on the object is kept, and its extent is a better box. The network is
+asked about that one, twice. A box is right when it comes back: the one chosen has the highest
 
-    consistency = IoU(box asked about, extent of the part found) * mean probability of the part
-                  * exp(-z^2 / 4)
+    consistency = IoU(box asked about, extent of the part found)
+                  * (mean probability of the part)^2 * exp(-z^2 / 20)
 
 with z the distance of its size from those of real boxes of the category, in standard deviations of
 the logarithm. What an object's points contradict (a part with a point off the object) counts a
-tenth. The extent found for the chosen box is the estimate.
+tenth. The extent found for the chosen box is the estimate. docs/results.md compares criteria.
 
 Shape letters: N objects, C candidate windows, K points, M side of the mask map, R side of the map
 in which extents are looked for.
@@ -37,8 +37,9 @@ from mal.model.heads import resize_to
 
 MIN_SIDE_PX = 4.0
 MAP_GROWTH = 2
+NUM_REFINEMENTS = 2
 CONTRADICTION_FACTOR = 0.1
-PRIOR_SHARPNESS = 0.25
+PRIOR_SHARPNESS = 0.05
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class BoxEstimator:
         except AnnotationError:
             usual = candidates[len(candidates) // 2]
             return EstimatedBox(_xywh_from_xyxy(usual), 0.0)
-        extents = _without_repeats([answer.extent_xyxy for answer in answers])
-        answers = self._ask(reader, row, extents)
+        for _ in range(NUM_REFINEMENTS):
+            extents = _without_repeats([answer.extent_xyxy for answer in answers])
+            answers = self._ask(reader, row, extents)
         best = max(answers, key=lambda answer: answer.consistency)
         extent = _clip(best.extent_xyxy, reader.boxes.image_of(row))
         return EstimatedBox(_xywh_from_xyxy(extent), best.consistency)
@@ -145,7 +147,7 @@ class BoxEstimator:
             point_K3 = place_points(boxes.points, row, window)
             is_mask_RR = prob_RR >= settings.threshold_of(float(np.prod(box[2:] - box[:2])))
             part_RR, is_contradicted = part_with_points(is_mask_RR, point_K3)
-            consistency = float(prob_RR[part_RR].mean()) if part_RR.any() else 0.0
+            consistency = float(prob_RR[part_RR].mean()) ** 2 if part_RR.any() else 0.0
             consistency *= CONTRADICTION_FACTOR if is_contradicted else 1
             answers.append(_Answer(_extent_of(part_RR, window), consistency))
         return [

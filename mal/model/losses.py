@@ -46,9 +46,9 @@ def mil_loss(prob_BHW: Tensor, box_mask_BHW: Tensor) -> Tensor:
 def point_loss(logits_BHW: Tensor, point_BK3: Tensor) -> Tensor:
     """Compare logits at labelled points with their labels by binary cross-entropy.
 
-    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup). Each point counts a
-    tenth until there are ten: a single point on the object, at full weight, would be met by masks
-    that are too large everywhere.
+    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup). Each point counts
+    a tenth until there are ten: a single point on the object, at full weight, is met by masks that
+    are too large everywhere.
 
     Args:
         logits_BHW: Of the mask.

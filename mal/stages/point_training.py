@@ -12,6 +12,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,8 @@ from mal.training.trainer import TrainingRun, train_network
 log = logging.getLogger(__name__)
 
 FIRST_RUN_FOLDER = "box_estimation"
-# Of the demo's estimates below this, the mean IoU with the real box is under a half.
-MIN_CONSISTENCY = 0.4
+# Of the demo's least consistent quarter the mean IoU with the real box is 0.53, of the others 0.79.
+UNCERTAIN_SHARE = 0.25
 
 
 def with_boxes_to_train_on(
@@ -61,12 +62,19 @@ def with_boxes_to_train_on(
         estimates = [estimate_to_json(value) for value in _estimate(reader, spec, run)]
         if Worker.current().is_first:
             write_json(path, {"estimates": estimates})
-    certain = [
-        (row, estimate)
-        for row, estimate in map(estimate_from_json, estimates)
-        if estimate.consistency >= MIN_CONSISTENCY
-    ]
+    certain = _most_certain([estimate_from_json(value) for value in estimates])
+    log.info("%d estimated boxes are certain enough to train on", len(certain))
     return reader.with_boxes(with_boxes(reader.boxes, certain))
+
+
+def _most_certain(estimates: Estimates) -> Estimates:
+    """Leave out the least consistent part, and what could not be asked about.
+
+    A part and not a bound: networks differ in how sure they are of all they say.
+    """
+    consistency = np.array([estimate.consistency for _, estimate in estimates])
+    least = np.quantile(consistency, UNCERTAIN_SHARE, method="lower")
+    return [(row, estimate) for row, estimate in estimates if least <= estimate.consistency > 0]
 
 
 def _read(path: Path) -> list[list[object]] | None:

@@ -86,7 +86,15 @@ def test_the_loss_reads_the_map_between_its_pixels() -> None:
         ),
     )
     expected = torch.tensor([0.0, 2.0]).neg().exp().log1p()
-    torch.testing.assert_close(loss, torch.tensor([expected[0], expected[1], 0.0]))
+    torch.testing.assert_close(loss, torch.tensor([expected[0] / 10, 2 * expected[1] / 10, 0.0]))
+
+
+def test_points_beyond_ten_share_the_weight_of_ten() -> None:
+    logits = torch.zeros(2, 4, 4)
+    points = torch.full((2, 20, 3), 0.5)
+    points[0, :10, 2], points[0, 10:, 2] = 1, -1
+    points[1, :, 2] = 1
+    torch.testing.assert_close(*point_loss(logits, points))
 
 
 def test_the_mean_field_stays_fixed_at_points() -> None:
