@@ -237,7 +237,7 @@ class TrainSpec:
     oom_fallback: bool = setting(
         False,
         "Ours. When memory runs out, train again by itself at the next smaller crop, backbone or "
-        "batch.",
+        "batch. A run of several processes does not.",
         is_searchable=False,
     )
     optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
