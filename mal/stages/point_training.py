@@ -12,7 +12,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,19 +61,19 @@ def with_boxes_to_train_on(
         estimates = [estimate_to_json(value) for value in _estimate(reader, spec, run)]
         if Worker.current().is_first:
             write_json(path, {"estimates": estimates})
-    certain = _most_certain([estimate_from_json(value) for value in estimates])
+    certain = most_certain([estimate_from_json(value) for value in estimates])
     log.info("%d estimated boxes are certain enough to train on", len(certain))
     return reader.with_boxes(with_boxes(reader.boxes, certain))
 
 
-def _most_certain(estimates: Estimates) -> Estimates:
-    """Leave out the least consistent part, and what could not be asked about.
+def most_certain(estimates: Estimates) -> Estimates:
+    """Leave out the least consistent quarter, and objects of unreadable images.
 
     A part and not a bound: networks differ in how sure they are of all they say.
     """
-    consistency = np.array([estimate.consistency for _, estimate in estimates])
-    least = np.quantile(consistency, UNCERTAIN_SHARE, method="lower")
-    return [(row, estimate) for row, estimate in estimates if least <= estimate.consistency > 0]
+    by_consistency = sorted(estimates, key=lambda value: value[1].consistency)
+    certain = by_consistency[int(UNCERTAIN_SHARE * len(estimates)) :]
+    return [(row, estimate) for row, estimate in certain if estimate.consistency > 0]
 
 
 def _read(path: Path) -> list[list[object]] | None:
