@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow and not gpu" --durations 12
 
 test-container: $(VENV)/.dev ## Build the images and run them; skipped where Docker cannot run
 	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 \
