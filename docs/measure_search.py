@@ -1,4 +1,4 @@
-"""What each algorithm of `mal automl` finds from a learning rate a hundred times too low (demo set).
+"""What each algorithm of `mal automl` finds from a learning rate a hundred times too low.
 
     python docs/measure_search.py OUT --seeds 1 2 3 [--epochs 60]
 
