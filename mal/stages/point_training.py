@@ -101,7 +101,7 @@ def _estimate(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> Es
             device=run.device,
             thresholds=spec.train.mask_thres,
         )
-    return estimate_boxes(model, reader, settings, SizePrior())
+    return estimate_boxes(model, reader, settings, SizePrior.from_boxes(reader.boxes))
 
 
 class _TokenModel:

@@ -131,7 +131,7 @@ def _train_once(
         device=device,
         seed=start.spec.train.seed,
         stop=stop,
-        measure=_validation(start.spec, stop, session),
+        measure=_validation(start.spec, SizePrior.from_boxes(reader.boxes), stop, session),
         on_checkpoint=session.upload,
         warm_from=start.warm_from,
     )
@@ -165,7 +165,9 @@ def _shrink(
     return smaller
 
 
-def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Measure | None:
+def _validation(
+    spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest, session: Session
+) -> Measure | None:
     """Return how to measure on the validation set, or None where it has no masks."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
@@ -177,6 +179,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
     if not reader.boxes.has_masks():
         _say_unmeasured(session, "the validation set has no masks")
         return None
+    prior = SizePrior.from_boxes(reader.boxes) or trained_prior
     reader = _sample_boxes(reader, spec)
 
     def measure(module: Any) -> Mapping[str, float]:
@@ -192,7 +195,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
             return ensemble(*inputs)
 
         try:
-            return _measure(predict_unless_stopped, reader, spec)
+            return _measure(predict_unless_stopped, reader, prior, spec)
         finally:
             module.set_training_modes()
 
@@ -220,11 +223,11 @@ def _networks_to_measure(module: Any, spec: ExperimentSpec) -> list[Any]:
 
 
 def _measure(
-    model: ProbabilityModel, reader: ImageReader, spec: ExperimentSpec
+    model: ProbabilityModel, reader: ImageReader, prior: SizePrior, spec: ExperimentSpec
 ) -> dict[str, float]:
     """Return the figures, without those that no box within the limits of `evaluate` gives."""
     settings = prediction_settings(spec, spec.evaluate, spec.dataset.crop_size)
-    reader = with_estimated_boxes(model, reader, settings, SizePrior())
+    reader = with_estimated_boxes(model, reader, settings, prior)
     measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
     figures = measured.measurement.metrics
     names = ("mIoU", "mean_iou_instances", "box_iou")
