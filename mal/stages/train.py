@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ from mal.stages.memory import (
     smaller_training,
     training_shortage,
 )
-from mal.stages.point_training import with_boxes_to_train_on
+from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
@@ -135,7 +136,7 @@ def _train_once(
         on_checkpoint=session.upload,
         warm_from=start.warm_from,
     )
-    reader = with_boxes_to_train_on(reader, start.spec, run)
+    reader = with_boxes_to_train_on(reader, start, run)
     return train_network(reader, start.spec, run, start.resume_from)
 
 
@@ -162,6 +163,7 @@ def _shrink(
     log.warning("%s", message)
     session.status.write(Status.RUNNING, message, verbosity="WARNING")
     (session.path / EPOCH_METRICS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(session.path / FIRST_RUN_FOLDER, ignore_errors=True)
     return smaller
 
 
