@@ -199,15 +199,18 @@ def rows_without_box(boxes: CocoBoxes) -> NDArray[np.int64]:
 
 
 def has_boxes(boxes: CocoBoxes) -> bool:
-    """Whether any object has a real box."""
-    return len(rows_without_box(boxes)) < int((~boxes.is_crowd_N).sum())
+    """Whether any object has a real box; crowds count for nothing."""
+    is_real_N = ~boxes.is_crowd_N & ~np.isnan(boxes.box_area_N)
+    return bool(is_real_N.any())
 
 
 def with_boxes(boxes: CocoBoxes, estimates: Sequence[tuple[int, EstimatedBox]]) -> CocoBoxes:
-    """Return the set with estimated boxes in the place of missing ones."""
+    """Return the set with estimated boxes in the place of missing ones; real ones stay."""
+    missing = set(rows_without_box(boxes).tolist())
     box_xywh_N4 = boxes.box_xywh_N4.copy()
     for row, estimate in estimates:
-        box_xywh_N4[row] = estimate.box_xywh
+        if row in missing:
+            box_xywh_N4[row] = estimate.box_xywh
     return dataclasses.replace(boxes, box_xywh_N4=box_xywh_N4)
 
 

@@ -118,7 +118,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
         )
 
 
-def load_pretrained_weights(network: nn.Module, source: str) -> None:
+def load_pretrained_weights(network: nn.Module, source: str) -> bool:
     """Load what a source has for a new student.
 
     Of a MAL checkpoint this is its student, with the heads unless they are of another make (they
@@ -127,6 +127,9 @@ def load_pretrained_weights(network: nn.Module, source: str) -> None:
     Args:
         network: What gets the weights.
         source: A local or s3:// .pth, .ckpt or .safetensors file, or `timm:NAME` of the hub.
+
+    Returns:
+        Whether the heads are the source's too.
 
     Raises:
         ArtifactError: Nothing, or not all, of the backbone is in it.
@@ -139,10 +142,11 @@ def load_pretrained_weights(network: nn.Module, source: str) -> None:
     heads = _Fit(*(weights_of(weights, head_names(wanted)) for weights in (wanted, student)))
     if heads.given and not heads.problem():
         _load_checked(network, student, f"the student from {source}")
-        return
+        return True
     _load_backbone(network.get_submodule("backbone"), state, source)
     if heads.given:
         log.info("the heads start anew, those of %s are others: %s", source, heads.problem())
+    return False
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:

@@ -25,7 +25,7 @@ def with_estimated_boxes(
     model: ProbabilityModel,
     reader: ImageReader,
     settings: PredictionSettings,
-    trained_prior: SizePrior,
+    prior: SizePrior,
 ) -> ImageReader:
     """Return the set with a box for every object; itself where all have one.
 
@@ -33,9 +33,9 @@ def with_estimated_boxes(
         model: Is asked.
         reader: The set.
         settings: How crops are cut.
-        trained_prior: Sizes that the model was trained on, for a set with too few boxes of its own.
+        prior: Of the set itself, or what the model was trained on where it has too few boxes.
     """
-    estimates = estimate_boxes(model, reader, settings, trained_prior)
+    estimates = estimate_boxes(model, reader, settings, prior)
     return reader.with_boxes(with_boxes(reader.boxes, estimates)) if estimates else reader
 
 
@@ -43,7 +43,7 @@ def estimate_boxes(
     model: ProbabilityModel,
     reader: ImageReader,
     settings: PredictionSettings,
-    trained_prior: SizePrior,
+    prior: SizePrior,
 ) -> Estimates:
     """Return row and box of every object without one; of several ranks each asks for its share."""
     rows = rows_without_box(reader.boxes)
@@ -51,7 +51,6 @@ def estimate_boxes(
         return []
     rows = rows[np.argsort(reader.boxes.image_index_N[rows], kind="stable")]
     worker = Worker.current()
-    prior = SizePrior.from_boxes(reader.boxes) or trained_prior
     mine = BoxEstimator(model, settings, prior).estimate_all(reader, share_of(rows, worker))
     merged = merge_shares(
         mine, len(rows), worker, encode=estimate_to_json, decode=estimate_from_json

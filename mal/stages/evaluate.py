@@ -11,6 +11,7 @@ from mal import __version__
 from mal.artifacts import METRICS_FILE, REPORT_FILE, sha256_of_file, write_json
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.data.size_prior import SizePrior
 from mal.errors import SpecError
 from mal.evaluation.report import write_report
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
@@ -56,7 +57,8 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         loaded = load_model(section, spec, device)
         baseline = _training_free_model(loaded, device) if section.training_free else None
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
-        reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
+        prior = SizePrior.from_boxes(reader.boxes) or loaded.size_prior
+        reader = with_estimated_boxes(loaded.model, reader, settings, prior)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
         metrics = measured.measurement.metrics
         if baseline is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from mal.artifacts import REPORT_FILE
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
+from mal.data.size_prior import SizePrior
 from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
 from mal.labeling.label_file import write_labels
@@ -51,7 +52,8 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
-        reader = with_estimated_boxes(loaded.model, reader, settings, loaded.size_prior)
+        prior = SizePrior.from_boxes(reader.boxes) or loaded.size_prior
+        reader = with_estimated_boxes(loaded.model, reader, settings, prior)
         rows = np.arange(len(reader.boxes))
         masks = predict_rows(loaded.model, reader, rows, settings, "label")
         result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))

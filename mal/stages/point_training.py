@@ -1,24 +1,29 @@
 """Training on objects that have points only: their boxes are estimated before the run.
 
-A frozen pretrained ViT is asked what its tokens say (no training). Any other network is first
-trained on the objects with boxes, for half of the run. What was estimated is kept in the result
-folder, so that a run that goes on learns from the same boxes.
+A frozen pretrained ViT is asked what its tokens say (no training). Of any other network the one
+that the training goes on from is asked, or the teacher of a first run on the objects with boxes,
+half as long. What was estimated is kept in the result folder, so that a run that goes on learns
+from the same boxes; for another set it is estimated again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mal.artifacts import ESTIMATED_BOXES_FILE, LATEST_CHECKPOINT, write_json
+from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
-from mal.distributed.group import value_of_first
+from mal.distributed.group import file_of_first, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import AnnotationError
 from mal.labeling.box_estimation import has_boxes, rows_without_box, with_boxes
@@ -36,7 +41,8 @@ from mal.stages.estimation import (
     estimate_from_json,
     estimate_to_json,
 )
-from mal.training.trainer import TrainingRun, train_network
+from mal.stages.resume import Start, agree_on_start
+from mal.training.trainer import TrainingRun, build_student, train_network
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +51,16 @@ FIRST_RUN_FOLDER = "box_estimation"
 UNCERTAIN_SHARE = 0.25
 
 
-def with_boxes_to_train_on(
-    reader: ImageReader, spec: ExperimentSpec, run: TrainingRun
-) -> ImageReader:
+def with_boxes_to_train_on(reader: ImageReader, start: Start, run: TrainingRun) -> ImageReader:
     """Return the training set with estimated boxes; uncertain ones stay away.
 
     Raises:
         AnnotationError: There is nothing to learn boxes from.
+        ArtifactError: The network to ask cannot be loaded.
     """
     if not len(rows_without_box(reader.boxes)):
         return reader
-    path = run.folder / ESTIMATED_BOXES_FILE
-    estimates = value_of_first(_read(path)) if Worker.current().num_ranks > 1 else _read(path)
-    if estimates is None:
-        estimates = [estimate_to_json(value) for value in _estimate(reader, spec, run)]
-        if Worker.current().is_first:
-            write_json(path, {"estimates": estimates})
-    certain = most_certain([estimate_from_json(value) for value in estimates])
+    certain = most_certain(_kept_or_new_estimates(reader, start, run))
     log.info("%d estimated boxes are certain enough to train on", len(certain))
     return reader.with_boxes(with_boxes(reader.boxes, certain))
 
@@ -76,32 +75,66 @@ def most_certain(estimates: Estimates) -> Estimates:
     return [(row, estimate) for row, estimate in certain if estimate.consistency > 0]
 
 
-def _read(path: Path) -> list[list[object]] | None:
-    if not path.exists():
+def _kept_or_new_estimates(reader: ImageReader, start: Start, run: TrainingRun) -> Estimates:
+    """Return what was estimated for this very set, on every rank."""
+    path = run.folder / ESTIMATED_BOXES_FILE
+    digest = _digest_of(reader.boxes)
+    kept = value_of_first(_read_estimates(path, digest))
+    if kept is not None:
+        return [estimate_from_json(value) for value in kept]
+    if path.exists():
+        log.warning("%s is broken, or of another training set: estimating its boxes again", path)
+        shutil.rmtree(run.folder / FIRST_RUN_FOLDER, ignore_errors=True)
+        path.unlink()
+    estimates = _estimate(reader, start, run)
+    if Worker.current().is_first:
+        encoded = [estimate_to_json(value) for value in estimates]
+        write_json(path, {"set_sha256": digest, "estimates": encoded})
+    return estimates
+
+
+def _read_estimates(path: Path, digest: str) -> list[Any] | None:
+    """Return the kept estimates as JSON values; None where they are of another set, or broken."""
+    try:
+        content = json.loads(path.read_bytes())
+        return list(content["estimates"]) if content["set_sha256"] == digest else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    content: list[list[object]] = json.loads(path.read_bytes())["estimates"]
-    return content
 
 
-def _estimate(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> Estimates:
-    settings = dataclasses.replace(
-        prediction_settings(spec, spec.evaluate, spec.dataset.crop_size), num_workers=0
-    )
-    if spec.model.freeze_backbone and not is_hybrid(spec.model.arch):
-        network = MALNetwork(spec.model, spec.dataset.crop_size)
-        if spec.train.pretrained_model_path:
-            load_pretrained_weights(network, spec.train.pretrained_model_path)
-        assert isinstance(network.backbone, ViTBackbone)
-        model: ProbabilityModel = _TokenModel(network.backbone, run.device, spec)
-        settings = dataclasses.replace(settings, thresholds=[0.5])
+def _digest_of(boxes: CocoBoxes) -> str:
+    """Return a digest of what the estimates of a set depend on: its boxes and points."""
+    points = boxes.points
+    assert points is not None
+    digest = hashlib.sha256()
+    for values in (
+        boxes.box_xywh_N4, boxes.image_index_N, points.xy_P2, points.label_P, points.start_N1,
+    ):  # fmt: skip
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _estimate(reader: ImageReader, start: Start, run: TrainingRun) -> Estimates:
+    """Ask the tokens of a frozen ViT, or a trained network."""
+    if start.spec.model.freeze_backbone and not is_hybrid(start.spec.model.arch):
+        model: ProbabilityModel = _TokenModel(_frozen_backbone(start), run.device, start.spec)
+        thresholds = [0.5]
     else:
+        if start.resume_from is None and has_boxes(reader.boxes):
+            start = _train_on_boxes(reader, start.spec, run)
+        thresholds = start.spec.train.mask_thres
         model = NetworkEnsemble(
-            [_first_network(reader, spec, run)],
+            [_trained_network(start, reader.boxes)],
             use_flip=False,
             device=run.device,
-            thresholds=spec.train.mask_thres,
+            thresholds=thresholds,
         )
-    return estimate_boxes(model, reader, settings, SizePrior())
+    settings = dataclasses.replace(
+        prediction_settings(start.spec, start.spec.evaluate, start.spec.dataset.crop_size),
+        num_workers=0,
+        thresholds=thresholds,
+    )
+    return estimate_boxes(model, reader, settings, SizePrior.from_boxes(reader.boxes))
 
 
 class _TokenModel:
@@ -120,38 +153,50 @@ class _TokenModel:
         return prior_logits(tokens_BDhw, unit_box_B4.to(self.device), self.temperature).sigmoid()
 
 
-def _first_network(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> MALNetwork:
-    """Return the teacher of a first run on the objects with boxes, or the network to start from.
+def _frozen_backbone(start: Start) -> ViTBackbone:
+    """Return the backbone that the training will have, a random one too."""
+    torch.manual_seed(start.spec.train.seed)
+    checkpoint = read_checkpoint(start.resume_from) if start.resume_from else None
+    backbone = build_student(start.spec, checkpoint, start.warm_from).backbone
+    assert isinstance(backbone, ViTBackbone)
+    return backbone
 
-    Raises:
-        AnnotationError: There are neither boxes nor a trained network.
-    """
-    network = MALNetwork(spec.model, spec.dataset.crop_size)
-    if not has_boxes(reader.boxes):
-        if not (spec.train.pretrained_model_path and is_hybrid(spec.model.arch)):
-            raise AnnotationError(
-                f"training set must have some boxes, got points only in {reader.boxes.path}. Draw "
-                "boxes for a tenth of the objects, start from a trained checkpoint "
-                "(train.pretrained_model_path), or freeze a pretrained ViT "
-                "(model.freeze_backbone=true)."
-            )
-        load_pretrained_weights(network, spec.train.pretrained_model_path)
-        return network
+
+def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> Start:
+    """Train on the objects with boxes, for half of the run; returns where one may go on from."""
     folder = run.folder / FIRST_RUN_FOLDER
     folder.mkdir(exist_ok=True)
-    latest = folder / LATEST_CHECKPOINT
     train = dataclasses.replace(
         spec.train,
         max_steps=-(-spec.train.max_steps // 2),
         num_epochs=-(-spec.train.num_epochs // 2),
         resume_training_checkpoint_path="",
     )
+    wandb = dataclasses.replace(spec.wandb, enable=False)
+    first_spec = dataclasses.replace(spec, train=train, wandb=wandb)
+    start = agree_on_start(first_spec, folder, has_shrunk=False)
     log.info("training on the objects with boxes first, to find the boxes of the others")
-    train_network(
-        reader,
-        dataclasses.replace(spec, train=train, wandb=dataclasses.replace(spec.wandb, enable=False)),
-        dataclasses.replace(run, folder=folder, measure=None),
-        latest if latest.exists() else None,
+    first_run = dataclasses.replace(run, folder=folder, measure=None)
+    train_network(reader, start.spec, first_run, start.resume_from)
+    latest = folder / LATEST_CHECKPOINT if Worker.current().is_first else None
+    return Start(start.spec, resume_from=file_of_first(latest, folder))
+
+
+def _trained_network(start: Start, boxes: CocoBoxes) -> MALNetwork:
+    """Return the teacher of the run that the start goes on from, else a trained student.
+
+    Raises:
+        AnnotationError: There is neither.
+    """
+    network = MALNetwork(start.spec.model, start.spec.dataset.crop_size)
+    if start.resume_from:
+        load_network_weights(network, read_checkpoint(start.resume_from), "teacher")
+        return network
+    source = start.warm_from or start.spec.train.pretrained_model_path
+    if source and load_pretrained_weights(network, str(source)):
+        return network
+    raise AnnotationError(
+        f"training set must have some boxes, got points only in {boxes.path}. Draw boxes for a "
+        "tenth of the objects, start from a checkpoint of mal train for this network "
+        "(train.pretrained_model_path), or freeze a pretrained ViT (model.freeze_backbone=true)."
     )
-    load_network_weights(network, read_checkpoint(latest), "teacher")
-    return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ from mal.stages.memory import (
     smaller_training,
     training_shortage,
 )
-from mal.stages.point_training import with_boxes_to_train_on
+from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
@@ -131,11 +132,11 @@ def _train_once(
         device=device,
         seed=start.spec.train.seed,
         stop=stop,
-        measure=_validation(start.spec, stop, session),
+        measure=_validation(start.spec, SizePrior.from_boxes(reader.boxes), stop, session),
         on_checkpoint=session.upload,
         warm_from=start.warm_from,
     )
-    reader = with_boxes_to_train_on(reader, start.spec, run)
+    reader = with_boxes_to_train_on(reader, start, run)
     return train_network(reader, start.spec, run, start.resume_from)
 
 
@@ -162,10 +163,13 @@ def _shrink(
     log.warning("%s", message)
     session.status.write(Status.RUNNING, message, verbosity="WARNING")
     (session.path / EPOCH_METRICS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(session.path / FIRST_RUN_FOLDER, ignore_errors=True)
     return smaller
 
 
-def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Measure | None:
+def _validation(
+    spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest, session: Session
+) -> Measure | None:
     """Return how to measure on the validation set, or None where it has no masks."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
@@ -177,6 +181,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
     if not reader.boxes.has_masks():
         _say_unmeasured(session, "the validation set has no masks")
         return None
+    prior = SizePrior.from_boxes(reader.boxes) or trained_prior
     reader = _sample_boxes(reader, spec)
 
     def measure(module: Any) -> Mapping[str, float]:
@@ -192,7 +197,7 @@ def _validation(spec: ExperimentSpec, stop: StopRequest, session: Session) -> Me
             return ensemble(*inputs)
 
         try:
-            return _measure(predict_unless_stopped, reader, spec)
+            return _measure(predict_unless_stopped, reader, prior, spec)
         finally:
             module.set_training_modes()
 
@@ -220,11 +225,11 @@ def _networks_to_measure(module: Any, spec: ExperimentSpec) -> list[Any]:
 
 
 def _measure(
-    model: ProbabilityModel, reader: ImageReader, spec: ExperimentSpec
+    model: ProbabilityModel, reader: ImageReader, prior: SizePrior, spec: ExperimentSpec
 ) -> dict[str, float]:
     """Return the figures, without those that no box within the limits of `evaluate` gives."""
     settings = prediction_settings(spec, spec.evaluate, spec.dataset.crop_size)
-    reader = with_estimated_boxes(model, reader, settings, SizePrior())
+    reader = with_estimated_boxes(model, reader, settings, prior)
     measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
     figures = measured.measurement.metrics
     names = ("mIoU", "mean_iou_instances", "box_iou")

@@ -109,7 +109,7 @@ def train_network(
     if spec.train.compile:
         require_compiler(run.device)
     checkpoint = read_checkpoint(resume_from) if resume_from else None
-    student = _build_student(spec, checkpoint, run.warm_from)
+    student = build_student(spec, checkpoint, run.warm_from)
     rows = select_training_boxes(reader, spec)
     profiler = StepProfile(run.folder, run.device) if spec.train.profile else PassThroughProfiler()
     drawn = TrainingCrops(reader, rows, spec, run.seed)
@@ -181,7 +181,7 @@ def _facts_of(boxes: CocoBoxes) -> dict[str, Any]:
     return {SIZE_PRIOR_KEY: SizePrior.from_boxes(boxes).to_json()}
 
 
-def _build_student(
+def build_student(
     spec: ExperimentSpec, checkpoint: Mapping[str, Any] | None, warm_from: Path | None
 ) -> MALNetwork:
     """Build the student with the weights it goes on from, or starts from.

@@ -109,6 +109,24 @@ def write_tiny_set(
     return TinySet(path, images_dir)
 
 
+KINDS = ("box", "box+points", "point")
+
+
+def with_points(data: TinySet, name: str = "points.json", kinds: Sequence[str] = KINDS) -> TinySet:
+    """Return the set with its objects of these kinds in turn: a box, two points more, one point."""
+    document = data.document()
+    for number, annotation in enumerate(document["annotations"]):
+        x, y, w, h = annotation["bbox"]
+        centre, corner = [x + w / 2, y + h / 2, 1], [x + 1, y + 1, 0]
+        kind = kinds[number % len(kinds)]
+        if kind == "box+points":
+            annotation["points"] = [centre, corner]
+        elif kind == "point":
+            annotation["points"] = [centre]
+            del annotation["bbox"]
+    return data.rewritten(document, name)
+
+
 def training_overrides(
     train: TinySet, results_dir: Path | str, val: TinySet | None = None
 ) -> list[str]:

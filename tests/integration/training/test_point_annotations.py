@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tiny_sets import HYBRID, TINY_VIT, TinySet, training_spec, write_tiny_set
+from tiny_sets import (
+    HYBRID,
+    KINDS,
+    TINY_VIT,
+    TinySet,
+    training_spec,
+    with_points,
+    write_tiny_set,
+)
 
 import mal
 from mal.cli import main as command_line
@@ -20,23 +28,6 @@ from mal.errors import AnnotationError, MalError
 from mal.labeling.predictor import NetworkEnsemble
 from mal.spec import load_spec
 from mal.stages import TrainResult, run_evaluate, run_export, run_inference, run_train
-
-KINDS = ("box", "box+points", "point")
-
-
-def with_points(data: TinySet, name: str = "points.json") -> TinySet:
-    """Return the set with every third object a box, box and two points, one point."""
-    document = data.document()
-    for number, annotation in enumerate(document["annotations"]):
-        x, y, w, h = annotation["bbox"]
-        centre, corner = [x + w / 2, y + h / 2, 1], [x + 1, y + 1, 0]
-        kind = KINDS[number % 3]
-        if kind == "box+points":
-            annotation["points"] = [centre, corner]
-        elif kind == "point":
-            annotation["points"] = [centre]
-            del annotation["bbox"]
-    return data.rewritten(document, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +211,7 @@ def test_points_that_no_trained_object_has_change_no_bit_of_the_weights(
 
 def test_a_set_of_points_only_says_what_it_needs(tmp_path: Path) -> None:
     boxes = write_tiny_set(tmp_path / "set", num_images=2)
-    document = boxes.document()
-    for annotation in document["annotations"]:
-        x, y, w, h = annotation.pop("bbox")
-        annotation["points"] = [[x + w / 2, y + h / 2, 1]]
-    data = boxes.rewritten(document, "only.json")
+    data = with_points(boxes, kinds=["point"])
     with pytest.raises(AnnotationError, match="must have some boxes, got points only"):
         run_train(training_spec(data, tmp_path / "train"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from mal.data.crop_dataset import ImageReader
 from mal.data.points import LabelledPoint, PointPrompts
 from mal.data.size_prior import SizePrior
 from mal.errors import AnnotationError
-from mal.labeling.box_estimation import BoxEstimator, box_iou, grow, part_with_points
+from mal.labeling.box_estimation import (
+    BoxEstimator,
+    EstimatedBox,
+    box_iou,
+    grow,
+    has_boxes,
+    part_with_points,
+    with_boxes,
+)
 from mal.labeling.predictor import PredictionSettings
 
 SETTINGS = PredictionSettings(crop_size=64, margin_rate=0.8, thresholds=[0.5])
@@ -115,3 +124,38 @@ def test_a_seed_outside_the_mask_is_a_part_of_its_own() -> None:
     seed = np.zeros((3, 3), dtype=np.bool_)
     seed[1, 1] = True
     assert np.array_equal(grow(seed, np.zeros((3, 3), dtype=np.bool_)), seed)
+
+
+BOX, CROWD, POINT, CROWD_POINT = "box", "crowd", "point", "crowd of a point"
+
+
+def boxes_of(*kinds: str) -> CocoBoxes:
+    """Return a set of objects that have a box, or a point alone."""
+    is_point = [kind in (POINT, CROWD_POINT) for kind in kinds]
+    picture = Picture(points=[(2, 2, 1)])
+    return dataclasses.replace(
+        picture.boxes,
+        box_xywh_N4=np.array([[np.nan] * 4 if of_point else [1, 1, 9, 9] for of_point in is_point]),
+        is_crowd_N=np.array([kind in (CROWD, CROWD_POINT) for kind in kinds]),
+        points=PointPrompts.from_lists([[(2, 2, 1)] * of_point for of_point in is_point], is_point),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ((BOX, POINT), True),
+        ((POINT, POINT), False),
+        ((BOX, CROWD_POINT, POINT), True),
+        ((CROWD, POINT), False),
+        ((CROWD, CROWD_POINT, POINT), False),
+    ],
+)
+def test_crowds_are_no_boxes_to_learn_from(kinds: tuple[str, ...], expected: bool) -> None:
+    assert has_boxes(boxes_of(*kinds)) is expected
+
+
+def test_an_estimate_never_replaces_a_real_box() -> None:
+    estimate = EstimatedBox(np.array([3.0, 3, 5, 5]), 0.5)
+    filled = with_boxes(boxes_of(BOX, POINT), [(0, estimate), (1, estimate)])
+    np.testing.assert_array_equal(filled.box_xywh_N4, [[1, 1, 9, 9], [3, 3, 5, 5]])

@@ -587,7 +587,7 @@ def test_a_new_student_starts_from_a_whole_one(tmp_path: Path, name: str, rename
     for role, network in networks.items():
         state |= prefixed(f"{role}.", rename(network.state_dict()))
     fresh = network_of(seed=4)
-    load_pretrained_weights(fresh, str(save(tmp_path, {"state_dict": state}, name)))
+    assert load_pretrained_weights(fresh, str(save(tmp_path, {"state_dict": state}, name)))
     assert is_equal(fresh, networks["student"].state_dict())
 
 
@@ -599,7 +599,7 @@ def test_heads_that_do_not_fit_start_anew_and_the_log_says_why(
     champion = network_of(wider, crop_size=64).state_dict()
     path = save(tmp_path, {"state_dict": prefixed("student.", champion)})
     fresh, untouched = network_of(seed=4), network_of(seed=4).state_dict()
-    load_pretrained_weights(fresh, str(path))
+    assert not load_pretrained_weights(fresh, str(path))
     mine = fresh.state_dict()
     for key, value in mine.items():
         if key != "backbone.pos_embed":
@@ -611,7 +611,7 @@ def test_heads_that_do_not_fit_start_anew_and_the_log_says_why(
 
 def test_a_new_student_takes_a_plain_backbone(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     fresh = network_of()
-    load_pretrained_weights(fresh, str(save(tmp_path, {"model": weights})))
+    assert not load_pretrained_weights(fresh, str(save(tmp_path, {"model": weights})))
     assert torch.equal(fresh.backbone.state_dict()["norm.bias"], weights["norm.bias"])
 
 

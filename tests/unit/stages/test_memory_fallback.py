@@ -12,13 +12,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_sets import TINY_VIT, TinySet, Trained, training_overrides, training_spec, write_tiny_set
+from tiny_sets import (
+    TINY_VIT,
+    TinySet,
+    Trained,
+    training_overrides,
+    training_spec,
+    with_points,
+    write_tiny_set,
+)
 from torch import Tensor
 
 from mal.cli import main
 from mal.errors import MemoryShortageError
 from mal.model.network import MALNetwork
 from mal.stages import memory, run_train
+from mal.stages.point_training import FIRST_RUN_FOLDER
 from mal.status import Status
 
 # Crops of the ladder, small enough for a test: 64 -> 48 -> 32.
@@ -236,6 +245,30 @@ def test_a_restarted_command_goes_on_at_the_size_it_came_down_to(
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
     assert any(f"came down to dataset.crop_size {SMALL}" in line for line in caplog.messages)
     assert len(warnings_in(folder)) == 2
+
+
+def test_a_first_run_that_outgrows_memory_begins_anew_at_the_next_size(
+    data: TinySet, tmp_path: Path, limit: Limit
+) -> None:
+    folder = tmp_path / "run"
+    first_run = folder / FIRST_RUN_FOLDER / "mal_model_latest.pth"
+    limit(lambda image, _: image.shape[-1] == LARGE and first_run.exists())
+    assert main(arguments(with_points(data), folder, LARGE, FALLBACK, "train.num_epochs=4")) == 0
+    assert saved_crop(first_run) == saved_crop(folder / "mal_model_latest.pth") == MIDDLE
+
+
+def test_a_restarted_first_run_goes_on_at_the_size_it_came_down_to(
+    data: TinySet, tmp_path: Path, limit: Limit
+) -> None:
+    folder = tmp_path / "run"
+    first_run = folder / FIRST_RUN_FOLDER / "mal_model_latest.pth"
+    limit(lambda *_: (folder / "estimated_boxes.json").exists())
+    assert main(arguments(with_points(data), folder, SMALL)) == 2
+    (folder / "estimated_boxes.json").unlink()
+    limit(lambda *_: False)
+    assert main(arguments(with_points(data), folder, MIDDLE, FALLBACK, "train.num_epochs=4")) == 0
+    assert saved_crop(first_run) == SMALL
+    assert saved_crop(folder / "mal_model_latest.pth") == MIDDLE
 
 
 def test_without_the_fallback_it_does_not_go_on_at_another_size(
