@@ -156,8 +156,8 @@ def checked_prompts(
         MalError: They are not what `Predictor.predict` takes.
     """
     points_of_each = None if points is None else _parse_points_of_each(points, image)
-    if boxes is not None:
-        box_xyxy_N4 = _checked_boxes(boxes)
+    box_xyxy_N4 = None if boxes is None else _checked_boxes(boxes)
+    if box_xyxy_N4 is not None:
         box_xywh_N4 = np.concatenate(
             [box_xyxy_N4[:, :2], box_xyxy_N4[:, 2:] - box_xyxy_N4[:, :2]], 1
         )
@@ -172,13 +172,10 @@ def checked_prompts(
             f"points must be a list for each of the {len(box_xywh_N4)} boxes, got "
             f"{len(points_of_each)}. Give [] for a box without points."
         )
-    if boxes is None:
-        for number, own in enumerate(points_of_each):
-            if not any(label == ON for _, _, label in own):
-                raise MalError(
-                    f"an object without a box must have a point on it, got {own} for object "
-                    f"{number}. Give one with label 1."
-                )
+    if box_xyxy_N4 is None:
+        _check_that_each_has_a_point_on_it(points_of_each)
+    else:
+        _check_that_boxes_hold_their_points(box_xyxy_N4, points_of_each)
     if not any(points_of_each):
         return box_xywh_N4, None
     return box_xywh_N4, PointPrompts.from_lists(
@@ -186,17 +183,39 @@ def checked_prompts(
     )
 
 
+def _check_that_each_has_a_point_on_it(points_of_each: list[list[LabelledPoint]]) -> None:
+    for number, own in enumerate(points_of_each):
+        if not any(label == ON for _, _, label in own):
+            raise MalError(
+                f"an object without a box must have a point on it, got {own} for object "
+                f"{number}. Give one with label 1."
+            )
+
+
+def _check_that_boxes_hold_their_points(
+    box_xyxy_N4: NDArray[np.float64], points_of_each: list[list[LabelledPoint]]
+) -> None:
+    """Refuse what would be left out of a file: a mask never reaches beyond its box."""
+    for number, own in enumerate(points_of_each):
+        x0, y0, x1, y1 = box_xyxy_N4[number].tolist()
+        for x, y, label in own:
+            if label == ON and not (x0 <= x <= x1 and y0 <= y <= y1):
+                raise MalError(
+                    f"points on an object must lie in its box, got ({x:g}, {y:g}) for object "
+                    f"{number} of box {[x0, y0, x1, y1]}. Enlarge the box, or give none."
+                )
+
+
 def _parse_points_of_each(
     points: Sequence[Any] | NDArray[Any], image: NDArray[np.uint8]
 ) -> list[list[LabelledPoint]]:
-    listed = points.tolist() if isinstance(points, np.ndarray) else list(points)
-    if listed and is_labelled_point(listed[0]):
+    listed = _without_numpy(points)
+    if not isinstance(listed, list) or any(map(is_labelled_point, listed[:1])):
         listed = [listed]
     height, width = image.shape[:2]
     parsed = []
     for number, value in enumerate(listed):
-        own = value.tolist() if isinstance(value, np.ndarray) else value
-        own = parse_points(own and [list(point) for point in own], f"object {number}")
+        own = parse_points(value, f"object {number}")
         for x, y, _ in own:
             if not (0 <= x < width and 0 <= y < height):
                 raise MalError(
@@ -205,6 +224,13 @@ def _parse_points_of_each(
                 )
         parsed.append(own)
     return parsed
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return lists and numbers as JSON has them for arrays and NumPy's numbers, at any depth."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return [*map(_without_numpy, value)] if isinstance(value, list | tuple) else value
 
 
 def _check_image(image: Any) -> None:
