@@ -34,8 +34,10 @@ class Predictor:
     `train.*` of its spec) or exported (`mal_model.json`) with.
 
     Features of the latest crops are kept: the same boxes with other points cost a decoding only.
-    So is the box that was estimated for an object without one, known by its first point on the
-    object, as long as its further points on the object lie inside.
+    So are the boxes that were estimated for objects without one. Points that begin with those a
+    box was estimated of are further clicks on its object, and keep the box while those on the
+    object lie inside. All others start over: as in `mal inference`, a box is estimated of all that
+    are given. So do the same points in another order.
 
     Args:
         path: A .pth of mal train or a .onnx of mal export, local or s3://, or a result folder.
@@ -55,9 +57,8 @@ class Predictor:
         settings = prediction_settings(loaded.spec, loaded.spec.inference, loaded.crop_size)
         self._settings = dataclasses.replace(settings, num_workers=0)
         self._estimator = BoxEstimator(self._prompted, self._settings, loaded.size_prior)
-        self._estimated: OrderedDict[tuple[bytes, float, float], NDArray[np.float64]] = (
-            OrderedDict()
-        )
+        # By the image's hash and the points.
+        self._estimated: OrderedDict[tuple[bytes, bytes], NDArray[np.float64]] = OrderedDict()
 
     def predict(
         self,
@@ -99,16 +100,25 @@ class Predictor:
         for row in rows_without_box(reader.boxes).tolist():
             assert reader.boxes.points is not None
             xy_K2, label_K = reader.boxes.points.of(row)
-            on_K2 = xy_K2[label_K == ON]
-            key = digest, float(on_K2[0, 0]), float(on_K2[0, 1])
-            box_xywh = self._estimated.get(key)
-            if box_xywh is None or not _are_inside(on_K2, box_xywh):
-                estimate = self._estimator.estimate(reader, row)
-                box_xywh = self._estimated[key] = estimate.box_xywh
+            point_K3 = np.column_stack([xy_K2, label_K])
+            box_xywh = self._kept_box(digest, point_K3)
+            if box_xywh is None:
+                box_xywh = self._estimator.estimate(reader, row).box_xywh
+                self._estimated[digest, point_K3.tobytes()] = box_xywh
             estimates.append((row, EstimatedBox(box_xywh, 1.0)))
         while len(self._estimated) > MAX_KEPT_BOXES:
             self._estimated.popitem(last=False)
         return with_boxes(reader.boxes, estimates)
+
+    def _kept_box(self, digest: bytes, point_K3: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the box of the most first points that have one, if it holds the further ones."""
+        for count in range(len(point_K3), 0, -1):
+            box_xywh = self._estimated.get((digest, point_K3[:count].tobytes()))
+            if box_xywh is not None:
+                further_K3 = point_K3[count:]
+                on_K2 = further_K3[further_K3[:, 2] == ON, :2]
+                return box_xywh if _are_inside(on_K2, box_xywh) else None
+        return None
 
 
 def _are_inside(xy_K2: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> bool:

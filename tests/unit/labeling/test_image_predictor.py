@@ -14,7 +14,9 @@ from pycocotools import mask as coco_mask
 from tiny_sets import Trained
 
 import mal
+from mal.data.crop_dataset import ImageReader
 from mal.errors import ArtifactError, MalError, StorageError
+from mal.labeling.box_estimation import EstimatedBox
 from mal.labeling.image_predictor import checked_prompts
 from mal.spec import load_spec
 from mal.stages import run_inference
@@ -156,6 +158,61 @@ def test_a_point_on_an_object_outside_its_box_is_refused(place: list[float]) -> 
         checked_prompts(boxes, [[], [[5, 5, 1], [*place, 1]]], IMAGE)
     _, prompts = checked_prompts(boxes, [[], [[3, 9, 1], [*place, 0]]], IMAGE)
     assert prompts is not None, "a point off the object may lie anywhere"
+
+
+@pytest.fixture
+def clicked(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> tuple[mal.Predictor, list[list[list[float]]]]:
+    """A predictor, and a list of the points that it has estimated a box of: always 10 x 10 px."""
+    predictor = mal.Predictor(trained.result.checkpoint)
+    estimated_of = []
+
+    def estimate(reader: ImageReader, row: int) -> EstimatedBox:
+        assert reader.boxes.points is not None
+        xy_K2, label_K = reader.boxes.points.of(row)
+        estimated_of.append(np.column_stack([xy_K2, label_K]).tolist())
+        return EstimatedBox(np.array([*(xy_K2[label_K == 1][0] - 5), 10, 10]), 1.0)
+
+    monkeypatch.setattr(predictor._estimator, "estimate", estimate)
+    return predictor, estimated_of
+
+
+ON, ON_TOO, FAR, OFF = [8, 9, 1], [9, 10, 1], [25, 9, 1], [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("clicks", "expected"),
+    [
+        ([[ON], [ON, OFF], [ON, OFF, ON_TOO]], [[ON]]),
+        ([[OFF, ON], [OFF, ON, ON_TOO]], [[OFF, ON]]),
+        ([[ON], [ON, FAR], [ON, FAR, OFF]], [[ON], [ON, FAR]]),
+        ([[ON], [OFF, ON]], [[ON], [OFF, ON]]),
+        ([[ON, OFF], [ON]], [[ON, OFF], [ON]]),
+        ([[ON, OFF], [ON], [ON, OFF]], [[ON, OFF], [ON]]),
+        ([[ON], [ON_TOO]], [[ON], [ON_TOO]]),
+    ],
+    ids=[
+        "further clicks", "off first", "outside the box", "another order", "a click taken back",
+        "the same again", "another object",
+    ],
+)  # fmt: skip
+def test_further_clicks_keep_the_box_and_all_else_starts_over(
+    clicked: tuple[mal.Predictor, list[list[list[float]]]], clicks: list[Any], expected: list[Any]
+) -> None:
+    predictor, estimated_of = clicked
+    for points in clicks:
+        predictor.predict(IMAGE, points=points)
+    assert estimated_of == expected
+
+
+def test_a_click_on_another_image_starts_over(
+    clicked: tuple[mal.Predictor, list[list[list[float]]]],
+) -> None:
+    predictor, estimated_of = clicked
+    for image in (IMAGE, IMAGE + np.uint8(1), IMAGE):
+        predictor.predict(image, points=[ON])
+    assert estimated_of == [[ON], [ON]]
 
 
 def test_a_model_without_its_settings_is_refused(
