@@ -3,8 +3,9 @@
     python docs/sample_points.py SET.json OUT.json --points 3 --seed 1 [--without-boxes 0.5]
 
 Of more than one point half lie on the object and half off it, inside its box; none lies within 2 px
-of the boundary. --without-boxes takes the box from that share of the objects, drawn at random. What
-an object gets depends on the seed and its id alone: ten points begin with the three.
+of the boundary. --without-boxes takes the box from that share of the objects, drawn at random; one
+that has no point on it, being too thin, then leaves the file. What an object gets depends on the
+seed and its id alone: ten points begin with the three.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def _inside(box_xywh: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np
 def annotate(document: dict[str, Any], boxes: CocoBoxes, arguments: argparse.Namespace) -> None:
     """Add points to the objects of a document, and take boxes away."""
     num_objects = num_boxless = num_pointless = 0
+    left_out = set()
     for row, position in enumerate(boxes.annotation_position_N.tolist()):
         annotation, rle = document["annotations"][position], boxes.rle_of(row)
         if rle is None or boxes.is_crowd_N[row]:
@@ -84,12 +86,21 @@ def annotate(document: dict[str, Any], boxes: CocoBoxes, arguments: argparse.Nam
         num_objects += 1
         num_pointless += not points
         annotation["points"] = points
-        has_on = any(label for _, _, label in points)
-        if has_on and np.random.default_rng([*seed, 1]).uniform() < arguments.without_boxes:
+        if np.random.default_rng([*seed, 1]).uniform() >= arguments.without_boxes:
+            continue
+        if any(label for _, _, label in points):
             del annotation["bbox"]
             num_boxless += 1
+        else:
+            left_out.add(position)
+    document["annotations"] = [
+        annotation
+        for position, annotation in enumerate(document["annotations"])
+        if position not in left_out
+    ]
     sys.stdout.write(
-        f"{num_objects} objects, {num_boxless} without a box, {num_pointless} without a point\n"
+        f"{num_objects} objects, {num_boxless} without a box, {num_pointless} without a point; "
+        f"{len(left_out)} left out, with neither a box nor a point on them\n"
     )
 
 

@@ -20,7 +20,8 @@ def export(
     Args:
         dataset: Manifest of snapshot_dataset; recorded as what the model came from.
         model: Model folder of train.
-        onnx: Folder with mal_model.onnx and mal_model.json.
+        onnx: Folder with mal_model.onnx and mal_model.json, and for points mal_encoder.onnx and
+            mal_decoder.onnx.
         summary: The exported model, and how closely it agrees with PyTorch.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.

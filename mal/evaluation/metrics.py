@@ -134,11 +134,14 @@ def mean_over_instances(
 def instances_by_size(
     boxes: CocoBoxes, instances: Iterable[InstanceScore]
 ) -> dict[str, list[InstanceScore]]:
-    """Sort instances into small, medium and large boxes; all three keys are present."""
-    box_area_N = boxes.box_area_N
+    """Sort instances into small, medium and large boxes; all three keys are present.
+
+    Of an object of points only the true mask's box counts, as in `rows_to_measure`.
+    """
+    area_N = _true_side_N2(boxes).prod(axis=1)
     groups: dict[str, list[InstanceScore]] = {size: [] for size in SIZES}
     for score in instances:
-        groups[size_of_box(float(box_area_N[score.index]))].append(score)
+        groups[size_of_box(float(area_N[score.index]))].append(score)
     return groups
 
 
@@ -203,15 +206,21 @@ def rows_to_measure(
     An object of points only is as large as its true mask: what is measured must not depend on what
     a model takes for its box.
     """
-    side_N2 = boxes.box_xywh_N4[:, 2:].copy()
-    if boxes.points is not None:
-        for row in np.flatnonzero(boxes.points.is_without_box_N).tolist():
-            side_N2[row] = _true_sides(boxes, row) or side_N2[row]
+    side_N2 = _true_side_N2(boxes)
     return np.flatnonzero(
         ~boxes.is_crowd_N
         & (side_N2[:, 0] * side_N2[:, 1] > min_box_area)
         & (side_N2.min(axis=1, initial=np.inf) >= min_box_side)
     )
+
+
+def _true_side_N2(boxes: CocoBoxes) -> NDArray[np.float64]:  # noqa: N802 - a shape letter
+    """Return width and height of given boxes, and in the place of estimated ones, of true masks."""
+    side_N2 = boxes.box_xywh_N4[:, 2:].copy()
+    if boxes.points is not None:
+        for row in np.flatnonzero(boxes.points.is_without_box_N).tolist():
+            side_N2[row] = _true_sides(boxes, row) or side_N2[row]
+    return side_N2
 
 
 def _true_sides(boxes: CocoBoxes, row: int) -> tuple[float, float] | None:

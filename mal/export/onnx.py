@@ -153,7 +153,9 @@ def _export_prompted(graph: ExportedGraph, folder: Path, spec: ExperimentSpec) -
         else:
             write_encoder(encoder, encoder_path, size, opset)
         write_decoder(decoder, decoder_path, opset)
-        difference = largest_prompted_difference(encoder, decoder, encoder_path, decoder_path)
+        difference = largest_prompted_difference(
+            graph, encoder, decoder, encoder_path, decoder_path
+        )
         _require_agreement(difference, spec)
     return difference
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mal.data.points import NO_POINT
 from mal.export.graph_file import write_graph
 from mal.labeling.onnx_model import run_file
+from mal.model.fused_head import STEM_SCALE
 from mal.model.heads import resize_to
 from mal.model.network import MALNetwork, encode_each
 from mal.model.prompt import refine_by_points
 
-# The stem of the fused head looks at the image at so many times the map's size.
-STEM_SCALE = 2
 _PARITY_POINTS = (3, 1)
 
 
@@ -117,7 +117,12 @@ class PromptDecoder(nn.Module):
 
 
 def _one_a_backbone(networks: Sequence[MALNetwork]) -> list[MALNetwork]:
-    return list({id(network.backbone): network for network in reversed(networks)}.values())[::-1]
+    """Return the first network of each backbone."""
+    chosen: list[MALNetwork] = []
+    for network in networks:
+        if all(network.backbone is not other.backbone for other in chosen):
+            chosen.append(network)
+    return chosen
 
 
 def write_encoder(encoder: PromptEncoder, path: Path, crop_size: int, opset_version: int) -> None:
@@ -141,11 +146,24 @@ def write_decoder(decoder: PromptDecoder, path: Path, opset_version: int) -> Non
 
 
 def largest_prompted_difference(
-    encoder: PromptEncoder, decoder: PromptDecoder, encoder_path: Path, decoder_path: Path
+    graph: nn.Module,
+    encoder: PromptEncoder,
+    decoder: PromptDecoder,
+    encoder_path: Path,
+    decoder_path: Path,
 ) -> float:
     """Return the largest difference of probabilities between the two files and PyTorch.
 
-    Asked with other numbers of items and points than they were traced with.
+    Asked with other numbers of items and points than they were traced with. Without points the two
+    must say what the whole graph says, but for the extremes 0 and 1 (see `refine_by_points`): a
+    mistake in how it was cut in two is in both files.
+
+    Args:
+        graph: Image and area of the box to probabilities.
+        encoder: What the first file was written from.
+        decoder: What the second file was written from.
+        encoder_path: The first file.
+        decoder_path: The second file.
     """
     differences = []
     for num_items, num_points in zip((3, 1), _PARITY_POINTS, strict=True):
@@ -153,9 +171,14 @@ def largest_prompted_difference(
         prompts = _prompts(num_items, num_points, decoder.crop_size)
         with torch.inference_mode():
             expected = decoder(encoder(image), *prompts.values()).numpy()
+            expected_plain = graph(image, prompts["box_area"]).numpy()
         features = torch.from_numpy(run_file(encoder_path, {"image": image}))
-        found = run_file(decoder_path, {"features": features, **prompts})
+        inputs = {"features": features, **prompts}
+        found = run_file(decoder_path, inputs)
+        inputs["point_labels"] = torch.full_like(prompts["point_labels"], NO_POINT)
+        found_plain = run_file(decoder_path, inputs)
         differences.append(float(np.abs(expected - found).max()))
+        differences.append(float(np.abs(expected_plain - found_plain).max()))
     return max(differences)
 
 

@@ -34,8 +34,10 @@ class Predictor:
     `train.*` of its spec) or exported (`mal_model.json`) with.
 
     Features of the latest crops are kept: the same boxes with other points cost a decoding only.
-    So is the box that was estimated for an object without one, known by its first point on the
-    object, as long as its further points on the object lie inside.
+    So are the boxes that were estimated for objects without one. Points that begin with those a
+    box was estimated of are further clicks on its object, and keep the box while those on the
+    object lie inside. All others start over: as in `mal inference`, a box is estimated of all that
+    are given. So do the same points in another order.
 
     Args:
         path: A .pth of mal train or a .onnx of mal export, local or s3://, or a result folder.
@@ -55,9 +57,8 @@ class Predictor:
         settings = prediction_settings(loaded.spec, loaded.spec.inference, loaded.crop_size)
         self._settings = dataclasses.replace(settings, num_workers=0)
         self._estimator = BoxEstimator(self._prompted, self._settings, loaded.size_prior)
-        self._estimated: OrderedDict[tuple[bytes, float, float], NDArray[np.float64]] = (
-            OrderedDict()
-        )
+        # By the image's hash and the points.
+        self._estimated: OrderedDict[tuple[bytes, bytes], NDArray[np.float64]] = OrderedDict()
 
     def predict(
         self,
@@ -99,16 +100,25 @@ class Predictor:
         for row in rows_without_box(reader.boxes).tolist():
             assert reader.boxes.points is not None
             xy_K2, label_K = reader.boxes.points.of(row)
-            on_K2 = xy_K2[label_K == ON]
-            key = digest, float(on_K2[0, 0]), float(on_K2[0, 1])
-            box_xywh = self._estimated.get(key)
-            if box_xywh is None or not _are_inside(on_K2, box_xywh):
-                estimate = self._estimator.estimate(reader, row)
-                box_xywh = self._estimated[key] = estimate.box_xywh
+            point_K3 = np.column_stack([xy_K2, label_K])
+            box_xywh = self._kept_box(digest, point_K3)
+            if box_xywh is None:
+                box_xywh = self._estimator.estimate(reader, row).box_xywh
+                self._estimated[digest, point_K3.tobytes()] = box_xywh
             estimates.append((row, EstimatedBox(box_xywh, 1.0)))
         while len(self._estimated) > MAX_KEPT_BOXES:
             self._estimated.popitem(last=False)
         return with_boxes(reader.boxes, estimates)
+
+    def _kept_box(self, digest: bytes, point_K3: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return the box of the most first points that have one, if it holds the further ones."""
+        for count in range(len(point_K3), 0, -1):
+            box_xywh = self._estimated.get((digest, point_K3[:count].tobytes()))
+            if box_xywh is not None:
+                further_K3 = point_K3[count:]
+                on_K2 = further_K3[further_K3[:, 2] == ON, :2]
+                return box_xywh if _are_inside(on_K2, box_xywh) else None
+        return None
 
 
 def _are_inside(xy_K2: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> bool:
@@ -156,8 +166,8 @@ def checked_prompts(
         MalError: They are not what `Predictor.predict` takes.
     """
     points_of_each = None if points is None else _parse_points_of_each(points, image)
-    if boxes is not None:
-        box_xyxy_N4 = _checked_boxes(boxes)
+    box_xyxy_N4 = None if boxes is None else _checked_boxes(boxes)
+    if box_xyxy_N4 is not None:
         box_xywh_N4 = np.concatenate(
             [box_xyxy_N4[:, :2], box_xyxy_N4[:, 2:] - box_xyxy_N4[:, :2]], 1
         )
@@ -172,13 +182,10 @@ def checked_prompts(
             f"points must be a list for each of the {len(box_xywh_N4)} boxes, got "
             f"{len(points_of_each)}. Give [] for a box without points."
         )
-    if boxes is None:
-        for number, own in enumerate(points_of_each):
-            if not any(label == ON for _, _, label in own):
-                raise MalError(
-                    f"an object without a box must have a point on it, got {own} for object "
-                    f"{number}. Give one with label 1."
-                )
+    if box_xyxy_N4 is None:
+        _check_that_each_has_a_point_on_it(points_of_each)
+    else:
+        _check_that_boxes_hold_their_points(box_xyxy_N4, points_of_each)
     if not any(points_of_each):
         return box_xywh_N4, None
     return box_xywh_N4, PointPrompts.from_lists(
@@ -186,17 +193,39 @@ def checked_prompts(
     )
 
 
+def _check_that_each_has_a_point_on_it(points_of_each: list[list[LabelledPoint]]) -> None:
+    for number, own in enumerate(points_of_each):
+        if not any(label == ON for _, _, label in own):
+            raise MalError(
+                f"an object without a box must have a point on it, got {own} for object "
+                f"{number}. Give one with label 1."
+            )
+
+
+def _check_that_boxes_hold_their_points(
+    box_xyxy_N4: NDArray[np.float64], points_of_each: list[list[LabelledPoint]]
+) -> None:
+    """Refuse what would be left out of a file: a mask never reaches beyond its box."""
+    for number, own in enumerate(points_of_each):
+        x0, y0, x1, y1 = box_xyxy_N4[number].tolist()
+        for x, y, label in own:
+            if label == ON and not (x0 <= x <= x1 and y0 <= y <= y1):
+                raise MalError(
+                    f"points on an object must lie in its box, got ({x:g}, {y:g}) for object "
+                    f"{number} of box {[x0, y0, x1, y1]}. Enlarge the box, or give none."
+                )
+
+
 def _parse_points_of_each(
     points: Sequence[Any] | NDArray[Any], image: NDArray[np.uint8]
 ) -> list[list[LabelledPoint]]:
-    listed = points.tolist() if isinstance(points, np.ndarray) else list(points)
-    if listed and is_labelled_point(listed[0]):
+    listed = _without_numpy(points)
+    if not isinstance(listed, list) or any(map(is_labelled_point, listed[:1])):
         listed = [listed]
     height, width = image.shape[:2]
     parsed = []
     for number, value in enumerate(listed):
-        own = value.tolist() if isinstance(value, np.ndarray) else value
-        own = parse_points(own and [list(point) for point in own], f"object {number}")
+        own = parse_points(value, f"object {number}")
         for x, y, _ in own:
             if not (0 <= x < width and 0 <= y < height):
                 raise MalError(
@@ -205,6 +234,13 @@ def _parse_points_of_each(
                 )
         parsed.append(own)
     return parsed
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return lists and numbers as JSON has them for arrays and NumPy's numbers, at any depth."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return [*map(_without_numpy, value)] if isinstance(value, list | tuple) else value
 
 
 def _check_image(image: Any) -> None:

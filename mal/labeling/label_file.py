@@ -17,11 +17,14 @@ from mal.data.segmentations import file_has_changed
 from mal.labeling.coco_rle import rle_to_json
 from mal.labeling.masks import PredictedMasks
 
+PROMPTS = BOX_AND_POINTS, POINT = "box+points", "point"
+
 
 def write_labels(path: Path, boxes: CocoBoxes, masks: PredictedMasks) -> None:
     """Write the COCO file: `segmentation`, `area` and `score` of every usable object are new.
 
-    So is `prompt` of those with points, and `estimated_bbox` of those with points only.
+    So is `prompt` of those with points, and `estimated_bbox` of those with points only; what an
+    earlier labelling said so of others goes.
 
     All other fields, images without boxes and annotations that cannot be used stay as they were;
     the latter get a score of 0. The file is read again and copied entry by entry.
@@ -74,7 +77,7 @@ def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMask
             annotation.update(
                 segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6)
             )
-            annotation.update(_prompt_fields(boxes, row))
+            _renew_prompt_fields(annotation, boxes, row)
             row += 1
         elif isinstance(annotation, dict):
             annotation["score"] = 0.0
@@ -83,13 +86,17 @@ def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMask
         raise file_has_changed(boxes.path)
 
 
-def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
-    """Return what the output says of an object's points; nothing where it has none."""
+def _renew_prompt_fields(annotation: dict[str, Any], boxes: CocoBoxes, row: int) -> None:
+    """Say what an object's mask was made of where that is more than a box."""
+    annotation.pop("estimated_bbox", None)
+    if annotation.get("prompt") in PROMPTS:  # others are not ours
+        del annotation["prompt"]
     if boxes.points is None or not boxes.points.count_of(row):
-        return {}
-    if not boxes.points.is_without_box_N[row]:
-        return {"prompt": "box+points"}
-    return {"prompt": "point", "estimated_bbox": boxes.box_xywh_N4[row].round(2).tolist()}
+        return
+    is_without_box = boxes.points.is_without_box_N[row]
+    annotation["prompt"] = POINT if is_without_box else BOX_AND_POINTS
+    if is_without_box:
+        annotation["estimated_bbox"] = boxes.box_xywh_N4[row].round(2).tolist()
 
 
 def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:

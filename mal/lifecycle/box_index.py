@@ -127,12 +127,12 @@ def _content_of(
     entry: Mapping[str, Any], file_names: Mapping[str, str], categories: Mapping[str, str]
 ) -> object:
     category = str(entry.get("category_id"))
-    points = entry.get("points")
+    points = entry.get("points") or None
     return (
         file_names.get(str(entry.get("image_id"))),
         categories.get(category, category),
         _as_floats(entry.get("bbox")),
-        points and [_as_floats(point) for point in points],
+        [*map(_as_floats, points)] if isinstance(points, list) else points,
         bool(entry.get("iscrowd")),
     )
 
@@ -141,7 +141,7 @@ def _as_floats(values: Any) -> Any:
     """Let 10 and 10.0 be the same number; what are no numbers stay as they are."""
     try:
         return [*map(float, values)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return values
 
 

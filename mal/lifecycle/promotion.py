@@ -18,6 +18,8 @@ from mal.artifacts import (
     EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
     MANIFEST_FILE,
+    ONNX_DECODER_FILE,
+    ONNX_ENCODER_FILE,
     ONNX_FILE,
     ONNX_SIDECAR_FILE,
     REPORT_FILE,
@@ -46,7 +48,8 @@ MODEL_FILES = (
     MANIFEST_FILE,
     LATEST_CHECKPOINT,
 )
-ONNX_FILES = (ONNX_FILE, ONNX_SIDECAR_FILE)
+# Exports of before points have no encoder and decoder: what is not there is not copied.
+ONNX_FILES = (ONNX_FILE, ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE)
 _SHORT_SHA_CHARS = 12
 
 

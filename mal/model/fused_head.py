@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from mal.model.affinity import TokenAffinity
 from mal.model.heads import initialize_convolutions, match_scaled, resize_to
 
+# The stem looks at the image at so many times the map's size.
+STEM_SCALE = 2
 TOKEN_CHANNELS, MAP_CHANNELS, STEM_CHANNELS = 96, 48, 24
 PRIOR_TEMPERATURE = 0.1
 
@@ -67,7 +69,7 @@ class FusedMaskHead(nn.Module):
         tokens_BChw = F.relu(self.token_conv(F.relu(self.join_prior(joined))))
         size = self.map_size_for(tokens_BChw.shape[-1])
         maps = resize_to(self.to_map(tokens_BChw), (size, size))
-        edges = self.stem(resize_to(image_BCSS, (2 * size, 2 * size)))
+        edges = self.stem(resize_to(image_BCSS, (STEM_SCALE * size, STEM_SCALE * size)))
         maps = F.relu(maps + edges)
         for conv in self.map_convs:
             maps = F.relu(conv(maps))

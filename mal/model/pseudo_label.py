@@ -58,7 +58,12 @@ def make_pseudo_label(
         start=train.crf_start,
         known_BHW=None if point_BK3 is None else known_pixels(point_BK3, size[0]),
     )
-    return (resize_to(label[:, None], prob_BMM.shape[-2:])[:, 0] >= 0.5).float()
+    label_BMM = (resize_to(label[:, None], prob_BMM.shape[-2:])[:, 0] >= 0.5).float()
+    if point_BK3 is None:
+        return label_BMM
+    # Shrinking outvotes the one pixel of a finer map that a point holds.
+    known_BMM = known_pixels(point_BK3, label_BMM.shape[-1])
+    return torch.where(known_BMM == 0, label_BMM, (known_BMM > 0).float())
 
 
 def _start_of(

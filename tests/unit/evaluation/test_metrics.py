@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mal.data.annotations import CocoBoxes
+from mal.data.points import PointPrompts
 from mal.errors import ArtifactError
 from mal.evaluation.metrics import (
     category_names,
@@ -251,3 +252,19 @@ def test_instances_are_grouped_by_size_with_all_sizes_present() -> None:
     assert list(groups) == ["small", "medium", "large"]
     assert [len(group) for group in groups.values()] == [1, 0, 0]
     assert dataclasses.astuple(groups["small"][0])[:2] == (0, 1.0)
+
+
+def test_the_size_of_an_object_of_points_only_is_that_of_its_true_mask() -> None:
+    """However large a model takes it for."""
+    truth, size = (0, 0, 40, 40), (200, 200)
+    groups = []
+    for estimate in ((0, 0, 20, 20), truth, (0, 0, 190, 190)):
+        boxes = dataclasses.replace(
+            set_of_boxes([(0, 1, estimate, truth), (0, 1, estimate, truth)], size=size),
+            points=PointPrompts.from_lists([[(5, 5, 1)], []], [True, False]),
+        )
+        masks = [predict_rectangle(row, truth, size=size) for row in range(2)]
+        by_size = instances_by_size(boxes, measure_masks(boxes, masks).instances)
+        groups.append({score.index: name for name, scores in by_size.items() for score in scores})
+    assert [group[0] for group in groups] == ["medium"] * 3
+    assert [group[1] for group in groups] == ["small", "medium", "large"]

@@ -13,10 +13,12 @@ from tiny_sets import TINY_VIT, Trained, training_spec
 
 from mal.errors import ArtifactError, SpecError
 from mal.export.int8 import attention_as_one_operator, decode_by_size
-from mal.export.onnx import centred_unit_box, parity_inputs
+from mal.export.onnx import ExportedGraph, centred_unit_box, parity_inputs
+from mal.export.prompted import PromptDecoder, PromptEncoder
 from mal.labeling.load import load_model
 from mal.labeling.onnx_model import OnnxModel
 from mal.model.network import MALNetwork
+from mal.model.prompt import refine_by_points
 from mal.spec import ExperimentSpec, load_spec
 from mal.stages import ExportResult, run_export
 
@@ -122,6 +124,44 @@ def test_grouping_by_size_gives_the_logits_of_the_network(tmp_path: Path, traine
             expected = network.decode(levels, image, unit_box, areas)
             found = decode_by_size(network, levels, image, unit_box, areas)
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("head", ["convolutional", "fused"])
+def test_in_two_parts_networks_are_what_they_are_in_one(
+    head: str, tmp_path: Path, trained: Trained
+) -> None:
+    spec = training_spec(trained.data, tmp_path, f"model.mask_head={head}", network=TINY_VIT)
+    first, second, third, fourth = (MALNetwork(spec.model, 32).eval() for _ in range(4))
+    third.backbone, fourth.backbone = first.backbone, second.backbone
+    image, area = parity_inputs(3, 32)
+    for networks in ([first], [first, third], [first, second], [first, second, third, fourth]):
+        graph, encoder = ExportedGraph(networks, 0.6), PromptEncoder(networks)
+        decoder = PromptDecoder(
+            encoder, unit_box=graph.unit_box, crop_size=32, thresholds=[0.5], decode=graph.decode
+        )
+        num_levels = len(first.backbone.level_channels)
+        num_backbones = len({id(network.backbone) for network in networks})
+        assert len(decoder.shapes) == 1 + num_levels * num_backbones
+        with torch.inference_mode():
+            found = decoder(encoder(image), area, torch.zeros(3, 1, 2), torch.full((3, 1), -1.0))
+            torch.testing.assert_close(found, graph(image, area), atol=1.1e-4, rtol=0)
+
+
+def test_a_cut_that_changes_the_model_is_not_exported(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that do what their modules do may both be wrong."""
+    monkeypatch.setattr(
+        "mal.export.prompted.refine_by_points", lambda *given: 0.9 * refine_by_points(*given)
+    )
+    overrides = [
+        f"export.checkpoint={trained.result.checkpoint}",
+        f"export.results_dir={tmp_path}",
+    ]
+    spec = load_spec("export", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    with pytest.raises(ArtifactError, match="must agree with PyTorch"):
+        run_export(spec)
+    assert not list(tmp_path.glob("mal_*coder.onnx"))
 
 
 def test_attention_is_itself_again_after_the_export() -> None:

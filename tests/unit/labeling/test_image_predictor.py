@@ -14,7 +14,10 @@ from pycocotools import mask as coco_mask
 from tiny_sets import Trained
 
 import mal
+from mal.data.crop_dataset import ImageReader
 from mal.errors import ArtifactError, MalError, StorageError
+from mal.labeling.box_estimation import EstimatedBox
+from mal.labeling.image_predictor import checked_prompts
 from mal.spec import load_spec
 from mal.stages import run_inference
 
@@ -99,6 +102,117 @@ def test_boxes_beyond_the_image_are_cut_at_its_border(trained: Trained, box: lis
     (mask,) = mal.Predictor(trained.result.checkpoint).predict(IMAGE, [box])
     rows, columns = np.nonzero(mask)
     assert ((rows >= box[1]) & (rows < box[3]) & (columns >= box[0]) & (columns < box[2])).all()
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[8, 9, 1], [2, 2, 0]],
+        ((8, 9, 1), (2, 2, 0)),
+        [np.array([8, 9, 1]), np.array([2, 2, 0])],
+        np.array([[8, 9, 1], [2, 2, 0]], dtype=np.float32),
+        [[np.int64(8), np.float32(9), np.bool_(True)], [2, 2, np.uint8(0)]],
+        [[[8, 9, 1], np.array([2, 2, 0])]],
+        [[np.array([8, 9, 1]), (2, 2, 0)]],
+    ],
+    ids=["lists", "tuples", "arrays", "one array", "NumPy numbers", "mixed", "of each"],
+)
+def test_points_may_be_given_as_any_lists_of_numbers(points: Any) -> None:
+    _, prompts = checked_prompts(None, points, IMAGE)
+    assert prompts is not None
+    assert prompts.xy_P2.tolist() == [[8, 9], [2, 2]]
+    assert prompts.label_P.tolist() == [1, 0]
+    assert prompts.start_N1.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("nothing", [[], None, (), np.zeros((0, 3))])
+def test_an_object_may_have_no_points(nothing: Any) -> None:
+    _, prompts = checked_prompts([[0, 0, 9, 9], [5, 5, 15, 15]], [nothing, [[8, 9, 1]]], IMAGE)
+    assert prompts is not None
+    assert prompts.count_N.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([20, 10, 1], r"points must be \[x, y, label\] each, got 20 in object 0"),
+        (3, "got 3 in object 0"),
+        (np.float32(3), "got 3.0 in object 0"),
+        ("here", "got here in object 0"),
+        ([[8, 9]], r"got \[8, 9\] in object 0"),
+        ([[[8, 9, 1]], 3], "got 3 in object 1"),
+        ([[8, 9, 1], 3], r"got \[\[8, 9, 1\], 3\] in object 0"),
+        ([[8, 9, np.float32("nan")]], "nan"),
+        ({"points": [[8, 9, 1]]}, "points must be"),
+    ],
+)
+def test_what_are_no_points_is_named(points: Any, message: str) -> None:
+    with pytest.raises(MalError, match=message):
+        checked_prompts(None, points, IMAGE)
+
+
+@pytest.mark.parametrize("place", [[2.9, 5], [7, 2.9], [9.1, 5], [7, 9.1]])
+def test_a_point_on_an_object_outside_its_box_is_refused(place: list[float]) -> None:
+    boxes = [[0, 0, 20, 20], [3, 3, 9, 9]]
+    with pytest.raises(MalError, match=r"must lie in its box, got .* for object 1 of box \[3\.0"):
+        checked_prompts(boxes, [[], [[5, 5, 1], [*place, 1]]], IMAGE)
+    _, prompts = checked_prompts(boxes, [[], [[3, 9, 1], [*place, 0]]], IMAGE)
+    assert prompts is not None, "a point off the object may lie anywhere"
+
+
+@pytest.fixture
+def clicked(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> tuple[mal.Predictor, list[list[list[float]]]]:
+    """A predictor, and a list of the points that it has estimated a box of: always 10 x 10 px."""
+    predictor = mal.Predictor(trained.result.checkpoint)
+    estimated_of = []
+
+    def estimate(reader: ImageReader, row: int) -> EstimatedBox:
+        assert reader.boxes.points is not None
+        xy_K2, label_K = reader.boxes.points.of(row)
+        estimated_of.append(np.column_stack([xy_K2, label_K]).tolist())
+        return EstimatedBox(np.array([*(xy_K2[label_K == 1][0] - 5), 10, 10]), 1.0)
+
+    monkeypatch.setattr(predictor._estimator, "estimate", estimate)
+    return predictor, estimated_of
+
+
+ON, ON_TOO, FAR, OFF = [8, 9, 1], [9, 10, 1], [25, 9, 1], [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("clicks", "expected"),
+    [
+        ([[ON], [ON, OFF], [ON, OFF, ON_TOO]], [[ON]]),
+        ([[OFF, ON], [OFF, ON, ON_TOO]], [[OFF, ON]]),
+        ([[ON], [ON, FAR], [ON, FAR, OFF]], [[ON], [ON, FAR]]),
+        ([[ON], [OFF, ON]], [[ON], [OFF, ON]]),
+        ([[ON, OFF], [ON]], [[ON, OFF], [ON]]),
+        ([[ON, OFF], [ON], [ON, OFF]], [[ON, OFF], [ON]]),
+        ([[ON], [ON_TOO]], [[ON], [ON_TOO]]),
+    ],
+    ids=[
+        "further clicks", "off first", "outside the box", "another order", "a click taken back",
+        "the same again", "another object",
+    ],
+)  # fmt: skip
+def test_further_clicks_keep_the_box_and_all_else_starts_over(
+    clicked: tuple[mal.Predictor, list[list[list[float]]]], clicks: list[Any], expected: list[Any]
+) -> None:
+    predictor, estimated_of = clicked
+    for points in clicks:
+        predictor.predict(IMAGE, points=points)
+    assert estimated_of == expected
+
+
+def test_a_click_on_another_image_starts_over(
+    clicked: tuple[mal.Predictor, list[list[list[float]]]],
+) -> None:
+    predictor, estimated_of = clicked
+    for image in (IMAGE, IMAGE + np.uint8(1), IMAGE):
+        predictor.predict(image, points=[ON])
+    assert estimated_of == [[ON], [ON]]
 
 
 def test_a_model_without_its_settings_is_refused(

@@ -80,6 +80,45 @@ def test_a_spool_gives_back_what_it_took(document: dict[str, Any], tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
+ESTIMATED = [0.0, 1.0, 4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"bbox": [1, 1, 3, 3], "points": []}, {}),
+        ({"bbox": [1, 1, 3, 3], "points": [[2, 2, 1]]}, {"prompt": "box+points"}),
+        ({"points": [[2, 2, 1]]}, {"prompt": "point", "estimated_bbox": ESTIMATED}),
+    ],
+    ids=["box", "box+points", "point"],
+)
+@pytest.mark.parametrize(
+    "earlier",
+    [{}, {"prompt": "box+points"}, {"prompt": "point", "estimated_bbox": [7, 7, 7, 7]}],
+    ids=["new", "was box+points", "was point"],
+)
+def test_labels_made_again_say_what_they_are_of_now(
+    earlier: dict[str, Any],
+    given: dict[str, Any],
+    expected: dict[str, Any],
+    document: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    document["annotations"] = [
+        {"id": 1, "image_id": 1, **given, **earlier},
+        {"id": 2, "image_id": 1, "bbox": [1, 1, 3, 3], "prompt": "a cat, by somebody else"},
+    ]
+    boxes = read_boxes(tmp_path, document)
+    boxes.box_xywh_N4[np.isnan(boxes.box_xywh_N4).any(axis=1)] = ESTIMATED
+    masks = PredictedMasks.held(predicted_mask(boxes, row, 0.5) for row in range(2))
+    write_labels(tmp_path / "out.json", boxes, masks)
+    labels, of_another = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert {key: labels.get(key) for key in ("prompt", "estimated_bbox")} == {
+        "prompt": None, "estimated_bbox": None, **expected,
+    }  # fmt: skip
+    assert of_another["prompt"] == "a cat, by somebody else"
+
+
 @pytest.mark.parametrize("change", ["a box fewer", "another box", "no list"])
 def test_a_file_that_has_changed_is_not_labelled(
     change: str, document: dict[str, Any], tmp_path: Path

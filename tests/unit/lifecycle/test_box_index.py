@@ -50,6 +50,11 @@ BEFORE = (box(1), box(2), box(3, image_id=2))
         pytest.param((box(1, category_id=2), *BEFORE[1:]), (0, 1, 0), id="another category"),
         pytest.param((box(1, iscrowd=1), *BEFORE[1:]), (0, 1, 0), id="a crowd now"),
         pytest.param((box(1, points=[[1, 1, 1]]), *BEFORE[1:]), (0, 1, 0), id="a point more"),
+        pytest.param((box(1, points=[]), *BEFORE[1:]), (0, 0, 0), id="no points"),
+        pytest.param((box(1, points=None), *BEFORE[1:]), (0, 0, 0), id="points of null"),
+        pytest.param((box(1, points=5), *BEFORE[1:]), (0, 1, 0), id="points of a number"),
+        pytest.param((box(1, points=[5, "x"]), *BEFORE[1:]), (0, 1, 0), id="broken points"),
+        pytest.param((box(1, bbox=[10**400] * 4), *BEFORE[1:]), (0, 1, 0), id="a huge number"),
         pytest.param((box(1, note="seen", area=7), *BEFORE[1:]), (0, 0, 0), id="a remark"),
         pytest.param((box(1, bbox=[1.0, 2.0, 3.0, 4]), *BEFORE[1:]), (0, 0, 0), id="1 is 1.0"),
         pytest.param(tuple(b | {"id": b["id"] + 90} for b in BEFORE), (0, 0, 0), id="renumbered"),
@@ -63,6 +68,17 @@ def test_boxes_are_compared_by_what_they_are(
 ) -> None:
     before = index_of(tmp_path, *BEFORE)
     assert count_changes(before, index_of(tmp_path, *after)) == BoxChanges(*expected)
+
+
+def test_points_are_compared_as_numbers(tmp_path: Path) -> None:
+    before = index_of(tmp_path, box(1, points=[[1, 2.0, 1], [3, 4, 0]]))
+    for points, num_changed in (
+        ([[1.0, 2, 1.0], [3, 4, 0]], 0),
+        ([[3, 4, 0], [1, 2, 1]], 1),
+        ([[1, 2, 1]], 1),
+    ):
+        after = index_of(tmp_path, box(1, points=points))
+        assert count_changes(before, after) == BoxChanges(0, num_changed, 0)
 
 
 def test_new_numbers_of_images_and_categories_change_no_box(tmp_path: Path) -> None:

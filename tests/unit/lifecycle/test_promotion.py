@@ -97,6 +97,21 @@ def test_the_first_candidate_with_figures_becomes_champion(
     assert not detect().is_changed
 
 
+def test_encoder_and_decoder_of_points_come_with_a_version(
+    store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
+) -> None:
+    candidate = make("one", 0.5)
+    for name in ("mal_encoder.onnx", "mal_decoder.onnx"):
+        (candidate.onnx_dir / name).write_text(name)
+    outcome = settle_by_gate(detect(), candidate)
+    assert set(list_files(store.version_uri(outcome.version, "onnx"))) == {
+        "mal_decoder.onnx",
+        "mal_encoder.onnx",
+        "mal_model.json",
+        "mal_model.onnx",
+    }
+
+
 def test_a_worse_candidate_is_kept_but_not_promoted(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mal.model.affinity import TokenAffinity
 from mal.model.losses import point_loss
 from mal.model.mean_field import mean_field
 from mal.model.prompt import known_pixels, refine_by_points
+from mal.model.pseudo_label import make_pseudo_label
+from mal.spec.experiment import TrainSpec
 
 SIZE = 16
 
@@ -113,3 +119,29 @@ def test_the_mean_field_stays_fixed_at_points() -> None:
     plain = mean_field(image, prob, box, num_iters=10)
     unknown = mean_field(image, prob, box, num_iters=10, known_BHW=torch.zeros(1, 8, 8))
     assert torch.equal(plain, unknown)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 8))
+def test_a_pseudo_label_never_contradicts_points(ratio: int, seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.rand(2, count, 2, generator=generator)
+    label = torch.randint(-1, 2, (2, count, 1), generator=generator)
+    label[1] = -1
+    points = torch.cat([place, label.float()], 2)
+    box = torch.zeros(2, SIZE, SIZE)
+    box[:, 3:12, 2:13] = 1
+    make = functools.partial(
+        make_pseudo_label,
+        torch.rand(2, SIZE, SIZE, generator=generator),
+        box,
+        torch.rand(2, 3, 64, 64, generator=generator),
+        TokenAffinity(
+            torch.randn(2, 6, 8, 8, generator=generator), torch.tensor([[0.1, 0.2, 0.8, 0.8]] * 2)
+        ),
+        train=dataclasses.replace(TrainSpec(), crf_size_ratio=ratio, crf_num_iter=5),
+    )
+    found, plain = make(point_BK3=points), make()
+    known = known_pixels(points, SIZE)
+    assert torch.equal(found[known != 0], (known[known != 0] > 0).float())
+    assert torch.equal(found[1], plain[1]), "an item without points stays to the bit"
