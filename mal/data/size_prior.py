@@ -19,6 +19,8 @@ from mal.data.annotations import CocoBoxes
 POOLED_COUNT = 4
 MIN_DEVIATION = 0.2
 MIN_BOXES = 5
+# Fewer may be the odd ones: what has a box where most have points is drawn so for a reason.
+MIN_OWN_SHARE = 0.1
 # Where no real box is known: squares of these parts of the image's side, all as likely.
 UNKNOWN_SHARES = (0.08, 0.15, 0.28, 0.5, 0.9)
 CANDIDATE_DEVIATIONS = (-1.6, -0.8, 0.0, 0.8, 1.6)
@@ -39,9 +41,7 @@ class SizePrior:
     @classmethod
     def from_boxes(cls, boxes: CocoBoxes) -> Self:
         """Learn from the real boxes of a set."""
-        is_real_N = ~boxes.is_crowd_N & (boxes.box_area_N > 0)
-        if boxes.points is not None:
-            is_real_N &= ~boxes.points.is_without_box_N
+        is_real_N = _is_real_box_N(boxes)
         log_side_N = np.log(boxes.box_area_N[is_real_N]) / 2
         if len(log_side_N) < MIN_BOXES:
             return cls()
@@ -53,6 +53,17 @@ class SizePrior:
             if name:
                 stats[name] = _shrunk(log_side_N[category_N == category_id], pooled)
         return cls(stats)
+
+    @classmethod
+    def for_set(cls, boxes: CocoBoxes, trained: Self) -> Self:
+        """Return the sizes of a set's own boxes, or of those that a network was trained on.
+
+        The own ones count where at least a tenth of the objects has a box, or none was trained on.
+        """
+        own = cls.from_boxes(boxes)
+        num_objects = int((~boxes.is_crowd_N).sum())
+        is_usual = _is_real_box_N(boxes).sum() >= MIN_OWN_SHARE * num_objects
+        return own if own and (is_usual or not trained) else trained
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -84,6 +95,11 @@ class SizePrior:
 
     def _of(self, category: str) -> tuple[float, float] | None:
         return self.log_side.get(category) or self.log_side.get("")
+
+
+def _is_real_box_N(boxes: CocoBoxes) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
+    is_real_N: NDArray[np.bool_] = ~boxes.is_crowd_N & (boxes.box_area_N > 0)
+    return is_real_N if boxes.points is None else is_real_N & ~boxes.points.is_without_box_N
 
 
 def _shrunk(log_side: NDArray[np.float64], pooled: tuple[float, float]) -> tuple[float, float]:

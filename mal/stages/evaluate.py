@@ -57,7 +57,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         loaded = load_model(section, spec, device)
         baseline = _training_free_model(loaded, device) if section.training_free else None
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
-        prior = SizePrior.from_boxes(reader.boxes) or loaded.size_prior
+        prior = SizePrior.for_set(reader.boxes, loaded.size_prior)
         reader = with_estimated_boxes(loaded.model, reader, settings, prior)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
         metrics = measured.measurement.metrics

@@ -52,7 +52,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
-        prior = SizePrior.from_boxes(reader.boxes) or loaded.size_prior
+        prior = SizePrior.for_set(reader.boxes, loaded.size_prior)
         reader = with_estimated_boxes(loaded.model, reader, settings, prior)
         rows = np.arange(len(reader.boxes))
         masks = predict_rows(loaded.model, reader, rows, settings, "label")

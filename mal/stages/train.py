@@ -181,7 +181,7 @@ def _validation(
     if not reader.boxes.has_masks():
         _say_unmeasured(session, "the validation set has no masks")
         return None
-    prior = SizePrior.from_boxes(reader.boxes) or trained_prior
+    prior = SizePrior.for_set(reader.boxes, trained_prior)
     reader = _sample_boxes(reader, spec)
 
     def measure(module: Any) -> Mapping[str, float]:

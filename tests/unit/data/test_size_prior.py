@@ -13,14 +13,14 @@ from mal.data.annotations import CocoBoxes, load_boxes
 from mal.data.size_prior import SizePrior
 
 
-def boxes_of(folder: Path, sides: dict[int, list[int]]) -> CocoBoxes:
-    """Squares by category, and one object of the first with a point only."""
+def boxes_of(folder: Path, sides: dict[int, list[int]], *, num_points: int = 1) -> CocoBoxes:
+    """Squares by category, and objects of the first with a point only."""
     annotations = [
         {"image_id": 1, "category_id": category, "bbox": [0, 0, side, side]}
         for category, own in sides.items()
         for side in own
     ]
-    annotations.append({"image_id": 1, "category_id": 1, "points": [[5, 5, 1]]})
+    annotations += [{"image_id": 1, "category_id": 1, "points": [[5, 5, 1]]}] * num_points
     path = folder / "set.json"
     path.write_text(
         json.dumps(
@@ -57,3 +57,14 @@ def test_a_checkpoint_carries_it_as_plain_values(tmp_path: Path) -> None:
     assert SizePrior.from_json(json.loads(json.dumps(prior.to_json()))) == prior
     assert math.exp(prior.log_side[""][0]) == pytest.approx(37.3, rel=0.01)
     assert not SizePrior.from_json(None)
+
+
+def test_a_few_boxes_among_many_points_do_not_outweigh_what_a_network_was_trained_on(
+    tmp_path: Path,
+) -> None:
+    trained = SizePrior({"": (math.log(100), 0.5)})
+    few = boxes_of(tmp_path, {1: [6, 7, 8, 7, 6]}, num_points=100)
+    assert SizePrior.for_set(few, trained) == trained
+    assert SizePrior.for_set(few, SizePrior()) == SizePrior.from_boxes(few)
+    enough = boxes_of(tmp_path, {1: [6, 7, 8, 7, 6]}, num_points=45)
+    assert SizePrior.for_set(enough, trained) == SizePrior.from_boxes(enough)
