@@ -104,13 +104,30 @@ class BaselineSampler(RandomSampler):
         return self._baseline[param_name]
 
 
+class _WeightedOptions:
+    """Options of parameters, drawn by their weights."""
+
+    def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
+        self._odds = odds
+        self._rng = np.random.default_rng(seed)
+
+    def __contains__(self, param_name: str) -> bool:
+        return param_name in self._odds
+
+    def draw(self, param_name: str, distribution: BaseDistribution) -> Any:
+        """Return one of the options."""
+        assert isinstance(distribution, CategoricalDistribution)
+        weights = self._odds[param_name]
+        chances = np.asarray(weights) / sum(weights)
+        return distribution.choices[int(self._rng.choice(len(chances), p=chances))]
+
+
 class _WeightedRandomSampler(RandomSampler):
     """Draws options by their weights."""
 
     def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
         super().__init__(seed=seed)
-        self._odds = odds
-        self._draws = np.random.default_rng(seed)
+        self._options = _WeightedOptions(odds, seed)
 
     def sample_independent(
         self,
@@ -119,9 +136,8 @@ class _WeightedRandomSampler(RandomSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        if param_name in self._odds:
-            assert isinstance(param_distribution, CategoricalDistribution)
-            return _draw(self._draws, param_distribution, self._odds[param_name])
+        if param_name in self._options:
+            return self._options.draw(param_name, param_distribution)
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -130,8 +146,7 @@ class _WeightedTPESampler(TPESampler):
 
     def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
         super().__init__(n_startup_trials=NUM_RANDOM_TRIALS, seed=seed)
-        self._odds = odds
-        self._draws = np.random.default_rng(seed)
+        self._options = _WeightedOptions(odds, seed)
 
     def sample_independent(
         self,
@@ -141,14 +156,6 @@ class _WeightedTPESampler(TPESampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         num_finished = len(study.get_trials(deepcopy=False, states=_FINISHED))
-        if param_name in self._odds and num_finished < NUM_RANDOM_TRIALS:
-            assert isinstance(param_distribution, CategoricalDistribution)
-            return _draw(self._draws, param_distribution, self._odds[param_name])
+        if param_name in self._options and num_finished < NUM_RANDOM_TRIALS:
+            return self._options.draw(param_name, param_distribution)
         return super().sample_independent(study, trial, param_name, param_distribution)
-
-
-def _draw(
-    rng: np.random.Generator, distribution: CategoricalDistribution, weights: Sequence[float]
-) -> Any:
-    chances = np.asarray(weights) / sum(weights)
-    return distribution.choices[int(rng.choice(len(chances), p=chances))]
