@@ -24,6 +24,11 @@ def xyxy_from_xywh(box_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([corner, corner + side], axis=-1)
 
 
+def xywh_from_xyxy(box_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert corners to corner and size; shape (..., 4)."""
+    return np.concatenate([box_xyxy[..., :2], box_xyxy[..., 2:] - box_xyxy[..., :2]], axis=-1)
+
+
 def sample_training_window(
     box_xyxy: NDArray[np.float64],
     dataset: DatasetSpec,

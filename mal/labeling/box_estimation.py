@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from mal.data.annotations import CocoBoxes, CocoImage
 from mal.data.batch import collate_crops
 from mal.data.crop_dataset import ImageReader, crop_around
-from mal.data.crops import Window, prediction_window
+from mal.data.crops import Window, prediction_window, xywh_from_xyxy
 from mal.data.points import OFF, ON, place_points
 from mal.data.size_prior import SizePrior
 from mal.errors import AnnotationError
+from mal.labeling.connected import grow
 from mal.labeling.predictor import PredictionSettings, ProbabilityModel
 from mal.model.heads import resize_to
 
@@ -93,13 +94,13 @@ class BoxEstimator:
             answers = self._ask(reader, row, candidates)
         except AnnotationError:
             usual = candidates[len(candidates) // 2]
-            return EstimatedBox(_xywh_from_xyxy(usual), 0.0)
+            return EstimatedBox(xywh_from_xyxy(usual), 0.0)
         for _ in range(NUM_REFINEMENTS):
             extents = _without_repeats([answer.extent_xyxy for answer in answers])
             answers = self._ask(reader, row, extents)
         best = max(answers, key=lambda answer: answer.consistency)
         extent = _clip(best.extent_xyxy, reader.boxes.image_of(row))
-        return EstimatedBox(_xywh_from_xyxy(extent), best.consistency)
+        return EstimatedBox(xywh_from_xyxy(extent), best.consistency)
 
     def _first_candidates(self, boxes: CocoBoxes, row: int) -> list[NDArray[np.float64]]:
         """Return squares around the first point on the object, each holding all of them.
@@ -130,7 +131,7 @@ class BoxEstimator:
                 boxes,
                 row,
                 pixels,
-                box_xywh=_xywh_from_xyxy(box),
+                box_xywh=xywh_from_xyxy(box),
                 window=window,
                 crop_size=settings.crop_size,
             )
@@ -214,22 +215,6 @@ def with_boxes(boxes: CocoBoxes, estimates: Sequence[tuple[int, EstimatedBox]]) 
     return dataclasses.replace(boxes, box_xywh_N4=box_xywh_N4)
 
 
-def grow(seed_RR: NDArray[np.bool_], mask_RR: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the parts of a mask that touch the seeds by their sides, and the seeds."""
-    part_RR = seed_RR
-    while True:
-        spread_RR = part_RR.copy()
-        spread_RR[1:] |= part_RR[:-1]
-        spread_RR[:-1] |= part_RR[1:]
-        spread_RR[:, 1:] |= part_RR[:, :-1]
-        spread_RR[:, :-1] |= part_RR[:, 1:]
-        spread_RR &= mask_RR
-        spread_RR |= seed_RR
-        if np.array_equal(spread_RR, part_RR):
-            return part_RR
-        part_RR = spread_RR
-
-
 def box_iou(one_xyxy: NDArray[np.float64], other_xyxy: NDArray[np.float64]) -> float:
     """Return the intersection over union of two boxes."""
     near = np.maximum(one_xyxy[:2], other_xyxy[:2])
@@ -263,7 +248,3 @@ def _without_repeats(boxes_xyxy: Sequence[NDArray[np.float64]]) -> list[NDArray[
         if all(box_iou(box, other) < 0.9 for other in kept):
             kept.append(box)
     return kept
-
-
-def _xywh_from_xyxy(box_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([box_xyxy[:2], box_xyxy[2:] - box_xyxy[:2]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,11 +18,7 @@ def keep_largest_part(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return mask_HW
     number_HW = np.where(mask_HW, np.arange(1, mask_HW.size + 1).reshape(mask_HW.shape), 0)
     while True:
-        spread_HW = number_HW.copy()
-        np.maximum(spread_HW[1:], number_HW[:-1], out=spread_HW[1:])
-        np.maximum(spread_HW[:-1], number_HW[1:], out=spread_HW[:-1])
-        np.maximum(spread_HW[:, 1:], number_HW[:, :-1], out=spread_HW[:, 1:])
-        np.maximum(spread_HW[:, :-1], number_HW[:, 1:], out=spread_HW[:, :-1])
+        spread_HW = _highest_around(number_HW)
         spread_HW[~mask_HW] = 0
         if np.array_equal(spread_HW, number_HW):
             break
@@ -28,3 +26,23 @@ def keep_largest_part(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     numbers, sizes = np.unique(number_HW[mask_HW], return_counts=True)
     largest: NDArray[np.bool_] = number_HW == numbers[np.argmax(sizes)]
     return largest
+
+
+def grow(seed_HW: NDArray[np.bool_], mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the parts of a mask that touch the seeds by their sides, and the seeds."""
+    part_HW = seed_HW
+    while True:
+        spread_HW = (_highest_around(part_HW) & mask_HW) | seed_HW
+        if np.array_equal(spread_HW, part_HW):
+            return part_HW
+        part_HW = spread_HW
+
+
+def _highest_around(value_HW: NDArray[Any]) -> NDArray[Any]:
+    """Return the highest value among each pixel and its four neighbours."""
+    highest_HW = value_HW.copy()
+    np.maximum(highest_HW[1:], value_HW[:-1], out=highest_HW[1:])
+    np.maximum(highest_HW[:-1], value_HW[1:], out=highest_HW[:-1])
+    np.maximum(highest_HW[:, 1:], value_HW[:, :-1], out=highest_HW[:, 1:])
+    np.maximum(highest_HW[:, :-1], value_HW[:, 1:], out=highest_HW[:, :-1])
+    return highest_HW

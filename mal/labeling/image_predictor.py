@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.crop_dataset import ImageReader
+from mal.data.crops import xywh_from_xyxy
 from mal.data.points import ON, LabelledPoint, PointPrompts, is_labelled_point, parse_points
 from mal.errors import MalError
 from mal.labeling.box_estimation import BoxEstimator, EstimatedBox, rows_without_box, with_boxes
@@ -168,9 +169,7 @@ def checked_prompts(
     points_of_each = None if points is None else _parse_points_of_each(points, image)
     box_xyxy_N4 = None if boxes is None else _checked_boxes(boxes)
     if box_xyxy_N4 is not None:
-        box_xywh_N4 = np.concatenate(
-            [box_xyxy_N4[:, :2], box_xyxy_N4[:, 2:] - box_xyxy_N4[:, :2]], 1
-        )
+        box_xywh_N4 = xywh_from_xyxy(box_xyxy_N4)
     elif points_of_each is None:
         raise MalError("predict must be told where objects are, got neither boxes nor points.")
     else:

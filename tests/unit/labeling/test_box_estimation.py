@@ -20,11 +20,11 @@ from mal.labeling.box_estimation import (
     BoxEstimator,
     EstimatedBox,
     box_iou,
-    grow,
     has_boxes,
     part_with_points,
     with_boxes,
 )
+from mal.labeling.connected import grow
 from mal.labeling.predictor import PredictionSettings
 
 SETTINGS = PredictionSettings(crop_size=64, margin_rate=0.8, thresholds=[0.5])
