@@ -4,23 +4,25 @@ Lan et al. 2023, eq. 5-7. In log-odds L = log(x / (1 - x)) an iteration of the p
 prod_j x_j^k_ij, bg_i = prod_j (1 - x_j)^k_ij, x_i = fg / (fg + bg) is exactly a weighted sum and a
 clamp: L_i <- clamp(sum_j k_ij L_j + log t_i). No logarithm or exponential is left inside the loop.
 
-Shape letters: B items, C colour channels, H W map height and width, P pixels of a padded map.
+Shape letters: B items, C colour channels, H W map height and width, P pixels of padded maps.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # How much larger than the items' own regions a shared one may be: from then on each has its own.
 MAX_UNION_RATE = 1.2
+# As many pixels as a thread's cache holds with all that an iteration reads for them.
+CACHED_PIXELS = 80_000
+CACHE_LINE_FLOATS = 16
 
-Neighbour = tuple[int, int, Tensor]
 Region = tuple[slice, slice]
 
 
@@ -58,7 +60,7 @@ def mean_field(
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
     """
-    label_maps = partial(
+    label_maps = functools.partial(
         _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
         dilations=dilations, start=start,
     )  # fmt: skip
@@ -66,9 +68,9 @@ def mean_field(
     if known_BHW is not None:
         is_object_BHW = known_BHW > 0
         box_mask_BHW = torch.where(known_BHW == 0, box_mask_BHW, is_object_BHW.float())
-    if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
-        return label_maps(image_BCHW, prob_BHW, box_mask_BHW, is_object_BHW)
     label_BHW = torch.zeros_like(prob_BHW, dtype=torch.float32)
+    if image_BCHW.device.type != "cpu":  # finding the boxes would make the host wait
+        return label_BHW.copy_(label_maps(image_BCHW, prob_BHW, box_mask_BHW, is_object_BHW))
     reach = kernel_size // 2 * max(dilations)
     regions = {
         item: region
@@ -124,6 +126,7 @@ def _region_around(is_inside_HW: Tensor, reach: int) -> Region | None:
     return sides[0], sides[1]
 
 
+@torch.inference_mode()  # a tenth faster; what it returns is copied before anyone learns from it
 def _label_maps(
     image_BCHW: Tensor,
     prob_BHW: Tensor,
@@ -138,68 +141,130 @@ def _label_maps(
     dilations: Sequence[int],
     start: str,
 ) -> Tensor:
-    """Iterate over a whole map; the settings are those of `mean_field`."""
-    height, width = prob_BHW.shape[-2:]
+    """Iterate over whole maps; the settings are those of `mean_field`."""
     low_logit, high_logit = math.log(low / (1 - low)), math.log(high / (1 - high))
+    # To a pixel outside the box, or known, its neighbours are nothing: both clamps are one.
+    floor_BHW = torch.where(is_object_BHW, high_logit, low_logit)
+    ceiling_BHW = torch.where(box_mask_BHW < 0.5, low_logit, high_logit)
     logit_BHW = torch.logit(prob_BHW.float().clamp(low, high))
     if start == "balanced":
         logit_BHW = torch.where(logit_BHW > 0, high_logit, low_logit)
-    is_outside_BHW = box_mask_BHW < 0.5
-    logit_BHW = logit_BHW.masked_fill(is_outside_BHW, low_logit)
-    logit_BHW = logit_BHW.masked_fill(is_object_BHW, high_logit)
-    is_fixed_BHW = is_outside_BHW | is_object_BHW
-    # A neighbour is a fixed distance away in the rows of a padded map laid end to end: every
-    # operand below is one contiguous run, and two maps take turns without a copy.
-    pad = kernel_size // 2 * max(dilations)
-    row = width + 2 * pad
-    first, size = pad * row + pad, height * row - 2 * pad
-    neighbours = weigh_neighbours(image_BCHW, kernel_size, zeta, dilations)
-
-    def run_of(map_BHW: Tensor) -> Tensor:
-        return F.pad(map_BHW, (pad, pad, pad, pad)).flatten(1)[:, first : first + size]
-
-    # To a pixel outside the box, or known, its neighbours are nothing: it stays at its clamp.
-    weights_BP = [
-        run_of(weight_BHW.masked_fill(is_fixed_BHW, 0)) for _, _, weight_BHW in neighbours
-    ]
-    old_BQ = F.pad(logit_BHW, (pad, pad, pad, pad)).flatten(1)
-    maps = [old_BQ, old_BQ.clone()]
-    own_BP = [map_BQ[:, first : first + size] for map_BQ in maps]
-    neighbours_BP = [
-        [map_BQ[:, first + y * row + x :][:, :size] for y, x, _ in neighbours] for map_BQ in maps
+    num_items, height, width = prob_BHW.shape
+    layout = _Layout(num_items, height, width, pad=kernel_size // 2 * max(dilations))
+    offsets = _offsets(layout, kernel_size, dilations)
+    weights = _weigh_pairs(image_BCHW, layout, offsets, zeta)
+    floor, ceiling = layout.line_of(floor_BHW), layout.line_of(ceiling_BHW)
+    line = layout.line_of(logit_BHW.clamp(floor_BHW, ceiling_BHW))
+    lines = line, line.clone()
+    # From one line to the other and back: views, so that an iteration copies nothing.
+    turns = [
+        [
+            (
+                old[part],
+                new[part],
+                [
+                    (weights[abs(by)][_shift(part, min(by, 0))], old[_shift(part, by)])
+                    for by in offsets
+                ],
+                floor[part],
+                ceiling[part],
+            )
+            for part in _parts(layout.pixels, line.device)
+        ]
+        for old, new in (lines, lines[::-1])
     ]
     for iteration in range(num_iters):
-        old, new = iteration % 2, 1 - iteration % 2
-        total_BP = own_BP[old]
-        for weight_BP, value_BP in zip(weights_BP, neighbours_BP[old], strict=True):
-            total_BP = torch.addcmul(total_BP, weight_BP, value_BP, out=own_BP[new])
-        total_BP.clamp_(low_logit, high_logit)
-    end_BHW = maps[num_iters % 2].view(-1, height + 2 * pad, row)
-    return (end_BHW[:, pad : pad + height, pad : pad + width] > 0).float()
+        for own, new, neighbours, lowest, highest in turns[iteration % 2]:
+            total = own
+            for weight, value in neighbours:
+                total = torch.addcmul(total, weight, value, out=new)
+            torch.clamp(total, lowest, highest, out=new)
+    return (layout.maps_of(lines[num_iters % 2]) > 0).float()
 
 
-def weigh_neighbours(
-    image_BCHW: Tensor, kernel_size: int, zeta: float, dilations: Sequence[int]
-) -> list[Neighbour]:
-    """Return offset (y, x) and weight (B, H, W) of every neighbour but the pixel itself.
+@dataclass(frozen=True)
+class _Layout:
+    """Padded maps laid end to end, row by row: a neighbour is a fixed distance away.
 
-    A neighbour outside the map weighs nothing.
+    Every operand of an iteration is then one contiguous run.
     """
-    height, width = image_BCHW.shape[-2:]
+
+    num_items: int
+    height: int
+    width: int
+    pad: int
+
+    @property
+    def row(self) -> int:
+        """Distance of the pixel below."""
+        return self.width + 2 * self.pad
+
+    @property
+    def pixels(self) -> slice:
+        """From the first pixel to behind the last one, with the padding between them."""
+        margin = self.pad * (self.row + 1)
+        return slice(margin + self._lead, self._lead + self._size - margin)
+
+    @property
+    def _size(self) -> int:
+        return self.num_items * (self.height + 2 * self.pad) * self.row
+
+    @property
+    def _lead(self) -> int:
+        """What puts the first pixel at the begin of a cache line: 1.2 times as fast."""
+        return -self.pad * (self.row + 1) % CACHE_LINE_FLOATS
+
+    def line_of(self, map_BHW: Tensor) -> Tensor:
+        """Return the line of (..., B, H, W); the padding is 0."""
+        line = map_BHW.new_zeros(*map_BHW.shape[:-3], self._lead + self._size)
+        self.maps_of(line).copy_(map_BHW)
+        return line
+
+    def maps_of(self, line: Tensor) -> Tensor:
+        """Return (..., B, H, W) of a line."""
+        shape = (*line.shape[:-1], self.num_items, -1, self.row)
+        padded = line[..., self._lead :].view(shape)
+        rows, columns = (slice(self.pad, self.pad + side) for side in (self.height, self.width))
+        return padded[..., rows, columns]
+
+
+def _offsets(layout: _Layout, kernel_size: int, dilations: Sequence[int]) -> list[int]:
+    """Return how far every neighbour but the pixel itself is away in a line."""
     reach = kernel_size // 2
-    inside_HW = torch.ones(1, 1, height, width, device=image_BCHW.device)
-    neighbours: list[Neighbour] = []
-    for dilation in dilations:
-        pad = reach * dilation
-        padded_BCHW = F.pad(image_BCHW.float(), (pad, pad, pad, pad))
-        padded_inside = F.pad(inside_HW, (pad, pad, pad, pad))[:, 0]
-        for row in range(-reach, reach + 1):
-            for column in range(-reach, reach + 1):
-                if row == column == 0:
-                    continue
-                y, x = row * dilation, column * dilation
-                ys, xs = slice(pad + y, pad + y + height), slice(pad + x, pad + x + width)
-                distance_BHW = (padded_BCHW[:, :, ys, xs] - image_BCHW).square().sum(1)
-                weight_BHW = torch.exp(-distance_BHW / (2 * zeta**2)) * padded_inside[:, ys, xs]
-                neighbours.append((y, x, weight_BHW))
-    return neighbours
+    sides = range(-reach, reach + 1)
+    return [
+        dilation * (row * layout.row + column)
+        for dilation in dilations
+        for row in sides
+        for column in sides
+        if (row, column) != (0, 0)
+    ]
+
+
+def _weigh_pairs(
+    image_BCHW: Tensor, layout: _Layout, offsets: Sequence[int], zeta: float
+) -> dict[int, Tensor]:
+    """Return the weight of each pixel and the one at a distance behind it, by distance.
+
+    Both see each other alike, so that distances ahead need none. Padding weighs nothing.
+    """
+    image_CP = layout.line_of(image_BCHW.float().transpose(0, 1))
+    is_inside_P = layout.line_of(torch.ones_like(image_BCHW[:, 0], dtype=torch.float32))
+    weights = {}
+    for by in {abs(by) for by in offsets}:
+        squares = ((channel[by:] - channel[:-by]).square_() for channel in image_CP)
+        distance = functools.reduce(Tensor.add_, squares)
+        weight = distance.mul_(-1 / (2 * zeta**2)).exp_()
+        weights[by] = weight.mul_(is_inside_P[by:]).mul_(is_inside_P[:-by])
+    return weights
+
+
+def _parts(pixels: slice, device: torch.device) -> list[slice]:
+    """Cut a line where the processor's cache holds a part of it and not the whole."""
+    length = CACHED_PIXELS * torch.get_num_threads() if device.type == "cpu" else pixels.stop
+    firsts = range(pixels.start, pixels.stop, length)
+    return [slice(first, min(first + length, pixels.stop)) for first in firsts]
+
+
+def _shift(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
