@@ -16,12 +16,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # How much larger than the items' own regions a shared one may be: from then on each has its own.
 MAX_UNION_RATE = 1.2
 # As many pixels as a thread's cache holds with all that an iteration reads for them.
 CACHED_PIXELS = 80_000
 CACHE_LINE_FLOATS = 16
+# A smaller one is lost in rounding; denormal numbers would make a photograph half as fast.
+SMALLEST_WEIGHT = 1e-20
 
 Region = tuple[slice, slice]
 
@@ -254,7 +257,7 @@ def _weigh_pairs(
     for by in {abs(by) for by in offsets}:
         squares = ((channel[by:] - channel[:-by]).square_() for channel in image_CP)
         distance = functools.reduce(Tensor.add_, squares)
-        weight = distance.mul_(-1 / (2 * zeta**2)).exp_()
+        weight = F.threshold(distance.mul_(-1 / (2 * zeta**2)).exp_(), SMALLEST_WEIGHT, 0)
         weights[by] = weight.mul_(is_inside_P[by:]).mul_(is_inside_P[:-by])
     return weights
 

@@ -1,6 +1,7 @@
 """The mean field in log-odds against the products of mal-method.md, written out literally."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -116,6 +117,32 @@ def test_neighbours_outside_the_map_weigh_nothing() -> None:
     assert run(np.zeros((3, 1, 1)), prob, np.ones((1, 1)), kernel_size=5, num_iters=50) == 1
     corner = np.full((2, 2), 0.51)
     assert run(np.ones((3, 2, 2)), corner, np.ones((2, 2)), kernel_size=5).all()
+
+
+def test_a_neighbour_of_quite_another_colour_does_not_break_a_tie() -> None:
+    # Its weight is about 1e-31: as a power's exponent, it leaves 1.
+    image = np.stack([np.array([[0.0, 1.19]])] * 1)
+    assert run(image, np.array([[0.5, 0.9]]), np.ones((1, 2)), num_iters=1).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("num_pixels", [1, 7, 30])
+def test_a_line_cut_into_parts_gives_the_same_labels(
+    num_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    image, prob, box = 0.3 * torch.randn(3, 3, 9, 8), torch.rand(3, 9, 8), torch.ones(3, 9, 8)
+    label = partial(mean_field, image, prob, box, num_iters=9, dilations=(1, 2), start="balanced")
+    whole = label()
+    monkeypatch.setattr(mean_field_module, "CACHED_PIXELS", num_pixels)
+    assert torch.equal(label(), whole)
+    assert 0.2 < whole.mean() < 0.8
+
+
+def test_one_can_learn_from_the_labels() -> None:
+    image, prob, box = (torch.from_numpy(part)[None].float() for part in draw(1, 5, 5))
+    label = mean_field(image, prob, box)
+    (gradient,) = torch.autograd.grad((prob.requires_grad_() * label).sum(), prob)
+    assert torch.equal(gradient, label)
 
 
 def test_defaults_are_those_of_the_contract() -> None:
