@@ -15,7 +15,7 @@ from pathlib import Path
 
 PICTURE = Path(__file__).with_name("lineage.png")
 CHROMIUM = ("chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu")
-WINDOW = "1700,530"
+WINDOW = "1830,530"
 SPEC = """\
 device: cpu
 dataset: {crop_size: 64, window_rate: [1.3, 1.8], box_jitter: 0.2, min_obj_size: 0,

@@ -9,7 +9,7 @@ from pathlib import Path
 from mal.artifacts import write_text
 from mal.lifecycle.lineage_graph import LineageGraph, Node, shown_facts
 
-BOX_WIDTH_PX, BOX_HEIGHT_PX = 228, 58
+BOX_WIDTH_PX, BOX_HEIGHT_PX = 250, 58
 GAP_X_PX, GAP_Y_PX, MARGIN_PX = 44, 16, 8
 MAX_LINE_CHARS = 31
 SHOWN_SHA_CHARS = 12
