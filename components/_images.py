@@ -69,6 +69,11 @@ class ImageReferences:
             return f"{self.registry}/{name}@{self.digests[name]}"
         return f"{self.registry}/{name}:{self.tag}"
 
+    def digest_of(self, committed: str) -> str:
+        """Return the digest of what a committed reference stands for; '' where none is known."""
+        names = (name for name in IMAGE_NAMES if COMMITTED.reference(name) == committed)
+        return next((self.digests[name] for name in names if name in self.digests), "")
+
     def put_in(self, text: str) -> str:
         """Return a compiled text with these references for the committed ones."""
         for name in IMAGE_NAMES:

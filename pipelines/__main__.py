@@ -1,14 +1,15 @@
 """List, compile and run the pipelines of this repository."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from components._images import COMMITTED, ImageReferenceError, image_references
 from mal.errors import MalError
 from pipelines import _lineage, _promote, _schedule, _submit
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
+from pipelines._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
@@ -34,16 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     compiling = commands.add_parser("compile", help="write the YAML that a cluster takes")
     compiling.add_argument("names", nargs="*", metavar="NAME", help="pipelines; all by default")
     compiling.add_argument(
-        "-o", "--output", type=Path, help="folder for NAME.yaml; default: the committed files"
+        "-o",
+        "--output",
+        type=Path,
+        help="folder for NAME.yaml; default: the committed files, which take no options",
     )
-    images = compiling.add_argument_group("images", "where your cluster gets them from; needs -o")
-    images.add_argument(
-        "--registry", metavar="R", help="HOST[:PORT][/PATH] in place of the default"
-    )
-    images.add_argument("--tag", metavar="T", help="in place of this version")
-    images.add_argument(
-        "--digests", type=Path, metavar="FILE", help="YAML as images/push writes it; beats the tag"
-    )
+    add_target_options(compiling)
     compiling.set_defaults(command=_compile)
 
     running = commands.add_parser("run", help="run a pipeline on this machine")
@@ -77,16 +74,17 @@ def _list(_options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     pipelines = [find_pipeline(name) for name in options.names] or list_pipelines()
-    images = image_references(options.registry, options.tag, options.digests)
-    if images != COMMITTED and options.output is None:
-        raise ImageReferenceError(
-            "--output must name a folder where images are given, got none. "
-            "The committed files keep the default references."
+    # The committed files are the same on every machine, whatever its environment.
+    target = target_of(options, os.environ if options.output else {})
+    if target != COMMITTED_TARGET and options.output is None:
+        raise TargetError(
+            "--output must name a folder where images or resources are given, got none. "
+            "The committed files keep the defaults."
         )
     for pipeline in pipelines:
         path = _compiled_path(pipeline, options.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(images.put_in(pipeline.compiled()), encoding="utf-8")
+        path.write_text(pipeline.compiled(target), encoding="utf-8")
         sys.stdout.write(f"{path}\n")
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from components._generated import compiled_yaml
 from mal.errors import MalError
+from pipelines._target import COMMITTED_TARGET, Target, compiling_for
 
 PIPELINES_DIR = Path(__file__).parent
 
@@ -89,9 +90,16 @@ class Pipeline:
             for name, argument in signature.parameters.items()
         }
 
-    def compiled(self) -> str:
+    def function_for(self, target: Target) -> Any:
+        """Trace the pipeline anew, for a target; image references are put into its text."""
+        from kfp import dsl
+
+        with compiling_for(target):
+            return dsl.pipeline(name=self.kfp_name)(self.function.pipeline_func)
+
+    def compiled(self, target: Target = COMMITTED_TARGET) -> str:
         """Compile to the YAML that a cluster takes."""
-        return compiled_yaml(self.function)
+        return target.images.put_in(compiled_yaml(self.function_for(target)))
 
 
 def list_pipelines() -> list[Pipeline]:

@@ -19,6 +19,7 @@ from pipelines._arguments import parse_arguments
 from pipelines._cluster import add_options, connect, talking_to
 from pipelines._registry import find_pipeline
 from pipelines._submit import add_pipeline_options, compiled_file
+from pipelines._target import cluster_target_of
 
 MAX_CONCURRENCY = 1
 NUM_CRON_FIELDS = 6
@@ -170,7 +171,7 @@ def _apply(options: argparse.Namespace) -> int:
     pipeline = find_pipeline(options.name)
     schedule = Schedule(
         name=options.schedule or pipeline.kfp_name,
-        compiled=pipeline.compiled(),
+        compiled=pipeline.compiled(cluster_target_of(options)),
         parameters=parse_arguments(pipeline, options.assignments),
         cron=_checked_cron(options.cron),
         service_account=options.service_account,

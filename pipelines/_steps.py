@@ -40,7 +40,7 @@ def use_model(model: Any, settings: Mapping[str, Any]) -> LabelOutputs:
     """
     evaluated = prepare(evaluate(model=model, **settings))
     labelled = prepare(inference(model=model, **settings))
-    exported = prepare(export(model=model, **settings))
+    exported = prepare(export(model=model, **settings), uses_gpus=False)
     return LabelOutputs(
         dataset=settings["dataset"],
         model=model,

@@ -14,6 +14,7 @@ from mal import __version__
 from pipelines._arguments import parse_arguments
 from pipelines._cluster import add_options, connect, talking_to
 from pipelines._registry import Pipeline, find_pipeline
+from pipelines._target import Target, add_target_options, cluster_target_of, target_of
 
 
 def add_command(commands: Any) -> None:
@@ -30,11 +31,12 @@ def add_command(commands: Any) -> None:
     manifests.add_argument("name", metavar="NAME")
     manifests.add_argument("--namespace", default="kubeflow", help="default: kubeflow")
     manifests.add_argument("-o", "--output", type=Path, help="a file; default: standard output")
+    add_target_options(manifests)
     manifests.set_defaults(command=_manifests)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what to run, and as whom."""
+    """Add the options that say what to run, from which images, with what, and as whom."""
     parser.add_argument("name", metavar="PIPELINE")
     parser.add_argument(
         "-p", dest="assignments", action="append", default=[], metavar="KEY=VALUE",
@@ -46,6 +48,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipeline-root", default="", metavar="URI", help="where artifacts go; default: Kubeflow's"
     )
+    add_target_options(parser)
 
 
 @contextlib.contextmanager
@@ -59,11 +62,12 @@ def compiled_file(compiled: str) -> Iterator[str]:
 
 def _submit(options: argparse.Namespace) -> int:
     pipeline = find_pipeline(options.name)
+    target = cluster_target_of(options)
     arguments = parse_arguments(pipeline, options.assignments)
     name = options.run_name or f"{pipeline.kfp_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     links = io.StringIO()  # the client prints links in the middle of its work
     with (
-        compiled_file(pipeline.compiled()) as path,
+        compiled_file(pipeline.compiled(target)) as path,
         talking_to(options.host),
         contextlib.redirect_stdout(links),
     ):
@@ -81,7 +85,8 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _manifests(options: argparse.Namespace) -> int:
-    text = kubernetes_manifests(find_pipeline(options.name), namespace=options.namespace)
+    pipeline = find_pipeline(options.name)
+    text = kubernetes_manifests(pipeline, target_of(options), namespace=options.namespace)
     if options.output is None:
         sys.stdout.write(text)
         return 0
@@ -91,7 +96,7 @@ def _manifests(options: argparse.Namespace) -> int:
     return 0
 
 
-def kubernetes_manifests(pipeline: Pipeline, *, namespace: str) -> str:
+def kubernetes_manifests(pipeline: Pipeline, target: Target, *, namespace: str) -> str:
     """Return a Pipeline and its PipelineVersion, for clusters that keep pipelines as objects."""
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
@@ -99,7 +104,7 @@ def kubernetes_manifests(pipeline: Pipeline, *, namespace: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifests.yaml"
         compiler.Compiler().compile(
-            pipeline.function,
+            pipeline.function_for(target),
             str(path),
             kubernetes_manifest_format=True,
             kubernetes_manifest_options=KubernetesManifestOptions(
@@ -109,4 +114,4 @@ def kubernetes_manifests(pipeline: Pipeline, *, namespace: str) -> str:
                 include_pipeline_manifest=True,
             ),
         )
-        return path.read_text(encoding="utf-8")
+        return target.images.put_in(path.read_text(encoding="utf-8"))

@@ -133,8 +133,9 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
             as_first = promote(champion_metrics=measured.outputs["metrics"], **candidate)
         for step in (against_champion, as_first):
             step.set_display_name("promote")
-        for step in (trained, measured, exported, best):
+        for step in (trained, measured, best):
             prepare(step)
+        prepare(exported, uses_gpus=False)
         # What lies behind a uri changes while the uri does not; the store changes all the time.
         for step in (pinned, current, against_champion, as_first):
             prepare(step, is_cached=False)

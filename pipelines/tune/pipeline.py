@@ -106,7 +106,7 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
     settings = {"dataset": dataset, "spec": tuned.outputs["best_spec"]}
     model = prepare(train(**settings)).outputs["model"]
     evaluated = prepare(evaluate(model=model, **settings))
-    exported = prepare(export(model=model, **settings))
+    exported = prepare(export(model=model, **settings), uses_gpus=False)
     return TuneOutputs(
         dataset=dataset,
         leaderboard=tuned.outputs["leaderboard"],
