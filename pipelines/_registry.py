@@ -94,8 +94,9 @@ class Pipeline:
         """Trace the pipeline anew, for a target; image references are put into its text."""
         from kfp import dsl
 
+        function = self.function  # imported, and so traced, for the committed target
         with compiling_for(target):
-            return dsl.pipeline(name=self.kfp_name)(self.function.pipeline_func)
+            return dsl.pipeline(name=self.kfp_name)(function.pipeline_func)
 
     def compiled(self, target: Target = COMMITTED_TARGET) -> str:
         """Compile to the YAML that a cluster takes."""

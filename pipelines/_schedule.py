@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,17 +99,22 @@ class Schedules:
     def apply(self, schedule: Schedule) -> str:
         """Let there be exactly this schedule of its name; returns what was done.
 
-        What was paused stays so. The new one is made before the old one goes: dying in between
-        leaves two, of which the next call removes one.
+        What was paused stays so. Two of one name would each start a run: the old one is paused
+        before the new one is made, and deleted after it. Dying in between leaves it paused, which
+        is said here, or beside the new one, where the next call removes it.
         """
         there = self.find(schedule.name)
-        same = [run for run in there if run.description == schedule.description]
+        same = [run for run in there if run.description == schedule.description][:1]
+        enabled = [run for run in there if is_enabled(run)]
+        is_on = is_enabled(same[0]) if same else bool(enabled) or not there
         if not same:
-            self._create(schedule, is_enabled=not there or any(map(is_enabled, there)))
+            with self._pausing(enabled, in_favour_of=schedule):
+                self._create(schedule, is_enabled=is_on)
         for run in there:
-            if run not in same[:1]:
+            if run not in same:
                 self._client.delete_recurring_run(run.recurring_run_id)
-        return "unchanged" if same else "replaced" if there else "created"
+        done = "unchanged" if same else "replaced" if there else "created"
+        return done if is_on else f"{done}, paused: resume it to start runs"
 
     def change(self, name: str, verb: str) -> None:
         """Pause, resume or remove a schedule.
@@ -130,6 +135,21 @@ class Schedules:
         }[verb]
         for run in there:
             action(run.recurring_run_id)
+
+    @contextlib.contextmanager
+    def _pausing(self, runs: Sequence[Any], *, in_favour_of: Schedule) -> Iterator[None]:
+        """Pause schedules; where another one cannot take their place they go on."""
+        try:
+            for run in runs:
+                self._client.disable_recurring_run(run.recurring_run_id)
+            yield
+        except BaseException:
+            # An answer that was lost may have been a yes.
+            made = [run.description for run in self.find(in_favour_of.name)]
+            if in_favour_of.description not in made:
+                for run in runs:
+                    self._client.enable_recurring_run(run.recurring_run_id)
+            raise
 
     def _create(self, schedule: Schedule, *, is_enabled: bool) -> None:
         with compiled_file(schedule.compiled) as path:

@@ -11,10 +11,18 @@ from locks import canonical, pins
 
 from components._images import COMMITTED, IMAGE_NAMES, ImageReferences
 from pipelines.__main__ import main
+from pipelines._registry import Pipeline, list_pipelines
+from pipelines._target import Target
 
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = REPOSITORY / "images" / "locks"
 DIGESTS = {name: f"sha256:{str(position) * 64}" for position, name in enumerate(IMAGE_NAMES)}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAL_REGISTRY", "MAL_TAG", "MAL_DIGESTS_FILE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def compile_auto_label(folder: Path, *options: str) -> dict[str, str]:
@@ -52,6 +60,30 @@ def test_digests_beat_the_tag(tmp_path: Path) -> None:
     )
     assert images["tune"] == f"mirror/mal/component@{DIGESTS['component']}"
     assert images["snapshot-dataset"] == f"mirror/mal/control@{DIGESTS['control']}"
+
+
+def test_the_environment_names_images_where_no_option_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAL_REGISTRY", "mirror/mal")
+    monkeypatch.setenv("MAL_TAG", "1")
+    assert compile_auto_label(tmp_path)["tune"] == "mirror/mal/component:1"
+    assert compile_auto_label(tmp_path, "--registry", "b")["tune"] == "b/component:1"
+    monkeypatch.setenv("MAL_DIGESTS_FILE", write_digests(tmp_path, DIGESTS))
+    pinned = f"mirror/mal/component@{DIGESTS['component']}"
+    assert compile_auto_label(tmp_path)["tune"] == pinned
+    assert compile_auto_label(tmp_path, "--tag", "2")["tune"] == "mirror/mal/component:2"
+
+
+@pytest.mark.parametrize("pipeline", list_pipelines(), ids=lambda p: p.name)
+def test_every_container_knows_the_digest_of_its_image(pipeline: Pipeline) -> None:
+    images = ImageReferences(registry="mirror/mal", digests=DIGESTS)
+    document = next(yaml.safe_load_all(pipeline.compiled(Target(images))))
+    for executor in document["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        (variable,) = container["env"]
+        assert variable["name"] == "MAL_IMAGE_DIGEST"
+        assert container["image"].endswith(f"@{variable['value']}")
 
 
 def test_without_options_the_committed_file_comes_out(tmp_path: Path) -> None:
@@ -110,6 +142,16 @@ def test_committed_files_are_not_overwritten_with_another_registry(
 ) -> None:
     assert main(["compile", "--registry", "mirror/mal"]) == 2
     assert "--output must name a folder" in capsys.readouterr().err
+
+
+def test_committed_files_are_the_same_whatever_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAL_REGISTRY", "mirror/mal")
+    monkeypatch.setattr(Pipeline, "compiled_path", tmp_path / "pipeline.yaml")
+    assert main(["compile", "auto_label"]) == 0
+    committed = REPOSITORY / "pipelines" / "auto_label" / "pipeline.yaml"
+    assert (tmp_path / "pipeline.yaml").read_text() == committed.read_text()
 
 
 def test_images_have_the_versions_that_the_tests_run_with() -> None:

@@ -34,7 +34,11 @@ class RefusalError(Exception):
 
 @dataclass
 class ApiContent:
-    """What was created, by kind and id; `requests` are method and path."""
+    """What was created, by kind and id; `requests` are method and path.
+
+    A request whose method and path match `failing` is answered 500: before it was done, or after
+    where `fails_late`. `most_enabled` is how many schedules were on at a time.
+    """
 
     token: str = ""
     entities: dict[str, dict[str, Entity]] = field(
@@ -42,6 +46,9 @@ class ApiContent:
     )
     requests: list[tuple[str, str]] = field(default_factory=list)
     num_created: int = 0
+    failing: str = ""
+    fails_late: bool = False
+    most_enabled: int = 0
 
     @property
     def schedules(self) -> list[Entity]:
@@ -142,7 +149,15 @@ def answer(content: ApiContent, method: str, url: str, body: Entity) -> Entity:
     for route_method, pattern, action in ROUTES:
         match = re.fullmatch(BASE + pattern, path)
         if match and route_method == method:
-            return action(content, body, dict(urllib.parse.parse_qsl(query)), *match.groups())
+            fails = bool(content.failing and re.fullmatch(content.failing, f"{method} {path}"))
+            if fails and not content.fails_late:
+                raise RefusalError(500, path)
+            done = action(content, body, dict(urllib.parse.parse_qsl(query)), *match.groups())
+            num_enabled = sum(made["mode"] == "ENABLE" for made in content.schedules)
+            content.most_enabled = max(content.most_enabled, num_enabled)
+            if fails:
+                raise RefusalError(500, path)
+            return done
     raise RefusalError(404, path)
 
 
