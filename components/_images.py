@@ -2,7 +2,7 @@
 
 `train` is what job pods run, `component` adds kfp and is the base of the heavy steps, `control`
 has no torch and is the base of the light ones. Committed files name them below a registry that
-does not exist; `python -m pipelines compile` and `images/build` put another in its place.
+does not exist; `python -m pipelines` and `images/build` put another in its place.
 """
 
 import re
@@ -71,8 +71,8 @@ class ImageReferences:
 
     def digest_of(self, committed: str) -> str:
         """Return the digest of what a committed reference stands for; '' where none is known."""
-        names = (name for name in IMAGE_NAMES if COMMITTED.reference(name) == committed)
-        return next((self.digests[name] for name in names if name in self.digests), "")
+        known = {COMMITTED.reference(name): digest for name, digest in self.digests.items()}
+        return known.get(committed, "")
 
     def put_in(self, text: str) -> str:
         """Return a compiled text with these references for the committed ones."""
