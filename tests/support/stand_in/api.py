@@ -149,9 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(fault)
                 return
             self._check_token()
-            target = _target(url.path, api.served)
-            self._check_right(target, is_watch="watch" in query)
-            self._dispatch(target, query, body, fault)
+            self._dispatch(_target(url.path, api.served), query, body, fault)
         except RefusalError as refusal:
             self._send_json(refusal.code, refusal.status)
         except _UnknownPathError:
@@ -177,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(
         self, target: _Target, query: Mapping[str, str], body: Any, fault: Fault | None
     ) -> None:
+        self._check_right(target, is_watch="watch" in query)
         if self.command == "GET" and target.subresource == "log":
             self._send_lines(_log_lines(self.server_state, target, query), fault)
         elif self.command == "GET" and query.get("watch") == "true":
