@@ -1,7 +1,7 @@
 """A cluster on this machine for tests: an API server over HTTP, operators, and pods as processes.
 
-It is for the launcher's protocol and for the variables of training processes. It has no scheduler,
-no DNS, no containers: `environment.py` says what stands for them.
+It is for the launcher's protocol and rights, and for the variables of training processes. It has no
+scheduler, no DNS, no containers: `environment.py` says what stands for them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StandIn:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.api = ApiServer(Store(), set(_SERVED))
+        self.api = ApiServer(Store(), set(_SERVED), launcher_rights())
         self.operators = Operators(self.api)
         self.katib = Katib(self.api)
         self.operators.mutate_pod = self.katib.mutate
@@ -174,6 +174,21 @@ class StandIn:
         path = _MANIFESTS / "components" / "trainjob" / "training-runtime.yaml"
         content: Object = yaml.safe_load(path.read_text())
         return content
+
+
+def launcher_rights() -> set[str]:
+    """Return what the account `mal-launcher` may do, by the manifests."""
+    base = yaml.safe_load_all((_MANIFESTS / "base" / "launcher-role.yaml").read_text())
+    rules = [rule for made in base if made["kind"] == "Role" for rule in made["rules"]]
+    for patch in _MANIFESTS.glob("components/*/launcher-role-patch.yaml"):
+        rules += [operation["value"] for operation in yaml.safe_load(patch.read_text())]
+    return {
+        f"{verb} {group}/{resource}"
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def _suspend(job: Object, is_suspended: bool) -> None:

@@ -64,6 +64,7 @@ class ApiServer:
     Attributes:
         store: The objects.
         served: `group/version/plural` of the known kinds; a missing one is a missing CRD.
+        rights: `verb group/plural` that the account has, with `/log` behind pods for their logs.
         namespaces: That exist.
         tokens: That are taken.
         logs: Of pods, by (namespace, name).
@@ -73,6 +74,7 @@ class ApiServer:
 
     store: Store
     served: set[str]
+    rights: set[str]
     namespaces: set[str] = field(default_factory=lambda: {"team"})
     tokens: set[str] = field(default_factory=lambda: {"token-1"})
     logs: dict[tuple[str, str], PodLog] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass(frozen=True)
 class _Target:
+    group: str
     plural: str
     namespace: str
     name: str = ""
@@ -160,9 +163,19 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             raise RefusalError(401, "Unauthorized", "Unauthorized")
 
+    def _check_right(self, target: _Target, *, is_watch: bool) -> None:
+        reading = "watch" if is_watch else "get" if target.name else "list"
+        verbs = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": reading}
+        verb = verbs[self.command]
+        resource = "/".join(filter(None, (target.plural, target.subresource)))
+        if f"{verb} {target.group}/{resource}" not in self.server_state.rights:
+            message = f'{resource} is forbidden: User "step" cannot {verb} resource "{resource}"'
+            raise RefusalError(403, "Forbidden", message, target.plural)
+
     def _dispatch(
         self, target: _Target, query: Mapping[str, str], body: Any, fault: Fault | None
     ) -> None:
+        self._check_right(target, is_watch="watch" in query)
         if self.command == "GET" and target.subresource == "log":
             self._send_lines(_log_lines(self.server_state, target, query), fault)
         elif self.command == "GET" and query.get("watch") == "true":
@@ -229,7 +242,7 @@ def _target(path: str, served: set[str]) -> _Target:
     group, rest = (parts[1], parts[2:]) if parts[0] == "apis" else ("", parts[1:])
     if len(rest) < 4 or rest[1] != "namespaces" or f"{group}/{rest[0]}/{rest[3]}" not in served:
         raise _UnknownPathError
-    return _Target(rest[3], rest[2], *rest[4:])
+    return _Target(group, rest[3], rest[2], *rest[4:])
 
 
 def _handle(

@@ -13,8 +13,8 @@ import yaml
 from kubernetes_models import model_problems
 from pod_security import restricted_violations
 
-from components._images import TRAIN_IMAGE
 from mal.cluster import JobSettings, Lifetime, TrainingRuntime, build_trainjob, names
+from mal.cluster.katib import KatibSearch, build_experiment
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 KUSTOMIZATION = "kustomization.yaml"
@@ -184,7 +184,6 @@ def test_the_training_runtime_gives_what_a_trainjob_cannot_say() -> None:
     assert replicated_job["template"]["spec"]["backoffLimit"] == defaults.backoff_limit
     assert "ttlSecondsAfterFinished" not in runtime["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["image"] == TRAIN_IMAGE
     job = JobSettings(
         name="a", namespace="b", image="c", outputs_uri="s3://b/x",
         training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime"),
@@ -196,6 +195,40 @@ def test_the_training_runtime_gives_what_a_trainjob_cannot_say() -> None:
     merged = {**pod, **patch, "containers": [container | patch["containers"][0]]}
     assert patch["containers"][0]["name"] == container["name"]
     assert restricted_violations(merged) == []
+
+
+def test_no_manifest_written_by_hand_names_an_image() -> None:
+    files = [path for path in object_files() if path.parent.name != "examples"]
+    assert [short(path) for path in files if "image:" in path.read_text(encoding="utf-8")] == []
+
+
+def may_reach_kubeflow(policies: list[Object], pod: Object, port: int) -> bool:
+    """Return whether policies let a pod with these labels open connections to that namespace."""
+    to = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}
+    return any(
+        to in way.get("to", ()) and {"port": port, "protocol": "TCP"} in way["ports"]
+        for policy in policies
+        if policy["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+        for way in policy["spec"].get("egress", ())
+    )
+
+
+@pytest.mark.parametrize(
+    ("folders", "ports"),
+    [(["base"], {9000, 8333}), (["base", "components/katib"], {9000, 8333, 6789})],
+    ids=["object store", "and Katib's database manager"],
+)
+def test_pods_of_a_trial_reach_what_they_need_in_kubeflow(
+    folders: list[str], ports: set[int]
+) -> None:
+    things = [thing for folder in folders for thing in collected(MANIFESTS / folder)]
+    policies = [thing for thing in things if thing["kind"] == "NetworkPolicy"]
+    job = JobSettings(name="a", namespace="b", image="c", outputs_uri="s3://b/x")
+    search = KatibSearch(algorithm="random", parameters=(), num_trials=1, num_parallel=1, seed=0)
+    trial = build_experiment(job, search)["spec"]["trialTemplate"]["trialSpec"]
+    pod = trial["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
+    asked = (9000, 8333, 6789, 3306, 8888)
+    assert {port for port in asked if may_reach_kubeflow(policies, pod, port)} == ports
 
 
 def test_no_manifest_holds_a_credential() -> None:
