@@ -206,10 +206,17 @@ def _reason_to_wait(
 
 
 def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path) -> SourcePart:
-    """Describe a part and leave the index of its boxes."""
+    """Describe a part and leave the index of its boxes.
+
+    Raises:
+        StorageError: The annotation file changed while it was fetched: its version would not be
+            that of its content.
+    """
     remote = parse_remote_uri(annotations)
-    path = fetch_file(annotations)
     stored = None if remote is None else head_object(remote)
+    path = fetch_file(annotations)
+    if remote is not None and head_object(remote) != stored:
+        raise _changed_meanwhile(annotations)
     sha256 = sha256_of_file(path)
     index, file_names = index_boxes(path)
     index.write(index_path)
@@ -245,12 +252,15 @@ def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
             copy = Path(scratch) / "annotations.json"
             put_file(fetch_file(part.annotations_uri), str(copy))
             if sha256_of_file(copy) != sha256:
-                raise StorageError(
-                    f"{redact_uri(part.annotations_uri)} must stay as it is while it is read, got "
-                    "a change. Run again."
-                )
+                raise _changed_meanwhile(part.annotations_uri)
             put_file(copy, store.annotations_uri(sha256))
     put_file(index_path, store.annotations_uri(sha256, ".npz"))
+
+
+def _changed_meanwhile(uri: str) -> StorageError:
+    return StorageError(
+        f"{redact_uri(uri)} must stay as it is while it is read, got a change. Run again."
+    )
 
 
 def _last_index(store: ModelStore, last: Training | None) -> BoxIndex:
