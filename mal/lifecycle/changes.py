@@ -13,7 +13,7 @@ from mal.artifacts import sha256_of_file, write_json
 from mal.errors import ArtifactError, StorageError
 from mal.lifecycle.box_index import BoxChanges, BoxIndex, count_changes, index_boxes
 from mal.lifecycle.model_store import ModelStore, Training, now
-from mal.lifecycle.snapshot import sha256_of
+from mal.lifecycle.snapshot import sha256_of, sha256_of_images
 from mal.storage import child_uri, describe_source, fetch_file, list_files, put_file, redact_uri
 from mal.storage.objects import head_object
 from mal.storage.uris import parse_remote_uri
@@ -233,7 +233,7 @@ def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path)
         annotations_sha256=sha256,
         annotations_version="" if stored is None else stored.version_id,
         frozen_annotations_uri=store.annotations_uri(sha256),
-        images_sha256=sha256_of(sorted([n, f.size, f.checksum] for n, f in files.items())),
+        images_sha256=sha256_of_images(files),
         num_boxes=len(index),
         modified_s=max(modified_s, *(file.modified_s for file in files.values())),
     )

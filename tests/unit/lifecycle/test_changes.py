@@ -13,10 +13,10 @@ import pytest
 from tiny_sets import TinySet, write_tiny_set
 
 from mal.errors import AnnotationError, ArtifactError, StorageError
-from mal.lifecycle import changes
 from mal.lifecycle.box_index import BoxChanges
 from mal.lifecycle.changes import Detection, detect_changes, read_detection
 from mal.lifecycle.model_store import ModelStore, StoreState
+from mal.storage import fetch_file
 
 MULTIPART_BYTES = 5 << 20
 
@@ -213,7 +213,6 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error_and_nothing_is_kep
     min_new_annotations: int, s3: Any, data: TinySet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(s3, data)
-    fetch_file = changes.fetch_file
 
     def fetch_and_lose_a_race(uri: str) -> Path:
         path = fetch_file(uri)
@@ -221,8 +220,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error_and_nothing_is_kep
         upload(s3, data)
         return path
 
-    monkeypatch.setattr(changes, "fetch_file", fetch_and_lose_a_race)
-    with pytest.raises(StorageError, match="boxes.json must stay as it is while it is read"):
+    monkeypatch.setattr("mal.lifecycle.changes.fetch_file", fetch_and_lose_a_race)
+    with pytest.raises(StorageError, match="must stay as it is while it is read"):
         detect_remote(min_new_annotations=min_new_annotations)
     assert "Contents" not in s3.list_objects_v2(Bucket="bucket", Prefix="store/")
 

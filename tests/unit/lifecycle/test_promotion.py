@@ -311,6 +311,7 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
 
 @pytest.mark.parametrize("mended_by", ["next run", "hand"])
 def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_later(
+    *,
     mended_by: str,
     store: ModelStore,
     detect: Callable[[], Detection],
