@@ -5,6 +5,7 @@ https://github.com/kubeflow/model-registry, api/openapi/model-registry.yaml
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -153,7 +154,7 @@ class ModelRegistry:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
                 content: _Entity = json.load(answer)
                 return content
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ClusterError(
                 f"model registry {redact_uri(self.address)} must answer {method} {path}, got: "
                 f"{error}. Check its address, and {TOKEN_VARIABLE} where it asks for a token."
@@ -164,7 +165,7 @@ def _may_pass(fault: BaseException) -> bool:
     cause = fault.__cause__
     if isinstance(cause, urllib.error.HTTPError):
         return cause.code in _PASSING_STATUSES
-    return isinstance(fault, ClusterError) and isinstance(cause, OSError)
+    return isinstance(cause, OSError | http.client.HTTPException)
 
 
 def registry_of_run(

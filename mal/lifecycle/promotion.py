@@ -29,7 +29,7 @@ from mal.artifacts import (
     STATUS_FILE,
     sha256_of_file,
 )
-from mal.errors import ArtifactError, ClusterError
+from mal.errors import ArtifactError, ClusterError, MalError
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.gate import Decision, GateSettings, judge
 from mal.lifecycle.model_registry import ModelRegistry
@@ -199,7 +199,7 @@ def settle(
         if registry is not None:
             _register(store, record, registry)
         state = store.write(_next_state(entry, state))
-    trouble = _name_champion(store, state, registry)
+    trouble = _copy_champion(store, state, registry)
     if trouble:
         _log.warning("%s", trouble)
     return Outcome(version, state.champion_version, previous, decision, trouble)
@@ -213,7 +213,7 @@ def promote_version(
     Raises:
         ArtifactError: It is not in the store, not whole, or was never measured.
         ConflictError: Somebody else was faster.
-        ClusterError: The registry does not take it; the message says whether the pointer moved.
+        ClusterError: The registry does not take it; the pointer has moved all the same.
     """
     state = store.read()
     record = store.read_version(version)
@@ -227,12 +227,10 @@ def promote_version(
             f"version must have figures to be promoted, got none for {version}. Measure it on a "
             "set with true masks."
         )
-    if registry is not None:
-        _register(store, record, registry)
     if version != state.champion_version:
         champion = _champion(store, version, str(record["sha256"]))
         state = store.write(_with_champion(state, champion, reason))
-    if trouble := _name_champion(store, state, registry):
+    if trouble := _copy_champion(store, state, registry):
         raise ClusterError(trouble)
     return state
 
@@ -254,18 +252,21 @@ def _register(store: ModelStore, record: Mapping[str, Any], registry: ModelRegis
     registry.register(version, store.version_uri(version, "model"), _facts(record))
 
 
-def _name_champion(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
-    """Copy the pointer to the registry; returns what went wrong, '' for nothing."""
+def _copy_champion(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
+    """Let the registry name the pointer's champion; returns what went wrong, '' for nothing."""
     if registry is None or state.champion is None:
         return ""
-    version, address = state.champion_version, redact_uri(registry.address)
+    version = state.champion_version
     try:
+        if record := store.read_version(version):
+            # The registry may be younger than the champion, which another run has made.
+            _register(store, record, dataclasses.replace(registry, source={}))
         registry.name_champion(version)
-    except ClusterError as error:
+    except MalError as error:
         return (
             f"{version} is the champion of {store.uri}, and the registry may name another: {error} "
             f"Then run: python -m pipelines promote --store {store.uri} --to {version} "
-            f"--registry {address} --model-name {registry.model_name}"
+            f"--registry {redact_uri(registry.address)} --model-name {registry.model_name}"
         )
     return ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +285,7 @@ def test_the_registry_hears_of_every_version_and_of_the_champion(
         registry = ModelRegistry(address, "nuclei", {})
         first = settle_by_gate(detect(), make("one", 0.5), registry)
         second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
-        versions = {v["name"]: v for v in content.entities["model_versions"].values()}
+        versions = {v["name"]: v for v in versions_in(content)}
         assert champion_in(content) == first.version
         assert versions.keys() == {first.version, second.version}
         facts = versions[first.version]["customProperties"]
@@ -354,17 +354,37 @@ def champion_in(content: RegistryContent) -> str:
     return str(model["customProperties"]["champion_version"]["string_value"])
 
 
-def test_by_hand_a_registry_hears_of_a_version_that_it_did_not_know(
+def test_a_registry_that_is_younger_than_the_champion_hears_of_it(
+    store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
+) -> None:
+    first = settle_by_gate(detect(), make("one", 0.5)).version
+    with serving_registry() as (address, content):
+        registry = ModelRegistry(address, "nuclei", {"modelSourceId": "run-2"})
+        second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
+        facts = {v["name"]: v["customProperties"] for v in versions_in(content)}
+        assert facts.keys() == {first, second.version}
+        assert facts[first]["mIoU"]["double_value"] == 0.5
+        assert (champion_in(content), second.registry_trouble) == (first, "")
+        sources = {a["uri"]: a.get("modelSourceId") for a in content.entities["artifacts"].values()}
+        assert sources == {
+            store.version_uri(first, "model"): None,
+            store.version_uri(second.version, "model"): "run-2",
+        }
+
+
+def test_a_registry_that_is_down_does_not_hinder_going_back(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
     first = settle_by_gate(detect(), make("one", 0.5)).version
     settle_by_gate(detect(), make("two", 0.6, champion=0.5))
-    with serving_registry() as (address, content):
-        registry = ModelRegistry(address, "nuclei", {})
+    registry = ModelRegistry("http://127.0.0.1:9", "nuclei", {}, patience_s=0)
+    with pytest.raises(ClusterError, match=f"{first} is the champion of .* may name another"):
         promote_version(store, first, reason="dogs", registry=registry)
-        (version,) = content.entities["model_versions"].values()
-        assert (version["name"], champion_in(content)) == (first, first)
-        assert version["customProperties"]["mIoU"]["double_value"] == 0.5
+    assert store.read().champion_version == first
+
+
+def versions_in(content: RegistryContent) -> Iterable[dict[str, Any]]:
+    return content.entities["model_versions"].values()
 
 
 def test_the_champion_is_fetched_with_the_uri_to_start_training_from(
