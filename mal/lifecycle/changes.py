@@ -13,7 +13,7 @@ from mal.artifacts import sha256_of_file, write_json
 from mal.errors import ArtifactError, StorageError
 from mal.lifecycle.box_index import BoxChanges, BoxIndex, count_changes, index_boxes
 from mal.lifecycle.model_store import ModelStore, Training, now
-from mal.lifecycle.snapshot import sha256_of
+from mal.lifecycle.snapshot import sha256_of, sha256_of_images
 from mal.storage import child_uri, describe_source, fetch_file, list_files, put_file, redact_uri
 from mal.storage.objects import head_object
 from mal.storage.uris import parse_remote_uri
@@ -206,10 +206,17 @@ def _reason_to_wait(
 
 
 def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path) -> SourcePart:
-    """Describe a part and leave the index of its boxes."""
+    """Describe a part and leave the index of its boxes.
+
+    Raises:
+        StorageError: The annotation file changed while it was fetched: its version would not be
+            that of its content.
+    """
     remote = parse_remote_uri(annotations)
-    path = fetch_file(annotations)
     stored = None if remote is None else head_object(remote)
+    path = fetch_file(annotations)
+    if remote is not None and head_object(remote) != stored:
+        raise _changed_meanwhile(annotations)
     sha256 = sha256_of_file(path)
     index, file_names = index_boxes(path)
     index.write(index_path)
@@ -226,7 +233,7 @@ def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path)
         annotations_sha256=sha256,
         annotations_version="" if stored is None else stored.version_id,
         frozen_annotations_uri=store.annotations_uri(sha256),
-        images_sha256=sha256_of(sorted([n, f.size, f.checksum] for n, f in files.items())),
+        images_sha256=sha256_of_images(files),
         num_boxes=len(index),
         modified_s=max(modified_s, *(file.modified_s for file in files.values())),
     )
@@ -245,12 +252,15 @@ def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
             copy = Path(scratch) / "annotations.json"
             put_file(fetch_file(part.annotations_uri), str(copy))
             if sha256_of_file(copy) != sha256:
-                raise StorageError(
-                    f"{redact_uri(part.annotations_uri)} must stay as it is while it is read, got "
-                    "a change. Run again."
-                )
+                raise _changed_meanwhile(part.annotations_uri)
             put_file(copy, store.annotations_uri(sha256))
     put_file(index_path, store.annotations_uri(sha256, ".npz"))
+
+
+def _changed_meanwhile(uri: str) -> StorageError:
+    return StorageError(
+        f"{redact_uri(uri)} must stay as it is while it is read, got a change. Run again."
+    )
 
 
 def _last_index(store: ModelStore, last: Training | None) -> BoxIndex:

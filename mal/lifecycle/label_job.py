@@ -4,8 +4,12 @@
                             /annotations.json   its images and boxes
                             /labels.json        appears when it is labelled
 
-KEY names everything that decides the labels: a run that is started again with the same inputs goes
-on where the last one ended, and with others it starts anew.
+KEY names everything that decides the labels: annotations, images, weights and their spec, settings,
+version of mal. A run that is started again with the same inputs goes on where the last one ended,
+and with others it starts anew. The model's place decides nothing: it is written into the shards
+each time.
+
+Annotations and labels pass through memory entry by entry. On disk split and merge have all of them.
 """
 
 from __future__ import annotations
@@ -19,14 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mal import __version__
 from mal.artifacts import sha256_of_file, write_json
 from mal.errors import AnnotationError, ArtifactError
 from mal.lifecycle import steps
 from mal.lifecycle.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.lifecycle.model_fetch import FetchedModel, fetch_model
-from mal.lifecycle.snapshot import sha256_of
+from mal.lifecycle.snapshot import sha256_of, sha256_of_images
 from mal.spec import ExperimentSpec
-from mal.storage import child_uri, fetch_file, fetch_images, list_files, put_file
+from mal.storage import (
+    child_uri,
+    describe_source,
+    fetch_file,
+    fetch_images,
+    list_files,
+    put_file,
+)
 
 SHARD_FILE = "shard.json"
 ANNOTATIONS_FILE = "annotations.json"
@@ -131,7 +143,9 @@ def split_job(
     boxes_per_shard: int,
     settings: Sequence[str],
 ) -> list[Shard]:
-    """Write the shards of a job, unless an earlier run has.
+    """Write the shards of a job; labels that an earlier run has written of the same job stay.
+
+    A bucket folder of images is listed; a local one is read, for its checksums.
 
     Args:
         annotations_uri: COCO JSON.
@@ -146,9 +160,11 @@ def split_job(
         StorageError: A place cannot be read or written.
     """
     annotations = fetch_file(annotations_uri)
-    facts = [sha256_of_file(annotations), images_uri, model.sha256, boxes_per_shard, *settings]
-    job_uri = child_uri(work_dir, sha256_of(facts)[:_KEY_CHARS])
     plan = plan_shards(annotations, boxes_per_shard)
+    images = describe_source(images_uri, _file_names(annotations))
+    facts = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
+    facts += [model.sha256, model.spec_sha256, str(boxes_per_shard), *settings]
+    job_uri = child_uri(work_dir, sha256_of(facts)[:_KEY_CHARS])
     shards = [
         Shard(
             uri=child_uri(job_uri, f"shard-{number:05d}"),
@@ -164,15 +180,12 @@ def split_job(
         )
     ]
     there = list_files(job_uri)
-    if all(f"{shard.uri.rpartition('/')[2]}/{SHARD_FILE}" in there for shard in shards):
-        return shards
+    if not all(f"{shard.uri.rpartition('/')[2]}/{SHARD_FILE}" in there for shard in shards):
+        _put_annotations(annotations, plan, shards)
     with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
-        _write_shards(annotations, plan, Path(scratch))
-        for number, shard in enumerate(shards):
-            folder = Path(scratch) / str(number)
-            put_file(folder / ANNOTATIONS_FILE, child_uri(shard.uri, ANNOTATIONS_FILE))
-            write_json(folder / SHARD_FILE, dataclasses.asdict(shard))
-            put_file(folder / SHARD_FILE, child_uri(shard.uri, SHARD_FILE))
+        for shard in shards:
+            write_json(Path(scratch) / SHARD_FILE, dataclasses.asdict(shard))
+            put_file(Path(scratch) / SHARD_FILE, child_uri(shard.uri, SHARD_FILE))
     return shards
 
 
@@ -215,7 +228,7 @@ def shard_spec(
             f"model must be the one that the set was split for, got another in {shard.model_uri}. "
             "Run the pipeline again."
         )
-    names = [str(image.get("file_name")) for image in _images(annotations)]
+    names = _file_names(annotations)
     return steps.labelling_spec(
         annotations,
         fetch_images(shard.images_uri, names, scratch / "images"),
@@ -300,6 +313,14 @@ def _identity(box: Any) -> Any:
     return (box.get("id"), box.get("image_id")) if isinstance(box, dict) else box
 
 
+def _put_annotations(annotations: Path, plan: ShardPlan, shards: Sequence[Shard]) -> None:
+    with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
+        _write_shards(annotations, plan, Path(scratch))
+        for number, shard in enumerate(shards):
+            path = Path(scratch) / str(number) / ANNOTATIONS_FILE
+            put_file(path, child_uri(shard.uri, ANNOTATIONS_FILE))
+
+
 def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
     """Write `annotations.json` of every shard below `folder/NUMBER`, reading in a stream."""
     shards_of_images = (
@@ -330,6 +351,10 @@ def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
 
 def _images(annotations: Path) -> Iterator[Mapping[str, Any]]:
     return (e for e in stream_entries(annotations, "images") if isinstance(e, dict))
+
+
+def _file_names(annotations: Path) -> list[str]:
+    return [str(image.get("file_name")) for image in _images(annotations)]
 
 
 def _append(buffered: dict[int, list[str]], folder: Path, key: str) -> None:

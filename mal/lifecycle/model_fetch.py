@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mal.artifacts import LATEST_CHECKPOINT, sha256_of_file
+from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, sha256_of_file
 from mal.errors import ArtifactError
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.model_store import ModelStore
@@ -30,11 +30,13 @@ class FetchedModel:
         version: Of the store; '' for a plain folder.
         checkpoint_uri: Where its weights stay.
         sha256: Of the weights.
+        spec_sha256: Of the spec that they were trained with; '' for none.
     """
 
     version: str
     checkpoint_uri: str
     sha256: str
+    spec_sha256: str = ""
 
     @property
     def folder_uri(self) -> str:
@@ -68,7 +70,10 @@ def fetch_model(source: str, folder: Path, *, version: str = "") -> FetchedModel
         if name in names:
             put_file(fetch_file(child_uri(place, name)), str(folder / name))
     return FetchedModel(
-        version, child_uri(place, LATEST_CHECKPOINT), sha256_of_file(folder / LATEST_CHECKPOINT)
+        version,
+        child_uri(place, LATEST_CHECKPOINT),
+        sha256_of_file(folder / LATEST_CHECKPOINT),
+        sha256_of_file(folder / EXPERIMENT_FILE) if EXPERIMENT_FILE in names else "",
     )
 
 

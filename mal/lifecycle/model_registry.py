@@ -5,16 +5,17 @@ https://github.com/kubeflow/model-registry, api/openapi/model-registry.yaml
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mal.errors import ClusterError
+from mal.errors import ClusterError, MissingExtraError
 from mal.storage import redact_uri
 
 BASE_PATH = "/api/model_registry/v1alpha3"
@@ -24,6 +25,7 @@ MODEL_FORMAT = "mal-checkpoint"
 
 _TIMEOUT_S = 30
 _NOT_FOUND = 404
+_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _Entity = Mapping[str, Any]
 
@@ -36,11 +38,13 @@ class ModelRegistry:
         address: http(s)://host:port, without a path. A token comes from MODEL_REGISTRY_TOKEN.
         model_name: Name of the RegisteredModel.
         source: Fields that say what made the versions: modelSourceKind, modelSourceId, ...
+        patience_s: How long a fault that may pass is waited out.
     """
 
     address: str
     model_name: str
     source: Mapping[str, str]
+    patience_s: float = 60.0
 
     def register(self, version: str, model_uri: str, facts: Mapping[str, str | float]) -> None:
         """Register a version and its artifact, unless they are there.
@@ -48,6 +52,17 @@ class ModelRegistry:
         Raises:
             ClusterError: The registry cannot be reached or refuses.
         """
+        self._retry(lambda: self._register(version, model_uri, facts))
+
+    def name_champion(self, version: str) -> None:
+        """Say in the model's custom properties which version is in use, unless they do.
+
+        Raises:
+            ClusterError: The registry cannot be reached, refuses, or does not know the version.
+        """
+        self._retry(lambda: self._name_champion(version))
+
+    def _register(self, version: str, model_uri: str, facts: Mapping[str, str | float]) -> None:
         model = self._model() or self._call(
             "POST", "/registered_models", {"name": self.model_name, "state": "LIVE"}
         )
@@ -76,23 +91,34 @@ class ModelRegistry:
         if not items:
             self._call("POST", path, artifact)
 
-    def name_champion(self, version: str) -> None:
-        """Say in the model's custom properties which version is in use.
-
-        Raises:
-            ClusterError: The registry cannot be reached, refuses, or does not know the version.
-        """
+    def _name_champion(self, version: str) -> None:
         model = self._model()
         if model is None or self._version(model["id"], version) is None:
             raise ClusterError(
                 f"model registry {redact_uri(self.address)} must have version {version} of "
                 f"{self.model_name}, got none. Register it first."
             )
-        properties = {
-            **model.get("customProperties", {}),
-            **properties_from({CHAMPION_PROPERTY: version}),
-        }
+        known = model.get("customProperties", {})
+        if known.get(CHAMPION_PROPERTY, {}).get("string_value") == version:
+            return
+        properties = {**known, **properties_from({CHAMPION_PROPERTY: version})}
         self._call("PATCH", f"/registered_models/{model['id']}", {"customProperties": properties})
+
+    def _retry(self, action: Callable[[], None]) -> None:
+        """Do what looks first and adds what lacks, again and again while a fault may pass.
+
+        A single request is not repeated: one that was obeyed may have lost its answer.
+        """
+        try:
+            import tenacity
+        except ImportError as error:
+            raise MissingExtraError("tenacity", "cluster") from error
+        tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            stop=tenacity.stop_after_delay(self.patience_s),
+            reraise=True,
+        )(action)
 
     def _model(self) -> _Entity | None:
         return self._find("/registered_model", name=self.model_name)
@@ -128,11 +154,18 @@ class ModelRegistry:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
                 content: _Entity = json.load(answer)
                 return content
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ClusterError(
                 f"model registry {redact_uri(self.address)} must answer {method} {path}, got: "
                 f"{error}. Check its address, and {TOKEN_VARIABLE} where it asks for a token."
             ) from error
+
+
+def _may_pass(fault: BaseException) -> bool:
+    cause = fault.__cause__
+    if isinstance(cause, urllib.error.HTTPError):
+        return cause.code in _PASSING_STATUSES
+    return isinstance(cause, OSError | http.client.HTTPException)
 
 
 def registry_of_run(

@@ -1,13 +1,16 @@
 """From a candidate to the champion: register a version, move the pointer, go back.
 
 The files of a version are written first and never again; moving the pointer is one conditional
-write. Whatever dies before it leaves the champion and the last training as they were.
+write. Whatever dies before it leaves the champion and the last training as they were. The pointer
+is the truth and a model registry a copy: it gets the version before, and the name of the champion
+after. If that fails the promotion stands, and the next run that promotes or refuses mends it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ from mal.artifacts import (
     STATUS_FILE,
     sha256_of_file,
 )
-from mal.errors import ArtifactError
+from mal.errors import ArtifactError, ClusterError, MalError
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.gate import Decision, GateSettings, judge
 from mal.lifecycle.model_registry import ModelRegistry
@@ -39,7 +42,15 @@ from mal.lifecycle.model_store import (
     now,
 )
 from mal.lifecycle.steps import checkpoint_of
-from mal.storage import ABSENT, ConflictError, list_files, put_file, put_files, replace_document
+from mal.storage import (
+    ABSENT,
+    ConflictError,
+    list_files,
+    put_file,
+    put_files,
+    redact_uri,
+    replace_document,
+)
 
 MODEL_FILES = (
     EXPERIMENT_FILE,
@@ -51,6 +62,8 @@ MODEL_FILES = (
 # Exports of before points have no encoder and decoder: what is not there is not copied.
 ONNX_FILES = (ONNX_FILE, ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE)
 _SHORT_SHA_CHARS = 12
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,26 +99,49 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate."""
+    """What became of a candidate.
+
+    Attributes:
+        version: Of the candidate.
+        champion: Version in use once all was done; '' for none.
+        previous: Version that the candidate was to replace; '' for none.
+        decision: Of the gate.
+        registry_trouble: Why the registry may name another champion; '' where it does not.
+    """
 
     version: str
-    is_promoted: bool
+    champion: str
     previous: str
     decision: Decision
+    registry_trouble: str = ""
+
+    @property
+    def is_promoted(self) -> bool:
+        """Whether the candidate is the champion."""
+        return self.champion == self.version
 
     @property
     def sentence(self) -> str:
         """What happened, and why."""
+        reason = self.decision.reason
+        if self.is_promoted != self.decision.is_passed:
+            verdict = "promoted" if self.decision.is_passed else "refused"
+            return (
+                f"{self.version} was {verdict} before ({reason}), and {self.champion} was made the "
+                "champion since, which stays"
+            )
         if self.is_promoted:
             instead = f" in place of {self.previous}" if self.previous else ""
-            return f"{self.version} is the champion{instead}: {self.decision.reason}"
-        kept = f"{self.previous} stays" if self.previous else "there is no champion yet"
-        return f"{self.version} is refused, {kept}: {self.decision.reason}"
+            return f"{self.version} is the champion{instead}: {reason}"
+        kept = f"{self.champion} stays" if self.champion else "there is no champion yet"
+        return f"{self.version} is refused, {kept}: {reason}"
 
     @property
     def figures(self) -> dict[str, float]:
         """What both models have, to compare runs by."""
         figures = {"promoted": float(self.is_promoted)}
+        if self.registry_trouble:
+            figures["registry trouble"] = 1.0
         for check in self.decision.checks:
             sides = {"challenger": check.challenger, "champion": check.champion}
             figures |= {f"{side} {check.name}": v for side, v in sides.items() if v is not None}
@@ -132,7 +168,8 @@ def settle(
 ) -> Outcome:
     """Register a candidate; make it the champion if the gate lets it; note the training.
 
-    Doing it again after it was done changes nothing: a step may be retried.
+    Doing it again after it was done changes nothing in the store: a step may be retried, and a
+    person may have moved the champion in between.
 
     Args:
         found: The data set, and the state of the store that the run started from.
@@ -143,7 +180,7 @@ def settle(
     Raises:
         ConflictError: Somebody else has changed the store since the run started.
         StorageError: The store cannot be written.
-        ClusterError: The registry refuses.
+        ClusterError: The registry does not take the version; the pointer was not moved.
     """
     store = ModelStore(found.store_uri)
     state = store.read()
@@ -155,19 +192,17 @@ def settle(
             f"{store.pointer_uri} must be unchanged since this run started, got champion "
             f"'{state.champion_version}' of another run or a person. Run again."
         )
-    entry = _Entry(store, version, sha256, found, candidate, decision)
-    _write_version(entry)
-    if registry is not None:
-        registry.register(version, entry.uri("model"), _facts(candidate, sha256))
-    previous = state.champion_version
-    if is_done:
-        previous = state.history[-1].previous if decision.is_passed else previous
-    else:
+    previous = _replaced_by(version, state) if is_done else state.champion_version
+    if not is_done:
+        entry = _Entry(store, version, sha256, found, candidate, decision)
+        record = _write_version(entry)
+        if registry is not None:
+            _register(store, record, registry)
         state = store.write(_next_state(entry, state))
-    is_promoted = decision.is_passed
-    if registry is not None and is_promoted:
-        registry.name_champion(version)
-    return Outcome(version, is_promoted, previous, decision)
+    trouble = _copy_champion(store, state, registry)
+    if trouble:
+        _log.warning("%s", trouble)
+    return Outcome(version, state.champion_version, previous, decision, trouble)
 
 
 def promote_version(
@@ -178,6 +213,7 @@ def promote_version(
     Raises:
         ArtifactError: It is not in the store, not whole, or was never measured.
         ConflictError: Somebody else was faster.
+        ClusterError: The registry does not take it; the pointer has moved all the same.
     """
     state = store.read()
     record = store.read_version(version)
@@ -194,8 +230,8 @@ def promote_version(
     if version != state.champion_version:
         champion = _champion(store, version, str(record["sha256"]))
         state = store.write(_with_champion(state, champion, reason))
-    if registry is not None:
-        registry.name_champion(version)
+    if trouble := _copy_champion(store, state, registry):
+        raise ClusterError(trouble)
     return state
 
 
@@ -203,6 +239,36 @@ def list_versions(store: ModelStore) -> list[str]:
     """Return the versions that are whole, oldest first."""
     names = list_files(store.version_uri("").rstrip("/"))
     return sorted(name.partition("/")[0] for name in names if name.endswith(f"/{VERSION_FILE}"))
+
+
+def _replaced_by(version: str, state: StoreState) -> str:
+    """Return what a version took the place of; the champion for one that was never promoted."""
+    changes = [change for change in state.history if change.version == version]
+    return changes[-1].previous if changes else state.champion_version
+
+
+def _register(store: ModelStore, record: Mapping[str, Any], registry: ModelRegistry) -> None:
+    version = str(record["version"])
+    registry.register(version, store.version_uri(version, "model"), _facts(record))
+
+
+def _copy_champion(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
+    """Let the registry name the pointer's champion; returns what went wrong, '' for nothing."""
+    if registry is None or state.champion is None:
+        return ""
+    version = state.champion_version
+    try:
+        if record := store.read_version(version):
+            # The registry may be younger than the champion, which another run has made.
+            _register(store, record, dataclasses.replace(registry, source={}))
+        registry.name_champion(version)
+    except MalError as error:
+        return (
+            f"{version} is the champion of {store.uri}, and the registry may name another: {error} "
+            f"Then run: python -m pipelines promote --store {store.uri} --to {version} "
+            f"--registry {redact_uri(registry.address)} --model-name {registry.model_name}"
+        )
+    return ""
 
 
 def _next_state(entry: _Entry, state: StoreState) -> StoreState:
@@ -230,10 +296,11 @@ def _champion(store: ModelStore, version: str, sha256: str) -> Champion:
     )
 
 
-def _write_version(entry: _Entry) -> None:
-    """Write the files of a version, its record last: what has a record is whole."""
-    if entry.store.read_version(entry.version) is not None:
-        return
+def _write_version(entry: _Entry) -> Mapping[str, Any]:
+    """Write the files of a version, its record last, and return that: what has one is whole."""
+    known = entry.store.read_version(entry.version)
+    if known is not None:
+        return known
     candidate, decision = entry.candidate, entry.decision
     put_files(candidate.model_dir, MODEL_FILES, entry.uri("model"))
     put_files(candidate.onnx_dir, ONNX_FILES, entry.uri("onnx"))
@@ -251,16 +318,17 @@ def _write_version(entry: _Entry) -> None:
         "lineage": {name: dict(facts) for name, facts in candidate.lineage.items()},
     }
     replace_document(entry.uri(VERSION_FILE), record, expected_etag=ABSENT)
+    return record
 
 
-def _facts(candidate: Candidate, sha256: str) -> dict[str, str | float]:
+def _facts(record: Mapping[str, Any]) -> dict[str, str | float]:
     """Return what a registry shows of a version."""
-    facts: dict[str, str | float] = {"sha256": sha256}
+    facts: dict[str, str | float] = {"sha256": str(record["sha256"])}
     for name in ("mIoU", "AP", "num_instances"):
-        value = candidate.metrics.get(name)
+        value = record["metrics"].get(name)
         if value is not None:
             facts[name] = float(value)
-    model = candidate.lineage.get("model", {})
+    model = record["lineage"].get("model", {})
     for name in ("dataset_sha256", "git_sha", "image_digest", "parent_model_uri", "arch"):
         if name in model:
             facts[name] = str(model[name])

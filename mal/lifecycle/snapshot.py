@@ -196,7 +196,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
         images_uri=images,
         annotations_uri=annotations,
         annotations_sha256=sha256_of_file(path),
-        images_sha256=_sha256_of_images(files),
+        images_sha256=sha256_of_images(files),
         num_images=len(boxes.images),
         num_missing_images=sum(image.file_name not in files for image in boxes.images),
         num_boxes=len(boxes) - num_crowds,
@@ -207,7 +207,8 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     )
 
 
-def _sha256_of_images(files: Mapping[str, ImageFile]) -> str:
+def sha256_of_images(files: Mapping[str, ImageFile]) -> str:
+    """Hash names, sizes and checksums of images."""
     return sha256_of(sorted([name, file.size, file.checksum] for name, file in files.items()))
 
 

@@ -49,8 +49,9 @@ def detection_markdown(found: Detection) -> str:
 def outcome_markdown(outcome: Outcome) -> str:
     """Say what became of a candidate, check by check."""
     return _page(
-        f"{'Promoted' if outcome.is_promoted else 'Refused'}: {outcome.version}",
+        f"{'Promoted' if outcome.decision.is_passed else 'Refused'}: {outcome.version}",
         f"{outcome.sentence}.",
+        outcome.registry_trouble,
         markdown_table(
             ("check", "champion", "challenger", "rule", ""),
             [

@@ -33,7 +33,9 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
 ) -> LabelOnlyOutputs:
     """Label a set of boxes with a trained model, shard by shard; a run goes on where one ended.
 
-    A pod's memory and disk depend on boxes_per_shard, not on the size of the set.
+    Memory and disk of a labelling pod go with boxes_per_shard if images is a bucket folder (an
+    archive is fetched whole by every pod); the steps that split and merge hold the whole set's
+    annotations and labels on disk.
 
     Args:
         images: Folder, archive or bucket folder; a bucket folder is fetched shard by shard.

@@ -40,13 +40,20 @@ class RefusalError(Exception):
 
 @dataclass
 class RegistryContent:
-    """What was stored, by kind and id."""
+    """What was stored, by kind and id.
+
+    Attributes:
+        methods: Of every request.
+        lost_answers: Codes that the next requests are answered with, although they were obeyed.
+    """
 
     entities: dict[str, dict[str, Entity]] = field(
         default_factory=lambda: {kind: {} for kind in FIELDS}
     )
     tokens: list[str | None] = field(default_factory=list)
     is_broken: bool = False
+    methods: list[str] = field(default_factory=list)
+    lost_answers: list[int] = field(default_factory=list)
 
     def create(self, kind: str, body: Entity, **parent: str) -> Entity:
         check(kind, body)
@@ -146,12 +153,15 @@ def serving_registry() -> Iterator[tuple[str, RegistryContent]]:
         def _answer(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size)) if size else {}
+            content.methods.append(self.command)
             content.tokens.append(self.headers.get("Authorization"))
             code = 201 if self.command == "POST" else 200
             try:
                 if content.is_broken:
                     raise RefusalError(503, "out of order")
                 result = answer(content, self.command, self.path, body)
+                if content.lost_answers:
+                    raise RefusalError(content.lost_answers.pop(), "the answer is lost")
             except RefusalError as refusal:
                 code, result = refusal.code, {"code": str(refusal.code), "message": str(refusal)}
             data = json.dumps(result).encode()

@@ -16,6 +16,7 @@ from mal.errors import AnnotationError, ArtifactError, StorageError
 from mal.lifecycle.box_index import BoxChanges
 from mal.lifecycle.changes import Detection, detect_changes, read_detection
 from mal.lifecycle.model_store import ModelStore, StoreState
+from mal.storage import fetch_file
 
 MULTIPART_BYTES = 5 << 20
 
@@ -205,6 +206,24 @@ def test_a_remote_set_is_compared_without_fetching_its_images(
     assert not detect_remote(quiet_period_s=3600).is_changed
     for version in s3.list_object_versions(Bucket="bucket")["Versions"]:
         s3.delete_object(Bucket="bucket", Key=version["Key"], VersionId=version["VersionId"])
+
+
+@pytest.mark.parametrize("min_new_annotations", [1, 99], ids=["trains", "waits"])
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error_and_nothing_is_kept(
+    min_new_annotations: int, s3: Any, data: TinySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(s3, data)
+
+    def fetch_and_lose_a_race(uri: str) -> Path:
+        path = fetch_file(uri)
+        edit(data, add_boxes(1))
+        upload(s3, data)
+        return path
+
+    monkeypatch.setattr("mal.lifecycle.changes.fetch_file", fetch_and_lose_a_race)
+    with pytest.raises(StorageError, match="must stay as it is while it is read"):
+        detect_remote(min_new_annotations=min_new_annotations)
+    assert "Contents" not in s3.list_objects_v2(Bucket="bucket", Prefix="store/")
 
 
 def test_the_parts_in_which_a_file_was_sent_do_not_matter(s3: Any, data: TinySet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import tracemalloc
@@ -52,7 +53,11 @@ def document_of(boxes_per_image: Sequence[int], *, seed: int | None = None) -> D
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[Document], Path]:
+    (tmp_path / "images").mkdir()
+
     def write_document(document: Document) -> Path:
+        for image in document["images"]:
+            (tmp_path / "images" / image["file_name"]).write_text(image["file_name"])
         path = tmp_path / "boxes.json"
         path.write_text(json.dumps(document))
         return path
@@ -60,12 +65,14 @@ def write(tmp_path: Path) -> Callable[[Document], Path]:
     return write_document
 
 
-def split(path: Path, boxes_per_shard: int, *, settings: Sequence[str] = ()) -> list[Shard]:
+def split(
+    path: Path, boxes_per_shard: int, *, model: FetchedModel = MODEL, settings: Sequence[str] = ()
+) -> list[Shard]:
     return split_job(
         str(path),
-        "/images",
+        str(path.parent / "images"),
         work_dir=str(path.parent / "work"),
-        model=MODEL,
+        model=model,
         boxes_per_shard=boxes_per_shard,
         settings=settings,
     )
@@ -138,20 +145,63 @@ def test_a_run_with_the_same_inputs_finds_its_shards_and_their_labels(
     assert [shard.is_labelled for shard in again] == [False, True, False]
 
 
-@pytest.mark.parametrize("changed", ["boxes", "size", "settings"])
+@pytest.mark.parametrize("changed", ["boxes", "image", "size", "settings", "spec", "mal"])
 def test_a_run_with_other_inputs_starts_anew(
-    changed: str, write: Callable[[Document], Path]
+    changed: str, write: Callable[[Document], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(document_of([2, 2, 2]))
     first = split(path, 2)
     if changed == "boxes":
         path = write(document_of([2, 2, 3]))
+    elif changed == "image":
+        (path.parent / "images" / "2.png").write_text("3.png")
+    elif changed == "mal":
+        monkeypatch.setattr(label_job, "__version__", "9.9")
     other = split(
         path,
         3 if changed == "size" else 2,
+        model=dataclasses.replace(MODEL, spec_sha256="b" * 64) if changed == "spec" else MODEL,
         settings=["inference.use_flip_test=true"] if changed == "settings" else [],
     )
     assert {shard.uri for shard in other}.isdisjoint(shard.uri for shard in first)
+
+
+def test_an_image_that_is_overwritten_in_a_bucket_is_labelled_anew(
+    s3: Any, write: Callable[[Document], Path], tmp_path: Path
+) -> None:
+    annotations = write(document_of([2, 2]))
+
+    def split_bucket() -> list[Shard]:
+        return split_job(
+            str(annotations),
+            "s3://bucket/images",
+            work_dir=str(tmp_path / "work"),
+            model=MODEL,
+            boxes_per_shard=2,
+            settings=[],
+        )
+
+    for name in ("1.png", "2.png", "no-image-of-the-set.png"):
+        s3.put_object(Bucket="bucket", Key=f"images/{name}", Body=name.encode())
+    first = split_bucket()
+    for shard in first:
+        label(shard)
+    s3.put_object(Bucket="bucket", Key="images/no-image-of-the-set.png", Body=b"other")
+    assert all(shard.is_labelled for shard in split_bucket())
+    s3.put_object(Bucket="bucket", Key="images/2.png", Body=b"other")
+    assert not any(shard.is_labelled for shard in split_bucket())
+
+
+def test_the_same_weights_at_another_place_go_on_from_there(
+    write: Callable[[Document], Path],
+) -> None:
+    path = write(document_of([2, 2, 2]))
+    label(split(path, 2)[0])
+    moved = dataclasses.replace(MODEL, checkpoint_uri="/moved/mal_model_latest.pth")
+    shards = split(path, 2, model=moved)
+    assert [shard.is_labelled for shard in shards] == [True, False, False]
+    assert [read_shard(shard.uri) for shard in shards] == shards
+    assert {shard.model_uri for shard in shards} == {"/moved"}
 
 
 def test_a_split_that_was_cut_short_is_finished(write: Callable[[Document], Path]) -> None:

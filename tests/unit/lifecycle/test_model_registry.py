@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -77,6 +78,41 @@ def test_a_version_that_is_not_registered_cannot_be_champion(
         registry.name_champion("v9")
 
 
+def test_naming_the_same_champion_again_changes_nothing(
+    served: tuple[ModelRegistry, RegistryContent],
+) -> None:
+    registry, content = served
+    registry.register("v1", "s3://bucket/v1", {})
+    registry.name_champion("v1")
+    num_patches = content.methods.count("PATCH")
+    registry.name_champion("v1")
+    assert content.methods.count("PATCH") == num_patches
+
+
+@pytest.mark.parametrize("code", [429, 502, 503])
+def test_what_fails_for_a_moment_is_tried_again_though_it_may_have_been_done(
+    code: int, served: tuple[ModelRegistry, RegistryContent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    registry, content = served
+    for _ in range(2):
+        content.lost_answers = [code] * 4
+        registry.register("v1", "s3://bucket/v1", {})
+        registry.name_champion("v1")
+    counts = {kind: len(entities) for kind, entities in content.entities.items()}
+    assert counts == {"registered_models": 1, "model_versions": 1, "artifacts": 1}
+
+
+def test_what_is_refused_is_not_tried_again(
+    served: tuple[ModelRegistry, RegistryContent],
+) -> None:
+    registry, content = served
+    content.lost_answers = [403]
+    with pytest.raises(ClusterError, match="403"):
+        registry.register("v1", "s3://bucket/v1", {})
+    assert content.methods == ["GET", "POST"]
+
+
 def test_the_token_comes_from_the_environment(
     served: tuple[ModelRegistry, RegistryContent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,11 +122,11 @@ def test_the_token_comes_from_the_environment(
     assert set(content.tokens) == {"Bearer secret-token"}
     content.is_broken = True
     with pytest.raises(ClusterError, match="must answer GET /registered_model") as caught:
-        registry.name_champion("v1")
+        dataclasses.replace(registry, patience_s=0).name_champion("v1")
     assert "secret-token" not in str(caught.value)
 
 
 def test_a_registry_out_of_reach_is_named() -> None:
-    registry = ModelRegistry("http://127.0.0.1:9", "nuclei", {})
+    registry = ModelRegistry("http://127.0.0.1:9", "nuclei", {}, patience_s=0)
     with pytest.raises(ClusterError, match=r"http://127\.0\.0\.1:9 must answer"):
         registry.register("v1", "s3://bucket/v1", {})

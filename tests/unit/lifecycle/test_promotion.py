@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from model_registry_server import serving_registry
+from model_registry_server import RegistryContent, serving_registry
 from tiny_sets import write_tiny_set
 
 from mal.artifacts import sha256_of_file
@@ -247,6 +247,29 @@ def test_a_run_that_started_before_a_rollback_does_not_undo_it(
     assert second.version in list_versions(store)
 
 
+@pytest.mark.parametrize("miou", [0.6, 0.4], ids=["promoted", "refused"])
+def test_a_step_that_is_retried_after_the_champion_was_moved_by_hand_says_so_and_changes_nothing(
+    miou: float,
+    store: ModelStore,
+    detect: Callable[[], Detection],
+    make: Callable[..., Candidate],
+) -> None:
+    with serving_registry() as (address, content):
+        registry = ModelRegistry(address, "nuclei", {})
+        first = settle_by_gate(detect(), make("one", 0.5), registry).version
+        found, candidate = detect(), make("two", miou, champion=0.5)
+        second = settle_by_gate(found, candidate, registry).version
+        by_hand = first if miou > 0.5 else second
+        promote_version(store, by_hand, reason="two fails", registry=registry)
+        before = store.read(), list_files(store.uri), repr(content.entities)
+        outcome = settle_by_gate(found, candidate, registry)
+        assert (store.read(), list_files(store.uri), repr(content.entities)) == before
+    was = "promoted" if miou > 0.5 else "refused"
+    assert outcome.sentence.startswith(f"{second} was {was} before")
+    assert f"{by_hand} was made the champion since" in outcome.sentence
+    assert outcome.is_promoted is (by_hand == second)
+
+
 def test_an_unknown_version_is_answered_with_the_known_ones(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
@@ -262,9 +285,8 @@ def test_the_registry_hears_of_every_version_and_of_the_champion(
         registry = ModelRegistry(address, "nuclei", {})
         first = settle_by_gate(detect(), make("one", 0.5), registry)
         second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
-        (model,) = content.entities["registered_models"].values()
-        versions = {v["name"]: v for v in content.entities["model_versions"].values()}
-        assert model["customProperties"]["champion_version"]["string_value"] == first.version
+        versions = {v["name"]: v for v in versions_in(content)}
+        assert champion_in(content) == first.version
         assert versions.keys() == {first.version, second.version}
         facts = versions[first.version]["customProperties"]
         assert facts["mIoU"]["double_value"] == 0.5
@@ -276,7 +298,7 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
 ) -> None:
     found, candidate = detect(), make("one", 0.5)
     with serving_registry() as (address, content):
-        registry = ModelRegistry(address, "nuclei", {})
+        registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
         content.is_broken = True
         with pytest.raises(ClusterError):
             settle_by_gate(found, candidate, registry)
@@ -285,6 +307,84 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
         settle_by_gate(found, candidate, registry)
         assert store.read().champion is not None
         assert len(content.entities["model_versions"]) == 1
+
+
+@pytest.mark.parametrize("mended_by", ["next run", "hand"])
+def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_later(
+    *,
+    mended_by: str,
+    store: ModelStore,
+    detect: Callable[[], Detection],
+    make: Callable[..., Candidate],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving_registry() as (address, content):
+        registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
+        first = settle_by_gate(detect(), make("one", 0.5), registry).version
+        write = ModelStore.write
+
+        def write_and_break(*arguments: Any) -> StoreState:
+            content.is_broken = True
+            return write(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelStore, "write", write_and_break)
+            outcome = settle_by_gate(detect(), make("two", 0.6, champion=0.5), registry)
+        second = outcome.version
+        assert store.read().champion_version == second
+        assert outcome.is_promoted
+        assert f"--to {second} --registry {address}" in outcome.registry_trouble
+        assert outcome.registry_trouble in caplog.text
+        assert outcome.figures["registry trouble"] == 1.0
+        command = ["promote", "--store", store.uri, "--to", second, "--registry", address]
+        content.is_broken = False
+        assert champion_in(content) == first
+        if mended_by == "hand":
+            assert main([*command, "--model-name", "nuclei"]) == 0
+        else:
+            assert not settle_by_gate(
+                detect(), make("three", 0.1, champion=0.6), registry
+            ).registry_trouble
+        assert champion_in(content) == second
+
+
+def champion_in(content: RegistryContent) -> str:
+    (model,) = content.entities["registered_models"].values()
+    return str(model["customProperties"]["champion_version"]["string_value"])
+
+
+def test_a_registry_that_is_younger_than_the_champion_hears_of_it(
+    store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
+) -> None:
+    first = settle_by_gate(detect(), make("one", 0.5)).version
+    with serving_registry() as (address, content):
+        registry = ModelRegistry(address, "nuclei", {"modelSourceId": "run-2"})
+        second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
+        facts = {v["name"]: v["customProperties"] for v in versions_in(content)}
+        assert facts.keys() == {first, second.version}
+        assert facts[first]["mIoU"]["double_value"] == 0.5
+        assert (champion_in(content), second.registry_trouble) == (first, "")
+        sources = {a["uri"]: a.get("modelSourceId") for a in content.entities["artifacts"].values()}
+        assert sources == {
+            store.version_uri(first, "model"): None,
+            store.version_uri(second.version, "model"): "run-2",
+        }
+
+
+def test_a_registry_that_is_down_does_not_hinder_going_back(
+    store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
+) -> None:
+    first = settle_by_gate(detect(), make("one", 0.5)).version
+    settle_by_gate(detect(), make("two", 0.6, champion=0.5))
+    registry = ModelRegistry("http://127.0.0.1:9", "nuclei", {}, patience_s=0)
+    with pytest.raises(ClusterError, match=f"{first} is the champion of .* may name another"):
+        promote_version(store, first, reason="dogs", registry=registry)
+    assert store.read().champion_version == first
+
+
+def versions_in(content: RegistryContent) -> Iterable[dict[str, Any]]:
+    return content.entities["model_versions"].values()
 
 
 def test_the_champion_is_fetched_with_the_uri_to_start_training_from(

@@ -41,9 +41,11 @@ def test_a_decision_is_shown_check_by_check(is_promoted: bool, title: str) -> No
         Check("mIoU", 0.61, 0.6, "must be at least 0.595", True),
         Check("IoU of dog", None, 0.5, "must be at least 0.45", is_promoted),
     )
-    text = outcome_markdown(Outcome("v2", is_promoted, "v1", Decision(checks)))
+    champion = "v2" if is_promoted else "v1"
+    text = outcome_markdown(Outcome("v2", champion, "v1", Decision(checks), "the registry is down"))
     assert text.startswith(title)
     assert "| mIoU | 0.6 | 0.61 | must be at least 0.595 | passed |" in text
+    assert "the registry is down" in text
     assert ("**failed**" in text) is not is_promoted
 
 
