@@ -156,9 +156,7 @@ class ClusterClient:
     def patch(self, resource: Resource, namespace: str, name: str, change: Object) -> None:
         """Merge a change into the object; a list in it replaces the object's own (RFC 7386)."""
         with refusals.explained(Request("patch", resource, namespace, name)):
-            self._retry(
-                lambda: self._json("PATCH", resource.path(namespace, name), body=change)
-            )
+            self._retry(lambda: self._json("PATCH", resource.path(namespace, name), body=change))
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete this very object and, in the background, what it owns; it may be gone already."""
