@@ -114,20 +114,21 @@ def test_the_next_attempt_waits_until_the_pods_of_the_last_one_have_ended(
     assert second.result().attempt == 1
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_new_job_waits_for_the_pods_of_one_that_was_deleted(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
 ) -> None:
     """As after a cancelled run: the job's object is gone, its pods have their grace."""
     cluster.add_image(IMAGE, f"trap '' TERM\n{WAITING_POD}")
-    first = launch()
+    first = launch(backend=backend)
     first.wait_for_line("all pods run")
-    (job,) = cluster.objects("pytorchjobs")
-    cluster.api.store.delete("pytorchjobs", job)
+    (job,) = cluster.objects(f"{backend}s")
+    cluster.api.store.delete(f"{backend}s", job)
     with pytest.raises(ClusterError, match="got deleted by somebody"):
         first.result()
-    second = launch()
+    second = launch(backend=backend)
     second.wait_for_line("waits for the end of pods")
-    assert cluster.objects("pytorchjobs") == []
+    assert cluster.objects(f"{backend}s") == []
     gate.touch()
     second.result()
 
