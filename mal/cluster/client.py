@@ -32,6 +32,7 @@ _CANCEL_TIMEOUT: Timeout = (0.3, 0.5)
 # A log may be silent for long; a connection that died without a word is found out by this.
 _LOG_TIMEOUT: Timeout = (10.0, 60.0)
 _LONGEST_PAUSE_S = 30.0
+_MERGE_PATCH = "application/merge-patch+json"  # the one that operators' objects take
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ class ClusterClient:
             _log.debug("watch of %s ended: %s", name, fault)
             time.sleep(min(timeout_s, 1.0))
 
+    def patch(self, resource: Resource, namespace: str, name: str, change: Object) -> None:
+        """Merge a change into the object; a list in it replaces the object's own (RFC 7386)."""
+        with refusals.explained(Request("patch", resource, namespace, name)):
+            self._retry(lambda: self._json("PATCH", resource.path(namespace, name), body=change))
+
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete this very object and, in the background, what it owns; it may be gone already."""
         with refusals.explained(Request("delete", resource, namespace, name)):
@@ -245,7 +251,10 @@ class ClusterClient:
             "resource_path": path,
             "method": method,
             "query_params": [(name, value) for name, value in (query or {}).items() if value],
-            "header_params": {"Accept": "application/json", "Content-Type": "application/json"},
+            "header_params": {
+                "Accept": "application/json",
+                "Content-Type": _MERGE_PATCH if method == "PATCH" else "application/json",
+            },
             "body": body,
             "auth_settings": ["BearerToken"],
             "_preload_content": False,

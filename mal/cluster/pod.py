@@ -12,7 +12,7 @@ from typing import Any
 
 from mal.cluster import names
 from mal.cluster.rules import KEYS_OF_OUTPUTS, number_of_quantity
-from mal.cluster.settings import JobSettings, Toleration
+from mal.cluster.settings import JobSettings, Owner, Toleration
 from mal.spec.sources import RECIPE_PREFIX, VARIABLE_PREFIX, parse_override
 
 Object = dict[str, Any]
@@ -31,15 +31,18 @@ def job_metadata(job: JobSettings) -> Object:
     if job.annotations:
         metadata["annotations"] = dict(sorted(job.annotations.items()))
     if job.owner is not None:
-        metadata["ownerReferences"] = [
-            {
-                "apiVersion": job.owner.api_version,
-                "kind": job.owner.kind,
-                "name": job.owner.name,
-                "uid": job.owner.uid,
-            }
-        ]
+        metadata["ownerReferences"] = [owner_reference(job.owner)]
     return metadata
+
+
+def owner_reference(owner: Owner) -> Object:
+    """Return how an object names its owner."""
+    return {
+        "apiVersion": owner.api_version,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
+    }
 
 
 def job_labels(job: JobSettings) -> dict[str, str]:

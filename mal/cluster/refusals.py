@@ -95,7 +95,7 @@ class Request:
     """What was asked of the API server, for the error that tells of it.
 
     Attributes:
-        verb: As rights name it: create, get, list, delete.
+        verb: As rights name it: create, get, list, patch, delete.
         resource: Kind of the objects.
         namespace: Of the objects.
         name: Of one object; '' is all.

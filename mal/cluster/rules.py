@@ -49,12 +49,22 @@ _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_KEY = re.compile(r"[-._A-Za-z0-9]+")
 _IMAGE = re.compile(r"[A-Za-z0-9][^\s]*")
+# The long words also at the end of one (PGPASSWORD); the short ones alone and last (KAGGLE_KEY).
 _SECRET_VARIABLE = re.compile(
-    r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)(_|$)",
+    r"(SECRETS?|PASSWORD|PASSWD|PASSPHRASE|TOKEN|APIKEY|CREDENTIALS?)(_|\d*$)"
+    r"|(^|_)(API|ACCESS|PRIVATE)_KEY_|(^|_)(KEY|PAT|SAS|CONNECTION_STRING)_?\d*$|_(PWD|PASS)_?\d*$",
     re.IGNORECASE,
 )
-_PATH_VARIABLE = re.compile(r"_(FILE|PATH|DIR)$", re.IGNORECASE)
-_CREDENTIALS_IN_URI = re.compile(r"://[^/\s@]*@")
+_HARMLESS_VARIABLE = re.compile(r"_(FILE|PATH|DIR)$|(^|_)PUBLIC_KEY$", re.IGNORECASE)
+# A user, perhaps with a password, before the host; or a query that opens what it names.
+_CREDENTIALS_IN_URI = re.compile(
+    r"://[^/\s@]*@"
+    r"|[?&](X-(Amz|Goog)-(Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig"
+    r"|(access_?)?token|password|secret|api_?key)=",
+    re.IGNORECASE,
+)
+# What follows an image's only @ is its digest.
+_IMAGE_DIGEST = re.compile(r"@[a-z0-9]+([+._-][a-z0-9]+)*:[0-9a-f]{32,}$")
 
 Problems = Iterator[str]
 
@@ -90,7 +100,9 @@ def _identity_problems(job: JobSettings) -> Problems:
             f"most {MAX_JOB_NAME} characters, got {job.name!r}. Choose one like mal-train-7f3a."
         )
     yield from _name_problem("namespace", job.namespace, is_label=True)
-    if not _IMAGE.fullmatch(job.image):
+    if "@" in _IMAGE_DIGEST.sub("", job.image) or _CREDENTIALS_IN_URI.search(job.image):
+        yield _credentials_problem("image", "job.security.image_pull_secrets")
+    elif not _IMAGE.fullmatch(job.image):
         yield f"job.image must be an image reference, got {job.image!r}. Write REGISTRY/NAME:TAG."
     yield from _choice_problem("image_pull_policy", job.image_pull_policy, PULL_POLICIES)
     yield from _number_problem("num_nodes", job.num_nodes, 1)
@@ -142,6 +154,9 @@ def _key_problems(name: str, content: Mapping[str, Any]) -> Problems:
 
 
 def _outputs_problems(job: JobSettings) -> Problems:
+    if _CREDENTIALS_IN_URI.search(job.outputs_uri):
+        yield _credentials_problem("outputs_uri")
+        return
     try:
         if parse_remote_uri(job.outputs_uri) is not None:
             return
@@ -248,7 +263,7 @@ def _environment_problems(environment: Environment) -> Problems:
     for name, value in environment.values.items():
         if name in environment.secrets:
             yield f"job.environment.{name} must be given once, got a value and a secret. Keep one."
-        elif _SECRET_VARIABLE.search(name) and not _PATH_VARIABLE.search(name):
+        elif _SECRET_VARIABLE.search(name) and not _HARMLESS_VARIABLE.search(name):
             yield (
                 f"job.environment.values.{name} must not carry a secret, got a value, which all "
                 "who may read the job would see. Put it in a Secret and refer to it under "
@@ -313,8 +328,10 @@ def _label_problems(job: JobSettings) -> Problems:
             )
         else:
             yield from _label_problem("labels", key, value)
-    for key in job.annotations:
+    for key, value in job.annotations.items():
         yield from _label_problem("annotations", key, "")
+        if _CREDENTIALS_IN_URI.search(value):
+            yield _credentials_problem(f"annotations.{key}")
 
 
 def _writable(claims: Collection[VolumeClaim]) -> Iterator[VolumeClaim]:
@@ -327,10 +344,10 @@ def is_below(path: str, folder: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def _credentials_problem(name: str) -> str:
+def _credentials_problem(name: str, place: str = "job.environment.secrets") -> str:
     return (
         f"job.{name} must not carry credentials, got some in a uri. Put them in a Secret and refer "
-        "to it under job.environment.secrets."
+        f"to it under {place}."
     )
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mal.cluster import names
@@ -19,6 +19,7 @@ from mal.cluster.client import ClusterClient
 from mal.cluster.job_kinds import JobKind, Phase
 from mal.cluster.pod import Object
 from mal.cluster.settings import JobSettings
+from mal.cluster.succession import Predecessors, take_over
 from mal.errors import ClusterError
 
 _MAX_COLLISIONS = 5
@@ -72,12 +73,16 @@ def submit(
     run = run_id if _LABEL_VALUE.fullmatch(run_id) else _digest(run_id)
     identity = {names.RUN_LABEL: run, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
     job = dataclasses.replace(job, labels={**job.labels, **identity})
+    predecessors = Predecessors(client, job, identity, tell)
     for _ in range(_MAX_COLLISIONS):
-        listed = client.list_objects(kind.resource, job.namespace, labels=identity).items
-        own = {number: each for each in listed if (number := _number(each, job)) is not None}
-        for number in sorted(own, reverse=True):
-            if _is_usable(own[number], kind):
-                return _attempt(own[number], job, number, is_new=False)
+        own = _own_jobs(client, kind, job, identity)
+        while (usable := _usable(own, kind)) is None and not predecessors.are_gone():
+            own = _own_jobs(client, kind, job, identity)  # another launcher's, with those pods?
+        if usable is not None:
+            attempt = _attempt(own[usable], job, usable, is_new=False)
+            cancellation.watch_over(attempt.deletion(client, kind))
+            take_over(client, kind.resource, own[usable], job.owner, tell)
+            return attempt
         number = max(own, default=-1) + 1
         if own:
             before = _name(job.name, number - 1)
@@ -96,6 +101,21 @@ def submit(
     raise ClusterError(
         f"job.name must be free in namespace {job.namespace}, got {settings.name}, which is the "
         f"{kind.name} of another run or step. Delete it, or choose another name."
+    )
+
+
+def _own_jobs(
+    client: ClusterClient, kind: JobKind, job: JobSettings, identity: Mapping[str, str]
+) -> dict[int, Object]:
+    """Return the step's jobs by the number of their attempt."""
+    listed = client.list_objects(kind.resource, job.namespace, labels=identity).items
+    return {number: each for each in listed if (number := _number(each, job)) is not None}
+
+
+def _usable(own: Mapping[int, Object], kind: JobKind) -> int | None:
+    """Return the last attempt that runs or succeeded."""
+    return next(
+        (number for number in sorted(own, reverse=True) if _is_usable(own[number], kind)), None
     )
 
 

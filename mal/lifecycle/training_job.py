@@ -30,13 +30,13 @@ from mal.cluster import (
 )
 from mal.cluster.client import ClusterClient
 from mal.cluster.rules import is_below
-from mal.errors import ArtifactError, SpecError
+from mal.errors import ArtifactError, SpecError, StorageError
 from mal.lifecycle import lineage, steps
 from mal.lifecycle.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
 from mal.status import MONITORED_METRIC, last_figures
-from mal.storage import fetch_results, redact_uri
+from mal.storage import child_uri, fetch_results, redact_uri
 from mal.storage.uris import parse_remote_uri
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
@@ -54,8 +54,40 @@ DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
 
 _SMALL_FILES = (EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
 _ID_CHARACTERS = 32  # a label takes 63
+_FOLDER_CHARACTERS = 12
 _TIMED = re.compile(r"\d\d:\d\d:\d\d ")
 _DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
+
+
+@dataclass(frozen=True)
+class TrainingIdentity:
+    """What a training is known by, the same in every try of its step.
+
+    Attributes:
+        run_id: Of the pipeline run; without one, what stands for the training.
+        task_id: Of the step's model and its data, so that other data make another training.
+    """
+
+    run_id: str
+    task_id: str
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return job_name(self.run_id, self.task_id)
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder that no other training has: names of jobs are short, and may meet."""
+        digest = hashlib.sha256(f"{self.run_id}\n{self.task_id}".encode()).hexdigest()
+        return f"{self.name}-{digest[:_FOLDER_CHARACTERS]}"
+
+
+def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> TrainingIdentity:
+    """Return the identity of the training of this step."""
+    content = f"{model.uri}\n{data.dataset_sha256}"
+    task_id = hashlib.sha256(content.encode()).hexdigest()[:_ID_CHARACTERS]
+    return TrainingIdentity(os.environ.get(RUN_ID_VARIABLE) or task_id, task_id)
 
 
 @dataclass(frozen=True)
@@ -83,15 +115,16 @@ def train_as_job(
 ) -> JobTraining:
     """Train on the nodes of a cluster and wait; the model becomes the step's artifact.
 
-    A retried step finds the job of its earlier try by its name, which the run and the artifact
-    decide, and goes on watching it or takes what it has left.
+    A retried step finds the job of its earlier try by its name, which run, artifact and data
+    decide, and goes on watching it or takes what it has left. Below `outputs_uri` each training
+    has a folder of its own: in one that it shares it would go on from another's checkpoint.
 
     Args:
         data: What to learn from.
         model: The step's model artifact.
         backend: pytorchjob or trainjob.
         namespace: Of the job; '' is the step's own.
-        outputs_uri: Where the job writes; '' is the artifact's own uri.
+        outputs_uri: Below which the job writes; '' is the artifact's own uri.
         limits: How long the job may wait.
         settings: See `job_settings`.
 
@@ -101,20 +134,22 @@ def train_as_job(
         ArtifactError: It left no model.
         StorageError: What it left cannot be read.
     """
+    identity = training_identity(model, data)
     results = results_uri(model.uri, outputs_uri)
-    task_id = hashlib.sha256(model.uri.encode()).hexdigest()[:_ID_CHARACTERS]
-    run_id = os.environ.get(RUN_ID_VARIABLE) or task_id
+    if outputs_uri:
+        results = child_uri(results, identity.folder)
     job = job_settings(
         data,
-        name=job_name(run_id, task_id),
+        name=identity.name,
         namespace=namespace or own_namespace(),
         outputs_uri=results,
         **settings,
     )
+    steps.tell(f"the job writes to {redact_uri(results)}")
     finished = run_job(
         job,
         backend=_backend(backend),
-        run_id=run_id,
+        run_id=identity.run_id,
         client=ClusterClient.connect(),
         limits=limits,
         tell=_tell,
@@ -130,16 +165,17 @@ def train_as_job(
 
 
 def results_uri(model_uri: str, outputs_uri: str) -> str:
-    """Return where the job writes its results.
+    """Return where jobs write their results.
 
     Args:
         model_uri: Of the step's model artifact.
         outputs_uri: Of the user; '' is the artifact's own.
 
     Raises:
-        SpecError: The artifact lies on a disk that the job's pods do not see.
+        SpecError: The job's pods do not see it, or the step would not, after the whole training.
     """
     if outputs_uri:
+        _require_reach(outputs_uri)
         return outputs_uri
     if parse_remote_uri(model_uri) is None:
         raise SpecError(
@@ -147,6 +183,19 @@ def results_uri(model_uri: str, outputs_uri: str) -> str:
             "Write an s3:// or minio:// folder that the job's pods may write."
         )
     return model_uri
+
+
+def _require_reach(outputs_uri: str) -> None:
+    try:
+        is_remote = parse_remote_uri(outputs_uri) is not None
+    except StorageError as error:
+        raise SpecError(f"outputs_uri: {error}") from error
+    if not is_remote and not (Path(outputs_uri).is_dir() and os.access(outputs_uri, os.W_OK)):
+        raise SpecError(
+            "outputs_uri must be s3://, minio:// or a folder that this step can write as well, got "
+            f"{outputs_uri}: the step could not collect what the job leaves there. Use s3://, or "
+            "mount the claim into the step at the same path."
+        )
 
 
 def job_settings(
@@ -181,7 +230,7 @@ def job_settings(
         spec=write_experiment_yaml(experiment),
         overrides=(),
         outputs_uri=outputs_uri,
-        owner=_owner(),
+        owner=_owner(given["namespace"], given["name"]),
         **given,
     )
     problems = list(_data_problems(experiment, settings))
@@ -259,10 +308,25 @@ def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
     }
 
 
-def _owner() -> Owner | None:
-    """Return the pod of this step, with which the job is deleted; None on a person's machine."""
+def _owner(namespace: str, job: str) -> Owner | None:
+    """Return the pod of this step, with which the job is deleted; None on a person's machine.
+
+    An owner is sought in the namespace of what it owns. Another's counts as gone, and the job would
+    be deleted at once.
+    """
     name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
-    return Owner(name=name, uid=uid) if name and uid else None
+    if not name or not uid:
+        return None
+    own = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if NAMESPACE_FILE.is_file() else ""
+    if own == namespace:
+        return Owner(name=name, uid=uid)
+    steps.tell(
+        f"{namespace}/{job} does not belong to this step's pod, whose namespace is "
+        f"{own or 'unknown'}: it stays when the pod is deleted. A step that is cancelled deletes "
+        "it; where the step is killed before it can, delete it by hand, or it runs to its deadline "
+        "(job.lifetime.active_deadline_s)"
+    )
+    return None
 
 
 def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterator[str]:

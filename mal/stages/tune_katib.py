@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from mal.automl.leaderboard import leaderboard_csv, markdown_from_csv
 from mal.automl.report import write_search_report
 from mal.automl.settings import SearchSettings
 from mal.automl.space import as_overrides, build_search_space
-from mal.cluster import ClusterClient, JobSettings, WaitLimits, job_name
+from mal.cluster import ClusterClient, JobSettings, WaitLimits
 from mal.cluster.experiment_watch import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
 from mal.lifecycle import steps, training_job
@@ -27,8 +25,6 @@ from mal.spec.load import load_spec, spec_as_dict
 from mal.spec.schema import action_schema
 from mal.stages.tune import TunedModel, spec_text, take_model
 from mal.storage import fetch_results
-
-_ID_CHARACTERS = 32  # a label takes 63
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def search_on_katib(
     finished = run_experiment(
         job,
         search,
-        run_id=_run_id(model),
+        run_id=training_job.training_identity(model, data).run_id,
         client=ClusterClient.connect(),
         limits=place.limits,
         tell=steps.tell,
@@ -128,18 +124,10 @@ def _trial_job(
         gpus_per_node=-1,
         job=place.job,
         outputs_uri=root,
-        name=job_name(_run_id(model), _task_id(model)),
+        name=training_job.training_identity(model, data).name,
         namespace=place.namespace or training_job.own_namespace(),
         image=place.image,
     )
-
-
-def _task_id(model: StepArtifact) -> str:
-    return hashlib.sha256(model.uri.encode()).hexdigest()[:_ID_CHARACTERS]
-
-
-def _run_id(model: StepArtifact) -> str:
-    return os.environ.get(training_job.RUN_ID_VARIABLE) or _task_id(model)
 
 
 def _fetch_model(outputs: str, model_dir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cluster.launching import JOB, LIMITS, RUN_ID
-from mal.cluster import ClusterClient
+from mal.cluster import ClusterClient, Owner
 from mal.cluster.experiment_watch import FinishedExperiment, run_experiment
 from mal.cluster.katib import KatibParameter, KatibSearch
 
@@ -36,12 +36,15 @@ awk -v lr="$lr" 'BEGIN {
 
 
 def search(
-    tell: Callable[[str], None], num_trials: int = SEARCH.num_trials, patience_s: float = 20
+    tell: Callable[[str], None],
+    num_trials: int = SEARCH.num_trials,
+    patience_s: float = 20,
+    owner: Owner | None = None,
 ) -> FinishedExperiment:
     import dataclasses
 
     return run_experiment(
-        dataclasses.replace(JOB, overrides=("dataset.window_rate=[1.3, 2.2]",)),
+        dataclasses.replace(JOB, overrides=("dataset.window_rate=[1.3, 2.2]",), owner=owner),
         dataclasses.replace(SEARCH, num_trials=num_trials),
         run_id=RUN_ID,
         client=ClusterClient.connect(patience_s=patience_s),

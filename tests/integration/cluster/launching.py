@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from stand_in import NAMESPACE
@@ -29,8 +30,9 @@ WAITING_POD = 'echo "rank $PET_NODE_RANK"; while [ ! -e "$GATE" ]; do sleep 0.05
 class Launch:
     """A launcher in a thread, as a step runs it."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, run: Callable[..., Any] = run_job, **arguments: Any) -> None:
         self.lines: list[str] = []
+        self._run_it = run
         self._arguments = arguments
         self._result: FinishedJob | None = None
         self._error: BaseException | None = None
@@ -39,7 +41,7 @@ class Launch:
 
     def _run(self) -> None:
         try:
-            self._result = run_job(tell=self.lines.append, **self._arguments)
+            self._result = self._run_it(tell=self.lines.append, **self._arguments)
         except BaseException as error:  # shown by `result`
             self._error = error
 

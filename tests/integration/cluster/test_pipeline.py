@@ -80,8 +80,11 @@ def test_the_pipeline_trains_in_two_pods_and_goes_on_with_their_model(
     assert "2 steps of 4" in ended.stdout or "steps of 4" in ended.stdout, "both pods' batches"
 
     model = metadata_of(run, "train-distributed", "model")
+    found = s3.list_objects_v2(Bucket="bucket", Prefix="run/model/")["Contents"]
+    (folder,) = {"/".join(each["Key"].split("/")[:3]) for each in found}
+    assert folder.startswith(f"run/model/{job['metadata']['name']}-")
     written = json.loads(
-        s3.get_object(Bucket="bucket", Key="run/model/manifest.json")["Body"].read()
+        s3.get_object(Bucket="bucket", Key=f"{folder}/manifest.json")["Body"].read()
     )
     assert model["sha256"] == written["outputs"]["mal_model_latest.pth"]["sha256"]
     assert model["job"] == f"PyTorchJob {NAMESPACE}/{job['metadata']['name']}"

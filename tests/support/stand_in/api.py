@@ -20,6 +20,7 @@ from stand_in.pod_log import PodLog
 from stand_in.store import ExpiredError, NameTakenError, Object, Store
 
 _BOOKMARK_S = 0.5
+_MERGE_PATCH = "application/merge-patch+json"
 _KINDS = {
     "pods": "Pod", "events": "Event", "secrets": "Secret", "configmaps": "ConfigMap",
     "pytorchjobs": "PyTorchJob", "trainjobs": "TrainJob", "workloads": "Workload",
@@ -139,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         length = int(self.headers.get("Content-Length") or 0)
+        kind = self.headers.get("Content-Type", "")
         body = json.loads(self.rfile.read(length)) if length else None
         port = self.client_address[1]
         api.calls.append(Call(self.command, url.path, query, body, time.monotonic(), port))
@@ -149,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(fault)
                 return
             self._check_token()
+            if self.command == "PATCH" and kind != _MERGE_PATCH:  # operators' objects take no other
+                raise RefusalError(415, "UnsupportedMediaType", f"{kind} is not supported")
             self._dispatch(_target(url.path, api.served), query, body, fault)
         except RefusalError as refusal:
             self._send_json(refusal.code, refusal.status)
@@ -267,6 +271,8 @@ def _handle(
             )
         api.store.delete(target.plural, made)
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+    if body.get("metadata", {}).get("uid", made["metadata"]["uid"]) != made["metadata"]["uid"]:
+        raise RefusalError(422, "Invalid", "metadata.uid: field is immutable", target.plural)
     changed = api.store.change(target.plural, made, lambda each: _merge(each, body))
     return changed or made
 

@@ -37,7 +37,6 @@ class Store:
         self.changed = threading.Condition(threading.RLock())
         self.version = 100
         self._objects: dict[Key, Object] = {}
-        self._gone: set[str] = set()  # uids
         self._history: list[tuple[int, str, Key, Object]] = []
         self._oldest_version = 0
 
@@ -86,15 +85,18 @@ class Store:
                 return
             del self._objects[key]
             self._record(key, current, "DELETED")
-            self._gone.add(current["metadata"]["uid"])
             self.collect_orphans()
 
     def collect_orphans(self) -> None:
-        """Let go what belongs to an object that is gone, also what was made after its end."""
+        """Let go what none of its owners is there for: owners are sought in its own namespace."""
         with self.changed:
-            for (plural, _, _), each in list(self._objects.items()):
+            there = {
+                (namespace, each["metadata"]["uid"])
+                for (_, namespace, _), each in self._objects.items()
+            }
+            for (plural, namespace, _), each in list(self._objects.items()):
                 owners = each["metadata"].get("ownerReferences", ())
-                if any(owner["uid"] in self._gone for owner in owners):
+                if owners and not any((namespace, owner["uid"]) in there for owner in owners):
                     self.delete(plural, each)
 
     def delete(self, plural: str, made: Object) -> None:

@@ -168,6 +168,13 @@ def test_what_the_operator_or_the_job_sets_cannot_be_set(name: str) -> None:
         {"overrides": (f"encryption_key={SECRET}",)},
         {"overrides": (f"dataset.train_img_dir=s3://me:{SECRET}@bucket/x",)},
         {"outputs_uri": f"s3://me:{SECRET}@bucket/x"},
+        {"outputs_uri": f"s3://bucket/x?X-Amz-Signature={SECRET}"},
+        {"overrides": (f"dataset.train_img_dir=s3://bucket/x?a=1&X-Amz-Credential={SECRET}",)},
+        {"environment": Environment(values={"DATA": f"https://a.b/c?sv=1&sig={SECRET}"})},
+        {"annotations": {"example.com/source": f"https://me:{SECRET}@host/x"}},
+        {"image": f"me:{SECRET}@registry.example.com/mal/train:1"},
+        {"image": f"https://me:{SECRET}@registry.example.com/mal/train:1"},
+        {"image": f"me:{SECRET}@registry.example.com/mal/train@sha256:{'0' * 64}"},
     ],
     ids=repr,
 )
@@ -175,9 +182,35 @@ def test_a_secret_value_is_refused_and_never_repeated(changes: dict[str, Any]) -
     assert SECRET not in "".join(problems_of(**changes))
 
 
-def test_variables_that_only_sound_secret_are_taken() -> None:
-    values = {"TOKENIZERS_PARALLELISM": "false", "AWS_WEB_IDENTITY_TOKEN_FILE": "/x"}
-    assert small(environment=Environment(values=values)).environment.values == values
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PGPASSWORD", "KAGGLE_KEY", "OPENAI_KEY", "OPENAI_KEY_2", "GITHUB_PAT", "AZURE_SAS",
+        "MYSQL_PWD", "SMTP_PASS", "HFTOKEN", "AWS_ACCESS_KEY_ID", "APIKEY", "db_password",
+        "AZURE_STORAGE_CONNECTION_STRING", "CLIENT_SECRETS", "SSH_PRIVATE_KEY_PEM",
+    ],
+)  # fmt: skip
+def test_variables_that_sound_secret_must_refer_to_a_secret(name: str) -> None:
+    (problem,) = problems_of(environment=Environment(values={name: SECRET}))
+    assert problem.startswith(f"job.environment.values.{name} must not carry a secret, got a value")
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM", "AWS_WEB_IDENTITY_TOKEN_FILE", "MONKEY", "MAX_TOKENS", "PWD",
+        "OLDPWD", "PATH", "PATIENCE", "COMPASS", "KEYBOARD", "SORT_KEYS", "NCCL_IB_PKEY",
+        "JWT_PUBLIC_KEY", "PASSES", "SASL_MECHANISM", "SECRETARY",
+    ],
+)  # fmt: skip
+def test_variables_that_only_sound_secret_are_taken(name: str) -> None:
+    assert small(environment=Environment(values={name: "x"})).environment.values == {name: "x"}
+
+
+def test_an_image_may_be_pinned_by_its_digest() -> None:
+    image = f"registry.example.com:5000/mal/train:1@sha256:{'0' * 64}"
+    assert small(image=image).image == image
 
 
 def test_results_may_lie_on_a_claim_that_can_be_written() -> None:

@@ -5,31 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from snapshots import DATA, SPLIT
 
 from mal.cluster import JobSettings, build_pytorchjob
 from mal.errors import ArtifactError, SpecError
-from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
-from mal.lifecycle.training_job import collect_results, job_settings, results_uri
-from mal.spec import load_spec
-
-SPLIT = SplitSnapshot(
-    images_uri="s3://bucket/images.tar.gz",
-    annotations_uri="s3://bucket/train.json",
-    annotations_sha256="a" * 64,
-    images_sha256="b" * 64,
-    num_images=3,
-    num_missing_images=0,
-    num_boxes=5,
-    num_crowds=0,
-    num_categories=2,
-    has_masks=False,
-    image_bytes=10,
+from mal.lifecycle import training_job
+from mal.lifecycle.snapshot import DatasetManifest
+from mal.lifecycle.training_job import (
+    collect_results,
+    job_settings,
+    results_uri,
+    training_identity,
 )
-DATA = DatasetManifest("c" * 64, SPLIT, None, SPLIT)
+from mal.spec import load_spec
 
 
 def settings_of(data: DatasetManifest = DATA, **changes: Any) -> JobSettings:
@@ -59,6 +52,44 @@ def test_a_job_writes_to_the_artifact_itself_unless_another_place_is_named() -> 
     assert results_uri("minio://bucket/run/model", "s3://mine/out") == "s3://mine/out"
     with pytest.raises(SpecError, match=r"outputs_uri must be set where artifacts are local"):
         results_uri("/runs/model", "")
+    with pytest.raises(SpecError, match="outputs_uri: uri must be a local path, s3:// or minio://"):
+        results_uri("/runs/model", "ftp://host/out")
+
+
+def test_results_may_lie_on_a_claim_that_the_step_has_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert results_uri("/runs/model", str(tmp_path)) == str(tmp_path)
+    (tmp_path / "file").touch()
+    refused = r"or a folder that this step can write as well, got /"
+    for path in ("/absent/results", str(tmp_path / "file")):
+        with pytest.raises(SpecError, match=refused):
+            results_uri("/runs/model", path)
+    # What a mount that is only read says; tests may run as root, to whom no folder says it.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SpecError, match=refused):
+        results_uri("/runs/model", str(tmp_path))
+
+
+def test_a_training_keeps_its_names_over_retries_and_shares_them_with_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def identity(run_id: str, uri: str = "minio://bucket/run/model", sha256: str = "c") -> Any:
+        monkeypatch.setenv("KFP_RUN_ID", run_id)
+        data = dataclasses.replace(DATA, dataset_sha256=sha256 * 64)
+        model = SimpleNamespace(uri=uri, path="/model", metadata={})
+        return training_identity(model, data)
+
+    one = identity("run-of-today-1")
+    assert one == identity("run-of-today-1")
+    assert one.folder.startswith(f"{one.name}-")
+    others = [
+        identity("run-of-today-2"),
+        identity("run-of-today-1", uri="minio://bucket/run/other"),
+        identity("run-of-today-1", sha256="d"),
+    ]
+    assert len({each.folder for each in (one, *others)}) == 4
+    assert others[0].name == one.name, "which is why the name alone would not do"
 
 
 def test_the_job_gets_the_resolved_spec_with_the_data_of_the_manifest() -> None:
@@ -85,13 +116,19 @@ def test_the_jobs_pods_get_what_the_manifests_make_unless_the_user_names_an_envi
     assert variables["AWS_REGION"]["value"] == "eu-1"
 
 
-def test_the_job_goes_with_the_pod_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_goes_with_the_pod_of_its_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert settings_of().owner is None
+    monkeypatch.setattr(training_job, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KFP_POD_NAME", "run-7f3-step")
     monkeypatch.setenv("KFP_POD_UID", "0123-4567")
+    assert settings_of().owner is None, "where the pod is cannot be told"
+    (tmp_path / "namespace").write_text("team")
     owner = settings_of().owner
     assert owner is not None
     assert (owner.kind, owner.name, owner.uid) == ("Pod", "run-7f3-step", "0123-4567")
+    assert settings_of(namespace="elsewhere").owner is None
 
 
 @pytest.mark.parametrize(
