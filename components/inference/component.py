@@ -44,9 +44,9 @@ def inference(
         result = run_inference(experiment)
         steps.copy_file(result.labels, labels.path)
         steps.copy_file(result.report, report.path)
-        parents = lineage.parents(dataset, model)
-        labels.metadata |= parents
-        labels.metadata |= lineage.labels_metadata(data, labels.path, result.num_instances)
+        parents = lineage.parents(dataset, model) | lineage.spec_facts("inference", experiment)
+        facts = lineage.labels_metadata(data, labels.path, result.num_instances)
+        steps.describe(labels, parents, facts)
+        steps.describe(report, parents, lineage.page_metadata("labels report", report.path))
         page = summaries.facts_markdown("Labels", labels.metadata)
         steps.write_summary(summary, page, labels.metadata)
-        report.metadata |= parents | lineage.page_metadata("labels report", report.path)

@@ -22,6 +22,7 @@ from mal.artifacts import (
     EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
     ONNX_FILE,
+    made_by,
     write_text,
     writing_atomically,
 )
@@ -93,11 +94,33 @@ class HasPath(Protocol):
     def path(self) -> str: ...
 
 
-class Page(Protocol):
+class HasMetadata(Protocol):
+    """What is needed of a KFP artifact that is described."""
+
+    metadata: dict[str, Any]
+
+
+class Page(HasMetadata, Protocol):
     """What is needed of a KFP artifact that people read."""
 
     path: str
-    metadata: dict[str, Any]
+
+
+def describe(artifact: HasMetadata, *facts: Mapping[str, str | float]) -> None:
+    """Give an artifact all its metadata: what made it, by commit and image, and its facts.
+
+    Later facts beat earlier ones, and all beat what the step knows of itself. A fact of '' is not
+    known and left out: so a step says that another image, of which it knows nothing, did the work.
+    """
+    maker = made_by()
+    known: dict[str, str | float] = {
+        "git_sha": maker["git_commit"] or "",
+        "image_digest": maker["image_digest"] or "",
+    }
+    for each in facts:
+        known |= each
+    assert all(type(value) in (str, float) for value in known.values()), "a cluster keeps no other"
+    artifact.metadata.update({name: value for name, value in known.items() if value != ""})
 
 
 def write_page(path: str | Path, sentence: str) -> None:
@@ -134,11 +157,11 @@ def publish(
 
 
 def write_summary(summary: Page, markdown: str, facts: Mapping[str, Any]) -> None:
-    """Show what a step found, for people to read; of `facts` it takes what its parents are."""
+    """Show what a step found, for people to read; of `facts` it takes parents and spec."""
     write_text(Path(summary.path), markdown)
-    parents = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256"))}
-    own = {"display_name": "summary", "pipeline_name": facts.get("pipeline_name", "mal")}
-    summary.metadata.update(parents | own)
+    shared = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256", "_config"))}
+    pipeline_name = facts.get("pipeline_name", "mal")
+    describe(summary, shared, {"display_name": "summary", "pipeline_name": pipeline_name})
 
 
 def train_spec(

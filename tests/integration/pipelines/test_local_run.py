@@ -13,6 +13,7 @@ import pytest
 from kfp import dsl
 from tiny_sets import TINY_SPEC
 
+from mal.artifacts import made_by
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
 from pipelines._interrupts import descendants_of
@@ -20,6 +21,7 @@ from pipelines._interrupts import descendants_of
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[3]
+IMAGE_DIGEST = "sha256:12ab"
 OUTPUTS = ("dataset.json", "model", "metrics.json", "report.html", "labels.json", "onnx")
 
 
@@ -27,7 +29,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100", "MAL_IMAGE_DIGEST": IMAGE_DIGEST},
         capture_output=True,
         text=True,
         check=False,
@@ -116,6 +118,9 @@ def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
                 assert metadata["pipeline_name"] == "auto-label"
                 assert metadata["display_name"]
                 assert metadata["dataset_sha256"] == manifest["dataset_sha256"]
+                assert metadata.get("git_sha") == made_by()["git_commit"]
+                assert metadata["image_digest"] == IMAGE_DIGEST
+                assert "dataset" in artifacts or any(key.endswith("_config") for key in metadata)
 
 
 def test_command_line_components_and_pipeline_measure_the_same(
