@@ -75,5 +75,5 @@ def detect_new_annotations(
         found.write(Path(snapshot.path))
         steps.describe(snapshot, lineage.detection_metadata(found, pipeline_name=pipeline_name))
         page = summaries.detection_markdown(found)
-        steps.publish(metrics, found.counts, summary, page, snapshot.metadata)
+        steps.publish(metrics, found.counts, summary, page, snapshot=snapshot)
     return found.outputs

@@ -53,4 +53,4 @@ def evaluate(
         facts = lineage.report_metadata(data, report.path, figures)
         facts |= lineage.spec_facts("evaluate", experiment)
         steps.describe(report, lineage.parents(dataset, model), facts)
-        steps.publish(metrics, figures, summary, page, report.metadata)
+        steps.publish(metrics, figures, summary, page, report=report)

@@ -41,4 +41,4 @@ def export(
             lineage.spec_facts("export", experiment),
         )
         page = summaries.facts_markdown("ONNX", onnx.metadata)
-        steps.write_summary(summary, page, onnx.metadata)
+        steps.write_summary(summary, page, onnx=onnx)

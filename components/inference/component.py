@@ -49,4 +49,4 @@ def inference(
         steps.describe(labels, parents, facts)
         steps.describe(report, parents, lineage.page_metadata("labels report", report.path))
         page = summaries.facts_markdown("Labels", labels.metadata)
-        steps.write_summary(summary, page, labels.metadata)
+        steps.write_summary(summary, page, labels=labels)

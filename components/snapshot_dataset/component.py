@@ -59,4 +59,4 @@ def snapshot_dataset(
         manifest.write(Path(dataset.path))
         steps.describe(dataset, lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))
         page = summaries.facts_markdown("Data set", dataset.metadata)
-        steps.write_summary(summary, page, dataset.metadata)
+        steps.write_summary(summary, page, dataset=dataset)

@@ -47,5 +47,5 @@ def train(
             figures,
             summary,
             summaries.facts_markdown("Model", model.metadata),
-            model.metadata,
+            model=model,
         )

@@ -68,5 +68,5 @@ def train_distributed(
             trained.figures,
             summary,
             summaries.facts_markdown("Model", model.metadata),
-            model.metadata,
+            model=model,
         )

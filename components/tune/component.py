@@ -88,4 +88,5 @@ def tune(
             metrics.log_metric(name, value)
         for artifact, known in zip((model, leaderboard, report), facts, strict=True):
             steps.describe(artifact, known)
+        steps.add_note(leaderboard, model=model)
     return tuned.best_values, tuned.best_metric, tuned.best_spec

@@ -15,7 +15,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from mal.artifacts import (
@@ -27,6 +26,7 @@ from mal.artifacts import (
     writing_atomically,
 )
 from mal.errors import ArtifactError, MalError, SpecError
+from mal.lifecycle.lineage_note import Noted, with_note
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.runtime import Interrupted, set_up_logging
 from mal.spec import ExperimentSpec, load_spec
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 ERROR_PREFIX = "error: "
 EXIT_USER_ERROR = 2
 LABELS_FILE = "labels.json"
-
-NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 ARTIFACT_KEYS = frozenset(
     {
@@ -148,20 +146,33 @@ def publish(
     figures: Mapping[str, float],
     summary: Page,
     markdown: str,
-    facts: Mapping[str, Any] = NO_FACTS,
+    **made: Noted,
 ) -> None:
     """Show what a step found: figures to compare runs by, and a summary to read."""
     for name, value in figures.items():
         metrics.log_metric(name, value)
-    write_summary(summary, markdown, facts)
+    write_summary(summary, markdown, **made)
 
 
-def write_summary(summary: Page, markdown: str, facts: Mapping[str, Any]) -> None:
-    """Show what a step found, for people to read; of `facts` it takes parents and spec."""
-    write_text(Path(summary.path), markdown)
+def write_summary(summary: Page, markdown: str, **made: Noted) -> None:
+    """Show what a step found, for people to read.
+
+    Args:
+        summary: The page; it shares parents and spec with what it is about.
+        markdown: Its text.
+        made: What it is about, by the name of the output; its metadata is kept in the page.
+    """
+    write_text(Path(summary.path), with_note(markdown, made))
+    facts = {name: fact for artifact in made.values() for name, fact in artifact.metadata.items()}
     shared = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256", "_config"))}
     pipeline_name = facts.get("pipeline_name", "mal")
     describe(summary, shared, {"display_name": "summary", "pipeline_name": pipeline_name})
+
+
+def add_note(page: Page, **made: Noted) -> None:
+    """Keep the metadata of what a page is about at the end of it."""
+    path = Path(page.path)
+    write_text(path, with_note(path.read_text(encoding="utf-8"), made))
 
 
 def train_spec(

@@ -141,7 +141,7 @@ def test_a_summary_shares_parents_and_spec_but_was_made_by_its_own_step(
 ) -> None:
     facts = {"git_sha": "other", "mIoU": 0.5, "model_sha256": "m", "train_config": "{}"}
     summary = Artifact(str(tmp_path / "summary"))
-    steps.write_summary(summary, "text", facts)
+    steps.write_summary(summary, "text", report=Artifact("/report", facts))
     assert summary.metadata == {
         "display_name": "summary",
         "pipeline_name": "mal",
