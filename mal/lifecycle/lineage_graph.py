@@ -88,17 +88,21 @@ class LineageGraph:
         return own
 
     def _add_recipe(self, node: Node) -> None:
-        """Let spec and code be parents like others: what they made is seen at a look."""
+        """Let spec and code of a model be parents like others: what they made is seen at a look.
+
+        Those of other artifacts stay facts, or every box would hang on the same commit.
+        """
         commit, spec = node.facts.get("git_sha"), node.facts.get("train_config")
+        if not spec:
+            return
         if commit:
             code = self._node(str(commit), "code", f"commit {str(commit)[:_SHOWN_SHA_CHARS]}")
             code.facts.setdefault("git_sha", commit)
             node.parents.setdefault(code.key, "code")
-        if spec:
-            sha256 = hashlib.sha256(str(spec).encode()).hexdigest()
-            made_by = self._node(sha256, "spec", f"spec {sha256[:_SHOWN_SHA_CHARS]}")
-            made_by.facts.setdefault("spec", spec)
-            node.parents.setdefault(sha256, "spec")
+        sha256 = hashlib.sha256(str(spec).encode()).hexdigest()
+        made_by = self._node(sha256, "spec", f"spec {sha256[:_SHOWN_SHA_CHARS]}")
+        made_by.facts.setdefault("spec", spec)
+        node.parents.setdefault(sha256, "spec")
 
     def children_of(self, key: str) -> list[Node]:
         """Return what was made from a node."""
@@ -166,7 +170,8 @@ def read_lineage(place: str) -> LineageGraph:
     if not graph.nodes:
         raise ArtifactError(
             f"lineage must be of a run's folder, a model store or a version of it, got "
-            f"{redact_uri(place)}. Give one of these."
+            f"{redact_uri(place)}. Give one of these; what it lacks is in Kubeflow's UI, at the "
+            "artifacts of the run."
         )
     return graph
 

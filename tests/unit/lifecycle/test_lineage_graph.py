@@ -38,6 +38,8 @@ MODEL = {
 }
 LABELS = {
     "display_name": "labels llll",
+    "git_sha": "c" * 40,
+    "inference_config": "{}",
     "pipeline_name": "retrain",
     "sha256": "l" * 64,
     "model_uri": "/run/model",
@@ -108,6 +110,7 @@ def test_what_was_made_from_a_model_is_told(run: Path) -> None:
     assert lines[0] == "model mmmm (tiny)"
     assert "    val_mIoU: 0.75" in lines
     assert lines[lines.index("made from it") + 1 :] == ["  labels llll"]
+    assert titles_of_parents(graph, "labels llll") == {"model mmmm (tiny)"}
     made_from = "\n".join(lines[lines.index("made from") :])
     assert "  dataset: data set dddd (8 boxes)" in made_from
     assert f"    train annotations: train annotations: boxes <1>.json {'a' * 12}" in made_from
