@@ -35,7 +35,12 @@ ONNX_SIDECAR_FILE = "mal_model.json"
 
 PARTIAL_SUFFIX = ".part"
 
+# Of the image that the process runs in: the build sets the one, who names the image the other.
+GIT_COMMIT_VARIABLE = "MAL_GIT_COMMIT"
+IMAGE_DIGEST_VARIABLE = "MAL_IMAGE_DIGEST"
+
 _HASH_CHUNK_BYTES = 1 << 20
+_DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
 
@@ -99,13 +104,28 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(results_dir: Path, *, action: str, inputs: Mapping[str, str]) -> Path:
-    """Write `manifest.json`: outputs with size and sha256, inputs, versions and git commit.
+def made_by() -> dict[str, str | None]:
+    """Return commit and image of the code that runs, None for what is not known."""
+    return {
+        "git_commit": _git_commit(),
+        "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE) or None,
+    }
+
+
+def write_manifest(
+    results_dir: Path,
+    *,
+    action: str,
+    inputs: Mapping[str, str],
+    maker: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Write `manifest.json`: outputs with size and sha256, inputs, versions, commit and image.
 
     Args:
         results_dir: The finished result folder.
         action: What made it.
         inputs: uri by spec key; a local file's sha256 is added.
+        maker: `made_by` of what made the results, where that was not this process.
     """
     files = sorted(p for p in results_dir.rglob("*") if p.is_file())
     sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
@@ -121,7 +141,7 @@ def write_manifest(results_dir: Path, *, action: str, inputs: Mapping[str, str])
         },
         "inputs": {key: _describe_input(uri) for key, uri in inputs.items() if uri},
         "versions": {"python": platform.python_version(), **_package_versions()},
-        "git_commit": _git_commit(),
+        **(made_by() if maker is None else maker),
     }
     path = results_dir / MANIFEST_FILE
     write_json(path, manifest)
@@ -142,13 +162,16 @@ def _package_versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, or None for an installed wheel."""
+    """Return the commit of the checkout, or of the image, that this code runs from.
+
+    It ends with -dirty where files of a checkout differ from it.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return os.environ.get("MAL_GIT_COMMIT")
+        return os.environ.get(GIT_COMMIT_VARIABLE) or None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            ["git", "-C", str(root), *_DESCRIBE],
             capture_output=True,
             text=True,
             timeout=5,

@@ -73,7 +73,7 @@ def detect_new_annotations(
         )
         steps.tell(f"{'train' if found.is_changed else 'skip'}: {found.reason}")
         found.write(Path(snapshot.path))
-        snapshot.metadata.update(lineage.detection_metadata(found, pipeline_name=pipeline_name))
+        steps.describe(snapshot, lineage.detection_metadata(found, pipeline_name=pipeline_name))
         page = summaries.detection_markdown(found)
-        steps.publish(metrics, found.counts, summary, page, snapshot.metadata)
+        steps.publish(metrics, found.counts, summary, page, snapshot=snapshot)
     return found.outputs

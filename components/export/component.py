@@ -34,7 +34,11 @@ def export(
             model_dir=model.path, spec=spec, overrides=overrides, results_dir=onnx.path
         )
         result = run_export(experiment)
-        onnx.metadata.update(lineage.parents(dataset, model))
-        onnx.metadata.update(lineage.onnx_metadata(experiment, onnx.path, result.max_abs_diff))
+        steps.describe(
+            onnx,
+            lineage.parents(dataset, model),
+            lineage.onnx_metadata(experiment, onnx.path, result.max_abs_diff),
+            lineage.spec_facts("export", experiment),
+        )
         page = summaries.facts_markdown("ONNX", onnx.metadata)
-        steps.write_summary(summary, page, onnx.metadata)
+        steps.write_summary(summary, page, onnx=onnx)

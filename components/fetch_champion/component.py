@@ -34,6 +34,7 @@ def fetch_champion(
         found = read_detection(Path(snapshot.path))
         fetched = model_fetch.fetch_champion(found, Path(champion.path))
         steps.tell(f"champion: {fetched.version if fetched else 'none yet'}")
-        champion.metadata.update(lineage.champion_metadata(fetched, snapshot))
+        facts = lineage.champion_metadata(fetched, snapshot, store=found.store_uri)
+        steps.describe(champion, facts)
         start = model_fetch.starting_from(fetched if warm_start else None, overrides)
     return fetched.version if fetched else "", start

@@ -33,15 +33,16 @@ def label_shard(
     from mal.stages import run_inference
 
     with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
-        part = label_job.read_shard(shard)
+        part, spec_facts = label_job.read_shard(shard), {}
         if part.is_labelled:
             steps.tell(f"{shard} was labelled by an earlier run")
             steps.write_page(report.path, "This shard was labelled by an earlier run.")
         else:
-            result = run_inference(
-                label_job.shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
-            )
+            experiment = label_job.shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
+            spec_facts = lineage.spec_facts("inference", experiment)
+            result = run_inference(experiment)
             steps.copy_file(result.report, report.path)
             label_job.keep_labels(part, result.labels)
-        report.metadata |= lineage.shard_report_metadata(part, report.path, pipeline_name)
+        facts = lineage.shard_report_metadata(part, report.path, pipeline_name)
+        steps.describe(report, facts, spec_facts)
     return (part.labels_uri,)

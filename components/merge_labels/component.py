@@ -45,6 +45,7 @@ def merge_labels(
             shard=first,
             pipeline_name=pipeline_name,
         )
-        labels.metadata.update(facts)
+        steps.describe(labels, facts)
         counts = {"num_shards": float(len(shards)), "num_boxes": float(num_boxes)}
-        steps.publish(metrics, counts, summary, summaries.facts_markdown("Labels", facts), facts)
+        page = summaries.facts_markdown("Labels", facts)
+        steps.publish(metrics, counts, summary, page, labels=labels)

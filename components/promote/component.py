@@ -78,5 +78,5 @@ def promote(
         outcome = promotion.settle(found, candidate, candidate.judge(limits), place)
         steps.tell(outcome.sentence)
         page = summaries.outcome_markdown(outcome)
-        steps.publish(metrics, outcome.figures, summary, page, model.metadata)
+        steps.publish(metrics, outcome.figures, summary, page, model=model)
     return outcome.version, outcome.is_promoted

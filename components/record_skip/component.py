@@ -23,4 +23,4 @@ def record_skip(*, snapshot: dsl.Input[dsl.Dataset], skipped: dsl.Output[dsl.Art
         found = read_detection(Path(snapshot.path))
         steps.tell(f"nothing was trained: {found.reason}")
         write_json(Path(skipped.path), {"reason": found.reason, **found.counts})
-        skipped.metadata.update(lineage.skip_metadata(found, snapshot))
+        steps.describe(skipped, lineage.skip_metadata(found, snapshot))

@@ -57,6 +57,6 @@ def snapshot_dataset(
         manifest = snapshot.snapshot_dataset(**uris)
         steps.tell(manifest.summary)
         manifest.write(Path(dataset.path))
-        dataset.metadata.update(lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))
+        steps.describe(dataset, lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))
         page = summaries.facts_markdown("Data set", dataset.metadata)
-        steps.write_summary(summary, page, dataset.metadata)
+        steps.write_summary(summary, page, dataset=dataset)

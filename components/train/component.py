@@ -40,12 +40,12 @@ def train(
         result = run_train(experiment)
         steps.replace_links_by_files(model.path)
         figures = lineage.figures(result.metrics)
-        model.metadata.update(lineage.parents(dataset))
-        model.metadata.update(lineage.model_metadata(experiment, model.path, figures))
+        facts = lineage.model_metadata(experiment, model.path, figures)
+        steps.describe(model, lineage.parents(dataset), facts)
         steps.publish(
             metrics,
             figures,
             summary,
             summaries.facts_markdown("Model", model.metadata),
-            model.metadata,
+            model=model,
         )

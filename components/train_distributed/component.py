@@ -61,12 +61,12 @@ def train_distributed(
             gpus_per_node=gpus_per_node, image=image, namespace=namespace,
             outputs_uri=outputs_uri, job=job, limits=limits,
         )  # fmt: skip
-        model.metadata.update(lineage.parents(dataset))
-        model.metadata.update(trained.facts)
+        image_facts = lineage.image_facts(image)
+        steps.describe(model, lineage.parents(dataset), trained.facts, image_facts)
         steps.publish(
             metrics,
             trained.figures,
             summary,
             summaries.facts_markdown("Model", model.metadata),
-            model.metadata,
+            model=model,
         )

@@ -87,5 +87,6 @@ def tune(
         for name, value in lineage.figures(tuned.figures).items():
             metrics.log_metric(name, value)
         for artifact, known in zip((model, leaderboard, report), facts, strict=True):
-            artifact.metadata.update(known)
+            steps.describe(artifact, known)
+        steps.add_note(leaderboard, model=model)
     return tuned.best_values, tuned.best_metric, tuned.best_spec

@@ -1,7 +1,8 @@
 """Where an artifact came from, as the flat metadata that Kubeflow's UI shows and its store keeps.
 
 Values are text or float only: nothing else comes back the same from a cluster and from a local run.
-A None fails the launcher after the work is done, so an unknown fact is left out.
+A None fails the launcher after the work is done: an unknown fact is '', and `steps.describe`, which
+gives all artifacts their metadata, leaves it out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from mal.errors import ArtifactError, MalError
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.label_job import Shard
 from mal.lifecycle.model_fetch import FetchedModel
-from mal.lifecycle.model_store import now
+from mal.lifecycle.model_store import ModelStore, now
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot, read_dataset_manifest
 from mal.lifecycle.steps import checkpoint_of, evaluated_part, evaluated_split
 from mal.spec import ExperimentSpec, spec_as_dict
@@ -28,7 +28,6 @@ from mal.storage import fetch_file
 Facts = dict[str, str | float]
 
 DEFAULT_PIPELINE_NAME = "mal"
-IMAGE_DIGEST_VARIABLE = "MAL_IMAGE_DIGEST"
 _SHORT_SHA_CHARS = 8
 
 
@@ -94,16 +93,21 @@ def detection_metadata(found: Detection, *, pipeline_name: str) -> Facts:
                 f"{name}_annotations_sha256": part.annotations_sha256,
                 f"{name}_annotations_version": part.annotations_version,
             }
-    return {name: value for name, value in facts.items() if value != ""}
+    return facts
 
 
-def champion_metadata(champion: FetchedModel | None, snapshot: StepArtifact) -> Facts:
-    """Describe the champion that a run started from."""
+def champion_metadata(
+    champion: FetchedModel | None, snapshot: StepArtifact, *, store: str
+) -> Facts:
+    """Describe the champion that a run started from, as made by what its version's record names."""
     facts: Facts = {
         "display_name": f"champion {champion.version}" if champion else "no champion yet",
         "pipeline_name": _pipeline_name(snapshot),
     }
     if champion is not None:
+        record = ModelStore(store).read_version(champion.version) or {}
+        made = record.get("lineage", {}).get("model", {})
+        facts |= {name: made.get(name, "") for name in ("git_sha", "image_digest", "train_config")}
         facts |= {
             "sha256": champion.sha256,
             "version": champion.version,
@@ -151,6 +155,8 @@ def model_metadata(
 ) -> Facts:
     """Describe a trained model folder; its checkpoints may lie elsewhere, its manifest may not.
 
+    Commit and image are those of the manifest: a job may have trained in another than the step's.
+
     Args:
         experiment: What was trained.
         model_dir: Local folder with the manifest of the training.
@@ -161,22 +167,30 @@ def model_metadata(
     """
     manifest = _training_manifest(Path(model_dir))
     sha256 = manifest["outputs"][LATEST_CHECKPOINT]["sha256"]
-    facts: Facts = {
+    return {
         "display_name": f"model {_short(sha256)} ({experiment.model.arch})",
         "sha256": sha256,
         "framework": "pytorch",
         "arch": experiment.model.arch,
         "epochs": float(experiment.train.num_epochs),
         "seed": float(experiment.train.seed),
-        "train_config": json.dumps(spec_as_dict(experiment)),
+        "git_sha": manifest.get("git_commit") or "",
+        "image_digest": manifest.get("image_digest") or "",
+        **spec_facts("train", experiment),
+        **_parent_model(experiment.train.pretrained_model_path),
         **measured,
     }
-    known = {
-        "git_sha": manifest.get("git_commit") or "",
-        "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE, ""),
-        **_parent_model(experiment.train.pretrained_model_path),
-    }
-    return facts | {key: value for key, value in known.items() if value}
+
+
+def spec_facts(action: str, experiment: ExperimentSpec) -> Facts:
+    """Name the spec that an action followed, as JSON."""
+    return {f"{action}_config": json.dumps(spec_as_dict(experiment))}
+
+
+def image_facts(image: str) -> Facts:
+    """Name the image of a job by its digest; a reference without one says nothing."""
+    digest = image.partition("@")[2]
+    return {"image_digest": digest} if digest else {}
 
 
 def report_metadata(

@@ -1,7 +1,9 @@
 """What made an artifact, and what was made from it: read from a run's folder or a model store.
 
 Every artifact says in its metadata what it came from, by uri and sha256. Those of a local run are
-in `<run>/<step>/executor_output.json`, those of a version in its `version.json`.
+in `<run>/<step>/executor_output.json`, those of a version in its `version.json`, those of a
+cluster's run in the pages of its steps, of which the object store keeps
+`<run>/<step>/<try>/summary`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mal.errors import ArtifactError
+from mal.lifecycle.lineage_note import PAGE_OUTPUTS, read_note
 from mal.lifecycle.model_store import VERSION_FILE, ModelStore
 from mal.lifecycle.promotion import list_versions
-from mal.storage import read_document, redact_uri
+from mal.storage import child_uri, fetch_file, list_files, read_document, redact_uri
 
 EXECUTOR_OUTPUT = "executor_output.json"
 SUMMARY_OUTPUT = "summary"
@@ -85,17 +88,21 @@ class LineageGraph:
         return own
 
     def _add_recipe(self, node: Node) -> None:
-        """Let spec and code be parents like others: what they made is seen at a look."""
+        """Let spec and code of a model be parents like others: what they made is seen at a look.
+
+        Those of other artifacts stay facts, or every box would hang on the same commit.
+        """
         commit, spec = node.facts.get("git_sha"), node.facts.get("train_config")
+        if not spec:
+            return
         if commit:
             code = self._node(str(commit), "code", f"commit {str(commit)[:_SHOWN_SHA_CHARS]}")
             code.facts.setdefault("git_sha", commit)
             node.parents.setdefault(code.key, "code")
-        if spec:
-            sha256 = hashlib.sha256(str(spec).encode()).hexdigest()
-            made_by = self._node(sha256, "spec", f"spec {sha256[:_SHOWN_SHA_CHARS]}")
-            made_by.facts.setdefault("spec", spec)
-            node.parents.setdefault(sha256, "spec")
+        sha256 = hashlib.sha256(str(spec).encode()).hexdigest()
+        made_by = self._node(sha256, "spec", f"spec {sha256[:_SHOWN_SHA_CHARS]}")
+        made_by.facts.setdefault("spec", spec)
+        node.parents.setdefault(sha256, "spec")
 
     def children_of(self, key: str) -> list[Node]:
         """Return what was made from a node."""
@@ -142,6 +149,8 @@ class LineageGraph:
 def read_lineage(place: str) -> LineageGraph:
     """Read the lineage of a run's folder, of a model store, or of one version of it.
 
+    Any of them may be local or in an object store.
+
     Raises:
         ArtifactError: It is none of these.
         StorageError: It cannot be read.
@@ -156,9 +165,13 @@ def read_lineage(place: str) -> LineageGraph:
     for record in _records_of(place):
         _add_version(graph, record)
     if not graph.nodes:
+        for kind, facts in _noted_artifacts(place):
+            graph.add_artifact(kind, facts)
+    if not graph.nodes:
         raise ArtifactError(
             f"lineage must be of a run's folder, a model store or a version of it, got "
-            f"{redact_uri(place)}. Give one of these."
+            f"{redact_uri(place)}. Give one of these; what it lacks is in Kubeflow's UI, at the "
+            "artifacts of the run."
         )
     return graph
 
@@ -171,6 +184,15 @@ def _artifacts_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             facts = artifact.get("metadata", {})
             if "pipeline_name" in facts and name != SUMMARY_OUTPUT:
                 yield _kind_of(name), {"uri": artifact.get("uri"), **facts}
+
+
+def _noted_artifacts(place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield kind and facts of what the pages of a run's steps note."""
+    for name in sorted(list_files(place)):
+        if name.rpartition("/")[2] in PAGE_OUTPUTS:
+            page = fetch_file(child_uri(place, name)).read_text(encoding="utf-8")
+            for output, facts in read_note(page):
+                yield _kind_of(output), facts
 
 
 def _kind_of(output: str) -> str:

@@ -15,17 +15,18 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from mal.artifacts import (
     EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
     ONNX_FILE,
+    made_by,
     write_text,
     writing_atomically,
 )
 from mal.errors import ArtifactError, MalError, SpecError
+from mal.lifecycle.lineage_note import Noted, with_note
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.runtime import Interrupted, set_up_logging
 from mal.spec import ExperimentSpec, load_spec
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 ERROR_PREFIX = "error: "
 EXIT_USER_ERROR = 2
 LABELS_FILE = "labels.json"
-
-NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 ARTIFACT_KEYS = frozenset(
     {
@@ -93,11 +92,33 @@ class HasPath(Protocol):
     def path(self) -> str: ...
 
 
-class Page(Protocol):
+class HasMetadata(Protocol):
+    """What is needed of a KFP artifact that is described."""
+
+    metadata: dict[str, Any]
+
+
+class Page(HasMetadata, Protocol):
     """What is needed of a KFP artifact that people read."""
 
     path: str
-    metadata: dict[str, Any]
+
+
+def describe(artifact: HasMetadata, *facts: Mapping[str, str | float]) -> None:
+    """Give an artifact all its metadata: what made it, by commit and image, and its facts.
+
+    Later facts beat earlier ones, and all beat what the step knows of itself. A fact of '' is not
+    known and left out: so a step says that another image, of which it knows nothing, did the work.
+    """
+    maker = made_by()
+    known: dict[str, str | float] = {
+        "git_sha": maker["git_commit"] or "",
+        "image_digest": maker["image_digest"] or "",
+    }
+    for each in facts:
+        known |= each
+    assert all(type(value) in (str, float) for value in known.values()), "a cluster keeps no other"
+    artifact.metadata.update({name: value for name, value in known.items() if value != ""})
 
 
 def write_page(path: str | Path, sentence: str) -> None:
@@ -125,20 +146,33 @@ def publish(
     figures: Mapping[str, float],
     summary: Page,
     markdown: str,
-    facts: Mapping[str, Any] = NO_FACTS,
+    **made: Noted,
 ) -> None:
     """Show what a step found: figures to compare runs by, and a summary to read."""
     for name, value in figures.items():
         metrics.log_metric(name, value)
-    write_summary(summary, markdown, facts)
+    write_summary(summary, markdown, **made)
 
 
-def write_summary(summary: Page, markdown: str, facts: Mapping[str, Any]) -> None:
-    """Show what a step found, for people to read; of `facts` it takes what its parents are."""
-    write_text(Path(summary.path), markdown)
-    parents = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256"))}
-    own = {"display_name": "summary", "pipeline_name": facts.get("pipeline_name", "mal")}
-    summary.metadata.update(parents | own)
+def write_summary(summary: Page, markdown: str, **made: Noted) -> None:
+    """Show what a step found, for people to read.
+
+    Args:
+        summary: The page; it shares parents and spec with what it is about.
+        markdown: Its text.
+        made: What it is about, by the name of the output; its metadata is kept in the page.
+    """
+    write_text(Path(summary.path), with_note(markdown, made))
+    facts = {name: fact for artifact in made.values() for name, fact in artifact.metadata.items()}
+    shared = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256", "_config"))}
+    pipeline_name = facts.get("pipeline_name", "mal")
+    describe(summary, shared, {"display_name": "summary", "pipeline_name": pipeline_name})
+
+
+def add_note(page: Page, **made: Noted) -> None:
+    """Keep the metadata of what a page is about at the end of it."""
+    path = Path(page.path)
+    write_text(path, with_note(path.read_text(encoding="utf-8"), made))
 
 
 def train_spec(

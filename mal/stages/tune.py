@@ -18,7 +18,15 @@ from typing import Any
 
 import yaml
 
-from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT, point_at, write_manifest, write_text
+from mal.artifacts import (
+    BEST_CHECKPOINT,
+    LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    made_by,
+    point_at,
+    write_manifest,
+    write_text,
+)
 from mal.automl import Route, RouteDecision, decide_route, packaged_automl_support
 from mal.automl.leaderboard import markdown_from_csv
 from mal.automl.policy import Policy
@@ -31,9 +39,11 @@ from mal.lifecycle.lineage import (
     Facts,
     StepArtifact,
     figures,
+    image_facts,
     model_metadata,
     page_metadata,
     parents,
+    spec_facts,
 )
 from mal.lifecycle.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
@@ -59,6 +69,7 @@ class TunedModel:
         best_spec: YAML text for the steps after it.
         leaderboard: Markdown.
         report: HTML.
+        image: That trained it, where that is not the step's own.
     """
 
     experiment: ExperimentSpec
@@ -68,6 +79,7 @@ class TunedModel:
     best_spec: str
     leaderboard: str
     report: str
+    image: str = ""
 
 
 SearchRun = Callable[[ExperimentSpec, SearchSettings], TunedModel]
@@ -190,7 +202,11 @@ def take_model(trial: Path, model_dir: Path) -> None:
     for path in model_dir.glob("mal_model_epoch_*.pth"):
         if path.resolve() != best:
             path.unlink()
-    write_manifest(model_dir, action="train", inputs={})
+    maker = made_by()
+    if (trial / MANIFEST_FILE).is_file():  # a trial that was stopped early has none
+        manifest = json.loads((trial / MANIFEST_FILE).read_bytes())
+        maker = {name: manifest.get(name) for name in maker}
+    write_manifest(model_dir, action="train", inputs={}, maker=maker)
 
 
 def spec_text(experiment: ExperimentSpec) -> str:
@@ -243,11 +259,15 @@ def leave_outputs(
     write_text(Path(report), tuned.report)
     steps.replace_links_by_files(model_dir)
     model = model_metadata(tuned.experiment, model_dir, figures(tuned.figures))
+    model |= image_facts(tuned.image)
     if tuned.best_values:
         model["best_params"] = json.dumps(dict(tuned.best_values))
-    pages = (page_metadata("AutoML search", page) for page in (leaderboard, report))
-    of_leaderboard, of_report = (parents(dataset) | page for page in pages)
-    return parents(dataset) | model, of_leaderboard, of_report
+    shared = parents(dataset)
+    of_page = shared | spec_facts("train", tuned.experiment)
+    of_leaderboard, of_report = (
+        of_page | page_metadata("AutoML search", page) for page in (leaderboard, report)
+    )
+    return shared | model, of_leaderboard, of_report
 
 
 def _decide(experiment: ExperimentSpec, policy: str) -> RouteDecision:

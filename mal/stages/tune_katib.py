@@ -105,6 +105,7 @@ def search_on_katib(
         best_spec=spec_text(best),
         leaderboard=markdown_from_csv(leaderboard_csv(records)),
         report=report,
+        image=place.image,
     )
 
 

@@ -53,14 +53,18 @@ def test_has_a_numeric_user_that_is_not_root(name: str, images: Mapping[str, str
 
 @every_image
 def test_labels_say_what_it_was_built_from(name: str, images: Mapping[str, str]) -> None:
-    labels = inspect(images[name])["Config"]["Labels"]
+    config = inspect(images[name])["Config"]
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    own = {key.removeprefix("org.opencontainers.image."): value for key, value in labels.items()}
+    own = {
+        key.removeprefix("org.opencontainers.image."): value
+        for key, value in config["Labels"].items()
+    }
     assert own["title"] == f"mal/{name}"
     assert own["version"] == __version__
-    assert own["revision"] == head.stdout.strip()
+    assert own["revision"].removesuffix("-dirty") == head.stdout.strip()
+    assert f"MAL_GIT_COMMIT={own['revision']}" in config["Env"]
     assert own["licenses"] == "Apache-2.0"
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", own["created"])
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mal import artifacts
 from mal.artifacts import (
     checkpoint_name,
+    made_by,
     sha256_of_file,
     write_json,
     write_manifest,
@@ -149,3 +151,26 @@ def test_the_manifest_needs_no_git(
     manifest = json.loads(write_manifest(tmp_path, action="export", inputs={}).read_text())
     assert manifest["git_commit"] is None
     assert manifest["outputs"] == {}
+
+
+def test_an_image_tells_its_commit_and_digest_and_a_checkout_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "site-packages"
+    root.mkdir()
+    installed = root / "mal" / "artifacts.py"
+    monkeypatch.setattr(artifacts, "__file__", str(installed))
+    monkeypatch.setenv("MAL_GIT_COMMIT", "0123abc")
+    monkeypatch.setenv("MAL_IMAGE_DIGEST", "sha256:12ab")
+    assert made_by() == {"git_commit": "0123abc", "image_digest": "sha256:12ab"}
+    for name in ("MAL_GIT_COMMIT", "MAL_IMAGE_DIGEST"):
+        monkeypatch.setenv(name, "")  # as an image has them that was built without git
+    assert made_by() == {"git_commit": None, "image_digest": None}
+    commands = (
+        ("init", "--quiet"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message=a"),
+    )
+    for command in commands:
+        subprocess.run(["git", "-C", root, *command], capture_output=True, check=True)
+    head = next((root / ".git" / "refs" / "heads").iterdir()).read_text().strip()
+    assert made_by()["git_commit"] == head

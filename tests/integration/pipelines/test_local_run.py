@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import pytest
 from kfp import dsl
 from tiny_sets import TINY_SPEC
 
+from mal.artifacts import made_by
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
+from mal.lifecycle.lineage_graph import read_lineage
 from pipelines._interrupts import descendants_of
 
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[3]
+IMAGE_DIGEST = "sha256:12ab"
 OUTPUTS = ("dataset.json", "model", "metrics.json", "report.html", "labels.json", "onnx")
 
 
@@ -27,7 +31,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100", "MAL_IMAGE_DIGEST": IMAGE_DIGEST},
         capture_output=True,
         text=True,
         check=False,
@@ -116,6 +120,25 @@ def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
                 assert metadata["pipeline_name"] == "auto-label"
                 assert metadata["display_name"]
                 assert metadata["dataset_sha256"] == manifest["dataset_sha256"]
+                assert metadata.get("git_sha") == made_by()["git_commit"]
+                assert metadata["image_digest"] == IMAGE_DIGEST
+                assert "dataset" in artifacts or any(key.endswith("_config") for key in metadata)
+
+
+def test_the_pages_alone_tell_the_lineage_as_they_do_from_an_object_store(
+    finished: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    _, output = finished
+    folder = (output / "latest").resolve()
+    pages = shutil.copytree(
+        folder, tmp_path / "pages", ignore=shutil.ignore_patterns("executor_output.json")
+    )
+    by_pages, whole = read_lineage(str(pages)), read_lineage(str(folder))
+    kinds = {node.kind for node in by_pages.nodes.values()}
+    assert {"data set", "model", "onnx", "report", "labels", "annotations", "spec"} <= kinds
+    assert by_pages.nodes.keys() <= whole.nodes.keys()
+    for key, node in by_pages.nodes.items():
+        assert node.parents == whole.nodes[key].parents
 
 
 def test_command_line_components_and_pipeline_measure_the_same(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mal.errors import ArtifactError
-from mal.lifecycle import lineage
+from mal.lifecycle import lineage, steps
+from mal.lifecycle.model_fetch import FetchedModel
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.spec import ExperimentSpec
 
@@ -26,6 +27,7 @@ SPLIT = SplitSnapshot(
     has_masks=True,
     image_bytes=10,
 )
+STEP = {"git_commit": "5" * 40, "image_digest": "sha256:55ee"}
 BOXES_ONLY = DatasetManifest("c" * 64, SPLIT, None, SPLIT)
 
 
@@ -39,6 +41,11 @@ class Artifact:
     @property
     def uri(self) -> str:
         return f"minio://bucket{self.path}"
+
+
+@pytest.fixture
+def made_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "made_by", lambda: STEP)
 
 
 @pytest.fixture
@@ -95,11 +102,70 @@ def test_model_metadata_names_code_spec_and_figures(model_dir: Path) -> None:
     assert json.loads(str(facts["train_config"]))["train"]["lr"] == experiment.train.lr
 
 
-def test_unknown_facts_are_left_out(model_dir: Path) -> None:
+def test_an_artifact_names_the_commit_and_the_image_of_its_step(
+    dataset: Artifact, made_by_step: None
+) -> None:
+    steps.describe(dataset, {"display_name": "data set", "val_annotations_uri": ""})
+    assert dataset.metadata == {
+        "pipeline_name": "auto-label",
+        "display_name": "data set",
+        "git_sha": STEP["git_commit"],
+        "image_digest": STEP["image_digest"],
+    }
+
+
+def test_a_model_names_what_trained_it_and_not_the_step_that_waited(
+    model_dir: Path, made_by_step: None
+) -> None:
+    model = Artifact(str(model_dir))
+    facts = lineage.model_metadata(ExperimentSpec(), model_dir, {})
+    steps.describe(model, facts)
+    assert model.metadata["git_sha"] == "0123abc"
+    assert "image_digest" not in model.metadata
+    steps.describe(model, facts, lineage.image_facts("mal/train:1"))
+    assert "image_digest" not in model.metadata
+    steps.describe(model, facts, lineage.image_facts("registry:5000/mal/train@sha256:12ab"))
+    assert model.metadata["image_digest"] == "sha256:12ab"
+
+
+def test_unknown_facts_are_left_out(model_dir: Path, made_by_step: None) -> None:
     manifest = model_dir / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"0123abc"', "null"))
-    facts = lineage.model_metadata(ExperimentSpec(), model_dir, {})
-    assert facts.keys().isdisjoint({"git_sha", "image_digest", "parent_model_uri"})
+    model = Artifact(str(model_dir))
+    steps.describe(model, lineage.model_metadata(ExperimentSpec(), model_dir, {}))
+    assert model.metadata.keys().isdisjoint({"git_sha", "image_digest", "parent_model_uri"})
+
+
+def test_a_summary_shares_parents_and_spec_but_was_made_by_its_own_step(
+    tmp_path: Path, made_by_step: None
+) -> None:
+    facts = {"git_sha": "other", "mIoU": 0.5, "model_sha256": "m", "train_config": "{}"}
+    summary = Artifact(str(tmp_path / "summary"))
+    steps.write_summary(summary, "text", report=Artifact("/report", facts))
+    assert summary.metadata == {
+        "display_name": "summary",
+        "pipeline_name": "mal",
+        "git_sha": STEP["git_commit"],
+        "image_digest": STEP["image_digest"],
+        "model_sha256": "m",
+        "train_config": "{}",
+    }
+
+
+def test_a_champion_names_what_its_record_says_made_it(
+    tmp_path: Path, dataset: Artifact, made_by_step: None
+) -> None:
+    version = tmp_path / "store" / "versions" / "v1"
+    version.mkdir(parents=True)
+    made = {"git_sha": "0123abc", "train_config": "{}", "val_mIoU": 0.5}
+    (version / "version.json").write_text(json.dumps({"lineage": {"model": made}}))
+    fetched = FetchedModel("v1", f"{version}/model/mal_model_latest.pth", "f" * 64)
+    champion = Artifact(str(tmp_path / "champion"))
+    store = str(tmp_path / "store")
+    steps.describe(champion, lineage.champion_metadata(fetched, dataset, store=store))
+    assert champion.metadata["git_sha"] == "0123abc"
+    assert champion.metadata["train_config"] == "{}"
+    assert "image_digest" not in champion.metadata
 
 
 def test_a_folder_of_no_finished_training_is_no_model(model_dir: Path) -> None:
@@ -128,4 +194,5 @@ def test_every_value_is_text_or_a_plain_float(tmp_path: Path, model_dir: Path) -
     ]
     for facts in described:
         assert facts["display_name"]
+        steps.describe(Artifact("/a"), facts, lineage.spec_facts("export", experiment))
         assert {type(value) for value in facts.values()} <= {str, float}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mal.errors import ArtifactError
+from mal.lifecycle import steps
 from mal.lifecycle.lineage_graph import LineageGraph, lineage_lines, read_lineage
 from mal.lifecycle.lineage_page import BOX_HEIGHT_PX, BOX_WIDTH_PX, place_nodes, write_lineage_page
 from pipelines.__main__ import main
@@ -36,6 +38,8 @@ MODEL = {
 }
 LABELS = {
     "display_name": "labels llll",
+    "git_sha": "c" * 40,
+    "inference_config": "{}",
     "pipeline_name": "retrain",
     "sha256": "l" * 64,
     "model_uri": "/run/model",
@@ -106,6 +110,7 @@ def test_what_was_made_from_a_model_is_told(run: Path) -> None:
     assert lines[0] == "model mmmm (tiny)"
     assert "    val_mIoU: 0.75" in lines
     assert lines[lines.index("made from it") + 1 :] == ["  labels llll"]
+    assert titles_of_parents(graph, "labels llll") == {"model mmmm (tiny)"}
     made_from = "\n".join(lines[lines.index("made from") :])
     assert "  dataset: data set dddd (8 boxes)" in made_from
     assert f"    train annotations: train annotations: boxes <1>.json {'a' * 12}" in made_from
@@ -149,6 +154,49 @@ def test_the_store_is_read_over_s3_as_well(s3: Any, store: Path, tmp_path: Path)
     assert {node.title for node in remote.nodes.values()} == {
         node.title for node in read_lineage(str(store)).nodes.values()
     }
+
+
+@dataclass
+class Artifact:
+    """A KFP artifact on a cluster, of whose files this folder is the store."""
+
+    path: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        return f"minio://bucket/{self.path}"
+
+
+def write_page_of_step(folder: Path, step: str, **facts: dict[str, Any]) -> None:
+    """Leave what the launcher keeps of a step: the files of its artifacts."""
+    summary = folder / step / "0f3e" / "summary"
+    summary.parent.mkdir(parents=True)
+    made = {name: Artifact(f"{step}/0f3e/{name}", known) for name, known in facts.items()}
+    steps.write_summary(Artifact(str(summary)), "## Page\n\n```\nnone\n```\n", **made)
+
+
+def test_a_run_is_read_from_the_files_that_an_object_store_keeps(
+    s3: Any, run: Path, tmp_path: Path
+) -> None:
+    files = tmp_path / "files"
+    write_page_of_step(files, "snapshot-dataset", dataset=DATASET)
+    write_page_of_step(files, "train", model=MODEL)
+    write_page_of_step(files, "inference", labels=LABELS)
+    for path in files.rglob("summary"):
+        s3.upload_file(str(path), "bucket", f"v2/run-1/{path.relative_to(files).as_posix()}")
+    s3.put_object(Bucket="bucket", Key="v2/run-1/train/0f3e/model/w.pth", Body=b"weights")
+    remote, local = read_lineage("s3://bucket/v2/run-1"), read_lineage(str(run))
+    assert {node.key: node.parents for node in remote.nodes.values()} == {
+        node.key: node.parents for node in local.nodes.values()
+    }
+    assert remote.main_node().facts["uri"] == "minio://bucket/train/0f3e/model"
+
+
+def test_a_folder_of_an_object_store_without_lineage_is_refused(s3: Any) -> None:
+    s3.put_object(Bucket="bucket", Key="run/train/summary", Body=b"## Model of an older mal")
+    with pytest.raises(ArtifactError, match="got s3://bucket/run"):
+        read_lineage("s3://bucket/run")
 
 
 def test_every_node_stands_right_of_its_parents_and_none_covers_another(store: Path) -> None:

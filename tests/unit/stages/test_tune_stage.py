@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mal.stages.tune import (
     leave_outputs,
     search_here,
     spec_text,
+    take_model,
     train_or_search,
 )
 
@@ -160,6 +163,20 @@ def metadata_of(tuned: TunedModel, data: TinySet, folder: Path) -> dict[str, Any
     snapshot_dataset(train_images=images, train_annotations=annotations).write(manifest)
     pages = (str(folder.with_name(name)) for name in ("leaderboard", "report"))
     return leave_outputs(tuned, dsl.Dataset(uri=str(manifest)), str(folder), *pages)[0]
+
+
+def test_a_model_names_the_commit_and_the_image_of_its_trial(
+    searched: tuple[TunedModel, Path], data: TinySet, tmp_path: Path
+) -> None:
+    tuned, folder = searched
+    trial = shutil.copytree(folder, tmp_path / "trial", symlinks=True)
+    maker = {"git_commit": "0123abc", "image_digest": "sha256:12ab"}
+    (trial / "manifest.json").write_text(json.dumps(maker))
+    take_model(trial, tmp_path / "model")
+    metadata = metadata_of(tuned, data, tmp_path / "model")
+    assert (metadata["git_sha"], metadata["image_digest"]) == ("0123abc", "sha256:12ab")
+    on_katib = dataclasses.replace(tuned, image="mal/train@sha256:34cd")
+    assert metadata_of(on_katib, data, tmp_path / "model")["image_digest"] == "sha256:34cd"
 
 
 def test_a_model_says_by_which_search_it_was_found(
