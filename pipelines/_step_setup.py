@@ -3,7 +3,7 @@
 from kfp import dsl, kubernetes
 
 from components._images import COMPONENT_IMAGE
-from mal.lifecycle.lineage import IMAGE_DIGEST_VARIABLE
+from mal.artifacts import IMAGE_DIGEST_VARIABLE
 from pipelines._target import StepResources, current_target
 
 CONFIG_MAP = "mal-config"
