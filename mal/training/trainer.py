@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
@@ -74,6 +75,8 @@ class TrainingRun:
         seed: Not negative.
         stop: Remembers signals.
         measure: Figures of the networks on the validation set, or None without one.
+        on_start: Called before the first step, when nothing is left to check; never, where nothing
+            is left to train.
         on_checkpoint: Called after each written checkpoint.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
@@ -83,6 +86,7 @@ class TrainingRun:
     seed: int
     stop: StopRequest
     measure: Measure | None
+    on_start: Callable[[], None]
     on_checkpoint: Callable[[], None]
     warm_from: Path | None = None
 
@@ -150,18 +154,18 @@ def _fit(
         profiler=profiler,
     )  # fmt: skip
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
+    max_epochs = -1 if spec.train.max_steps else spec.train.num_epochs
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
+        if _is_finished(checkpoint, num_steps, max_epochs):
+            max_epochs = checkpoint["epoch"]  # Lightning refuses a smaller one
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
+    callbacks = [
+        LambdaCallback(on_train_start=lambda *_: run.on_start()),
+        *_validation(spec, run), records, checkpoints, TrainingProgress(num_steps),
+    ]  # fmt: skip
     with wandb_loggers(spec, run.folder, is_resumed=resume_from is not None) as loggers:
-        trainer = _build_trainer(
-            spec,
-            run,
-            [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
-            loggers,
-            profiler,
-            max_epochs=-(-num_steps // steps_per_epoch),
-        )
+        trainer = _build_trainer(spec, run, callbacks, loggers, profiler, max_epochs=max_epochs)
         with run.stop.deferring():
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     share_buffers(module)
@@ -172,7 +176,7 @@ def _fit(
     return {
         **figures,
         "num_steps": float(trainer.global_step),
-        "num_epochs": float(trainer.current_epoch),
+        "num_epochs": float(trainer.fit_loop.epoch_progress.current.ready),
     }
 
 
@@ -238,6 +242,19 @@ def _place_sampler(
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
     checkpoints.best_figure = float(position["best_figure"])
+
+
+def _is_finished(checkpoint: Mapping[str, Any], num_steps: int, max_epochs: int) -> bool:
+    """Whether a checkpoint's run is as long as is asked for, or longer."""
+    steps_done, epochs_done = checkpoint["global_step"], checkpoint[POSITION_KEY]["epoch"]
+    if steps_done < num_steps and (max_epochs == -1 or epochs_done < max_epochs):
+        return False
+    log.info(
+        "nothing is left to train: %d steps, %d whole epochs, are done. For more raise "
+        "train.max_steps or train.num_epochs; for a new run set another train.results_dir.",
+        steps_done, epochs_done,
+    )  # fmt: skip
+    return True
 
 
 def _build_trainer(
