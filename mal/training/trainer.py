@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
+from mal.artifacts import LATEST_CHECKPOINT
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import (
     ImageReader,
@@ -154,11 +155,9 @@ def _fit(
         profiler=profiler,
     )  # fmt: skip
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
-    max_epochs = -1 if spec.train.max_steps else spec.train.num_epochs
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
-        if _is_finished(checkpoint, num_steps, max_epochs):
-            max_epochs = checkpoint["epoch"]  # Lightning refuses a smaller one
+    max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
         LambdaCallback(on_train_start=lambda *_: run.on_start()),
@@ -244,17 +243,32 @@ def _place_sampler(
     checkpoints.best_figure = float(position["best_figure"])
 
 
-def _is_finished(checkpoint: Mapping[str, Any], num_steps: int, max_epochs: int) -> bool:
-    """Whether a checkpoint's run is as long as is asked for, or longer."""
+def _max_epochs(
+    checkpoint: Mapping[str, Any] | None, spec: ExperimentSpec, num_steps: int, folder: Path
+) -> int:
+    """Return after how many epochs Lightning ends, -1 where steps alone end the run.
+
+    Raises:
+        SpecError: Nothing is left to train, and the folder has no model.
+    """
+    max_epochs = -1 if spec.train.max_steps else spec.train.num_epochs
+    if checkpoint is None:
+        return max_epochs
     steps_done, epochs_done = checkpoint["global_step"], checkpoint[POSITION_KEY]["epoch"]
     if steps_done < num_steps and (max_epochs == -1 or epochs_done < max_epochs):
-        return False
+        return max_epochs
+    if Worker.current().is_first and not (folder / LATEST_CHECKPOINT).exists():
+        raise SpecError(
+            "train.resume_training_checkpoint_path must have steps left to train, got "
+            f"{steps_done} done of {num_steps}. Raise train.max_steps or train.num_epochs, or use "
+            "it as it is."
+        )
     log.info(
         "nothing is left to train: %d steps, %d whole epochs, are done. For more raise "
         "train.max_steps or train.num_epochs; for a new run set another train.results_dir.",
         steps_done, epochs_done,
     )  # fmt: skip
-    return True
+    return int(checkpoint["epoch"])  # Lightning refuses a smaller one
 
 
 def _build_trainer(

@@ -12,6 +12,7 @@ import yaml
 from tiny_sets import HYBRID, TINY_VIT, TinySet, training_overrides, training_spec, write_tiny_set
 
 from mal.cli import main
+from mal.errors import SpecError
 from mal.stages import TrainResult, run_train
 
 # By default learning rates follow the length of the run; so they do not.
@@ -131,6 +132,15 @@ def test_less_than_was_trained_ends_with_exit_code_zero(tiny_set: TinySet, tmp_p
     for num_steps in (5, 5, 3):
         assert main(["train", *arguments, f"train.max_steps={num_steps}"]) == 0
         assert latest_name(tmp_path / "run") == "mal_model_epoch_001_step_00005.pth"
+
+
+def test_a_given_checkpoint_that_has_trained_enough_is_an_error_where_no_model_is(
+    tiny_set: TinySet, tmp_path: Path
+) -> None:
+    other = run_train(training_spec(tiny_set, tmp_path / "other", "train.max_steps=3")).checkpoint
+    given = f"train.resume_training_checkpoint_path={other}"
+    with pytest.raises(SpecError, match="must have steps left to train, got 3 done of 2"):
+        run_train(training_spec(tiny_set, tmp_path / "run", given, "train.max_steps=2"))
 
 
 def test_which_of_two_checkpoints_a_run_goes_on_from_is_said(
