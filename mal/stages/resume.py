@@ -154,12 +154,25 @@ def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
     given = spec.train.resume_training_checkpoint_path
     latest = folder / LATEST_CHECKPOINT
     if given and _is_of(spec, folder, given):
+        log.info("going on from %s of this folder, as train.resume_training_checkpoint_path says",
+                 Path(given).name)  # fmt: skip
         own = folder / Path(given).name
         return own if own.exists() else fetch_file(given)
     if latest.exists():
-        log.info("going on from %s", latest.resolve().name)
+        name = latest.resolve().name
+        if given:
+            log.warning(
+                "going on from %s of this folder, not from %s: a run that has checkpoints goes on "
+                "from its own, not from train.resume_training_checkpoint_path. To start from that, "
+                "set another train.results_dir.", name, given,
+            )  # fmt: skip
+        else:
+            log.info("going on from %s", name)
         return latest
-    return fetch_file(given) if given else None
+    if not given:
+        return None
+    log.info("going on from %s", given)
+    return fetch_file(given)
 
 
 def _is_of(spec: ExperimentSpec, folder: Path, checkpoint: str) -> bool:

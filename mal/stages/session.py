@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
+from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, write_manifest, write_text
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
@@ -42,6 +42,12 @@ class Session:
     def path(self) -> Path:
         """The local result folder."""
         return self.results.path
+
+    @property
+    def has_model(self) -> bool:
+        """Whether an earlier training left a model here, and what it was trained with."""
+        files = (LATEST_CHECKPOINT, EXPERIMENT_FILE)
+        return all((self.path / name).exists() for name in files)
 
     def write_spec(self, spec: ExperimentSpec) -> None:
         """Write `experiment.yaml`, the resolved spec."""
@@ -78,6 +84,9 @@ def recording(
 ) -> Iterator[Session]:
     """Record an action: spec first, then status, at the end manifest and SUCCESS or FAILURE.
 
+    A model that is there keeps the spec that it was trained with; a training that goes on from it
+    writes its own when it begins.
+
     Args:
         action: Its name.
         spec: The experiment.
@@ -94,7 +103,8 @@ def recording(
     results.restore(restored)
     session = Session(results)
     try:
-        session.write_spec(spec)
+        if not session.has_model:
+            session.write_spec(spec)
         session.status.write(Status.STARTED, f"{action} started")
         with _naming_remedies(action, spec):
             yield session

@@ -15,6 +15,7 @@ from mal.artifacts import (
     BEST_CHECKPOINT,
     EPOCH_METRICS_FILE,
     ESTIMATED_BOXES_FILE,
+    EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
     STATUS_FILE,
 )
@@ -50,7 +51,14 @@ from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
-_RESTORED = ("*.pth", EPOCH_METRICS_FILE, STATUS_FILE, ESTIMATED_BOXES_FILE, RUN_ID_FILE)
+_RESTORED = (
+    "*.pth",
+    EPOCH_METRICS_FILE,
+    ESTIMATED_BOXES_FILE,
+    EXPERIMENT_FILE,
+    RUN_ID_FILE,
+    STATUS_FILE,
+)
 
 
 @on_every_device("train")
@@ -112,7 +120,6 @@ def _train_within_memory(
         try:
             start = agree_on_start(spec, session.path, has_shrunk=has_shrunk)
             spec = start.spec
-            session.write_spec(spec)
             return _train_once(reader, start, device, stop, session)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -133,6 +140,7 @@ def _train_once(
         seed=start.spec.train.seed,
         stop=stop,
         measure=_validation(start.spec, SizePrior.from_boxes(reader.boxes), stop, session),
+        on_start=lambda: session.write_spec(start.spec),
         on_checkpoint=session.upload,
         warm_from=start.warm_from,
     )

@@ -80,18 +80,25 @@ class Checkpoints(Callback):
         self.on_written = on_written
         self.num_steps = num_steps
         self.best_figure = -math.inf
-        self._is_epoch_over = False
+        self._last_place: dict[str, Any] = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what a reader of the file needs: the spec, the place in the run, the best figure."""
+        """Add what a reader of the file needs: the spec, the place in the run, the best figure.
+
+        For Lightning the epoch in which the run's steps end is a finished one; a prolonged run
+        goes on inside it.
+        """
+        is_epoch_over = is_whole_epoch(trainer)
+        if not is_epoch_over and self._last_place:
+            checkpoint["loops"]["fit_loop"] = self._last_place
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
         checkpoint.update(self.facts)
         checkpoint[POSITION_KEY] = {
             "best_figure": self.best_figure,
-            "epoch": trainer.current_epoch + self._is_epoch_over,
-            "batch": 0 if self._is_epoch_over else num_batches_done(trainer),
+            "epoch": trainer.current_epoch + is_epoch_over,
+            "batch": 0 if is_epoch_over else num_batches_done(trainer),
         }
 
     def on_train_start(self, *_: Any) -> None:
@@ -101,10 +108,6 @@ class Checkpoints(Callback):
         broadcasts: ranks without a signal would take that for another message.
         """
         self.stop.take_signals()
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Know that checkpoints now lie inside an epoch."""
-        self._is_epoch_over = False
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
@@ -116,6 +119,7 @@ class Checkpoints(Callback):
         """
         if trainer.global_step >= self.num_steps:
             trainer.should_stop = True
+            self._last_place = trainer.fit_loop.state_dict()
         if batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop:
             return
         if (batch_idx + 1) % self.spec.train.accum_grad_batches:
@@ -128,7 +132,6 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write by epochs or steps, at the end of the run and before a stop; remember the best."""
-        self._is_epoch_over = True
         train = self.spec.train
         figure = trainer.callback_metrics.get(VALIDATION_FIGURE)
         is_validated = is_validated_epoch(trainer, train.validation_interval)
@@ -159,8 +162,7 @@ class Checkpoints(Callback):
         return train.checkpoint_interval_unit == unit and count % train.checkpoint_interval == 0
 
     def _write(self, trainer: Trainer, *, is_best: bool = False) -> Path:
-        is_whole_epoch = num_batches_done(trainer) >= trainer.num_training_batches
-        num_epochs = trainer.current_epoch + is_whole_epoch
+        num_epochs = trainer.current_epoch + is_whole_epoch(trainer)
         path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
         if not trainer.is_global_zero:
             trainer.save_checkpoint(path)  # it takes all ranks, and one of them writes
@@ -178,6 +180,11 @@ class Checkpoints(Callback):
 def num_batches_done(trainer: Trainer) -> int:
     """Return how many batches of the current epoch have been trained on, the present one too."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def is_whole_epoch(trainer: Trainer) -> bool:
+    """Whether the current epoch has been trained on to its end."""
+    return num_batches_done(trainer) >= trainer.num_training_batches
 
 
 def is_last_epoch(trainer: Trainer) -> bool:

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
+from mal.artifacts import LATEST_CHECKPOINT
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import (
     ImageReader,
@@ -74,6 +76,8 @@ class TrainingRun:
         seed: Not negative.
         stop: Remembers signals.
         measure: Figures of the networks on the validation set, or None without one.
+        on_start: Called before the first step, when nothing is left to check; never, where nothing
+            is left to train.
         on_checkpoint: Called after each written checkpoint.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
@@ -83,6 +87,7 @@ class TrainingRun:
     seed: int
     stop: StopRequest
     measure: Measure | None
+    on_start: Callable[[], None]
     on_checkpoint: Callable[[], None]
     warm_from: Path | None = None
 
@@ -152,16 +157,14 @@ def _fit(
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
     if checkpoint is not None:
         _place_sampler(checkpoint, sampler, checkpoints, spec)
+    max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
+    callbacks = [
+        LambdaCallback(on_train_start=lambda *_: run.on_start()),
+        *_validation(spec, run), records, checkpoints, TrainingProgress(num_steps),
+    ]  # fmt: skip
     with wandb_loggers(spec, run.folder, is_resumed=resume_from is not None) as loggers:
-        trainer = _build_trainer(
-            spec,
-            run,
-            [*_validation(spec, run), records, checkpoints, TrainingProgress(num_steps)],
-            loggers,
-            profiler,
-            max_epochs=-(-num_steps // steps_per_epoch),
-        )
+        trainer = _build_trainer(spec, run, callbacks, loggers, profiler, max_epochs=max_epochs)
         with run.stop.deferring():
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     share_buffers(module)
@@ -172,7 +175,7 @@ def _fit(
     return {
         **figures,
         "num_steps": float(trainer.global_step),
-        "num_epochs": float(trainer.current_epoch),
+        "num_epochs": float(trainer.fit_loop.epoch_progress.current.ready),
     }
 
 
@@ -238,6 +241,34 @@ def _place_sampler(
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
     checkpoints.best_figure = float(position["best_figure"])
+
+
+def _max_epochs(
+    checkpoint: Mapping[str, Any] | None, spec: ExperimentSpec, num_steps: int, folder: Path
+) -> int:
+    """Return after how many epochs Lightning ends, -1 where steps alone end the run.
+
+    Raises:
+        SpecError: Nothing is left to train, and the folder has no model.
+    """
+    max_epochs = -1 if spec.train.max_steps else spec.train.num_epochs
+    if checkpoint is None:
+        return max_epochs
+    steps_done, epochs_done = checkpoint["global_step"], checkpoint[POSITION_KEY]["epoch"]
+    if steps_done < num_steps and (max_epochs == -1 or epochs_done < max_epochs):
+        return max_epochs
+    if Worker.current().is_first and not (folder / LATEST_CHECKPOINT).exists():
+        raise SpecError(
+            "train.resume_training_checkpoint_path must have steps left to train, got "
+            f"{steps_done} done of {num_steps}. Raise train.max_steps or train.num_epochs, or use "
+            "it as it is."
+        )
+    log.info(
+        "nothing is left to train: %d steps, %d whole epochs, are done. For more raise "
+        "train.max_steps or train.num_epochs; for a new run set another train.results_dir.",
+        steps_done, epochs_done,
+    )  # fmt: skip
+    return int(checkpoint["epoch"])  # Lightning refuses a smaller one
 
 
 def _build_trainer(

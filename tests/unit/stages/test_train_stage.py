@@ -258,6 +258,23 @@ def test_a_run_in_an_s3_folder_goes_on_from_another_machine(
     assert [json.loads(record)["epoch"] for record in records] == [1, 2]
 
 
+def test_a_finished_run_in_an_s3_folder_keeps_its_spec_on_another_machine(
+    data: TinySet, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written_spec() -> bytes:
+        content: bytes = s3.get_object(Bucket="bucket", Key="runs/one/experiment.yaml")[
+            "Body"
+        ].read()
+        return content
+
+    folder = "s3://bucket/runs/one"
+    run_train(training_spec(data, folder))
+    before = written_spec()
+    monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "other machine"))
+    run_train(training_spec(data, folder, "train.max_steps=1"))
+    assert written_spec() == before
+
+
 @pytest.mark.parametrize("batch", ["the last of an epoch", "one inside an epoch"])
 def test_a_signal_between_two_batches_stops_the_run_after_a_checkpoint(
     data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
