@@ -176,8 +176,9 @@ def is_labelled_point(point: Any) -> bool:
 
 
 def is_without_box(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation of a file has points only."""
-    return bool(annotation.get("points")) and not annotation.get("bbox")
+    """Whether an annotation of a file has points only; four zeros are some tools' "no box"."""
+    bbox = annotation.get("bbox")
+    return bool(annotation.get("points")) and (not bbox or bbox == [0, 0, 0, 0])
 
 
 class PointColumns:
