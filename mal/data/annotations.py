@@ -122,18 +122,21 @@ class CocoBoxes:
         return rle_from_segmentation(segmentation, image.height, image.width)
 
 
-def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
+def load_boxes(path: Path, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
     """Read the boxes of a COCO file; what cannot be used is left out, counted and named.
 
     Args:
         path: A local COCO JSON file.
         with_masks: Note where the segmentations stand; each is read when it is asked for.
             Training from boxes does not ask for them.
+        refuse_points: Points that would teach the opposite of what was meant are an error; else a
+            problem among the others.
 
     Raises:
-        AnnotationError: The file cannot be read, or no image is left.
+        AnnotationError: The file cannot be read, its points are refused, or no image is left.
     """
-    problems, images, columns = Problems(), ImageTable(), AnnotationColumns(path)
+    problems, images = Problems(), ImageTable()
+    columns = AnnotationColumns(path, refuse_points=refuse_points)
     categories: dict[int, str] = {}
     missing = ["images", "annotations"]
     for key, _, entries in read_members(path):
