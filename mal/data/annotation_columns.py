@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mal.data.annotation_stream import Entry
 from mal.data.image_table import ImageTable
 from mal.data.points import (
-    NO_BOX_XYWH,
+    NO_BOX,
     LabelledPoint,
     PointColumns,
     PointPrompts,
@@ -74,7 +74,7 @@ class AnnotationColumns:
             image_id = int64_from(value["image_id"])
             category_id = int64_from(value.get("category_id", 1))
             has_box = not is_without_box(value)
-            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX_XYWH
+            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX
         except UNUSABLE:
             problems.add("annotation without image_id or a bbox of numbers", name)
             return

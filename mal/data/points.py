@@ -21,7 +21,7 @@ from mal.data.problems import Problems
 from mal.errors import AnnotationError
 
 ON, OFF, NO_POINT = 1, 0, -1
-NO_BOX_XYWH = (math.nan,) * 4
+NO_BOX = (math.nan,) * 4
 
 LabelledPoint = tuple[float, float, int]
 

@@ -109,9 +109,7 @@ def test_what_cannot_be_predicted_gets_an_empty_mask_of_its_image(
     document["annotations"] = [good, good | {"id": 2, "note": "mine"} | earlier | changes]
     boxes = read_boxes(tmp_path, document)
     assert boxes.annotation_id_N.tolist() == [1]
-    write_labels(
-        tmp_path / "out.json", boxes, PredictedMasks.held([predicted_mask(boxes, 0, 0.5)])
-    )
+    write_labels(tmp_path / "out.json", boxes, PredictedMasks.held([predicted_mask(boxes, 0, 0.5)]))
     _, label = json.loads((tmp_path / "out.json").read_text())["annotations"]
     assert label == good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width)
     assert area_of_rle(label["segmentation"]) == 0
