@@ -49,6 +49,7 @@ class AnnotationColumns:
     def __init__(self, path: Path, *, refuse_points: bool = True) -> None:
         self.path = path
         self.refuse_points = refuse_points
+        self.num_seen = 0
         self.position = array("q")
         self.annotation_id = array("q")
         self.image_id = array("q")
@@ -66,6 +67,7 @@ class AnnotationColumns:
         Raises:
             PointsError: Its points are none, or contradict each other.
         """
+        self.num_seen += 1
         value = entry.value
         name = f"annotations[{position}]"
         try:

@@ -64,6 +64,7 @@ class CocoBoxes:
         problems: What was left out, and why.
         points: Labelled points; None where no annotation has any. Boxes of annotations with
             points alone are NaN until they are estimated.
+        num_unusable: Annotations of the file that were left out.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class CocoBoxes:
     segmentations: Segmentations | None
     problems: Problems
     points: PointPrompts | None = None
+    num_unusable: int = 0
 
     def __len__(self) -> int:
         return len(self.annotation_id_N)
@@ -196,6 +198,7 @@ def _boxes_from_columns(
         ),
         problems=problems,
         points=points,
+        num_unusable=columns.num_seen - len(rows),
     )
     for row in np.flatnonzero(boxes.is_crowd_N):
         problems.add(CROWD, f"annotation {boxes.annotation_id_N[row]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,13 +190,13 @@ def checked_prompts(
             f"points must be a list for each of the {len(box_xyxy_N4)} boxes, got "
             f"{len(points_of_each)}. Give [] for a box without points."
         )
-    is_without_box_N: NDArray[np.bool_] = np.isnan(box_xyxy_N4).all(axis=1)
-    _check_that_each_has_a_point_on_it(points_of_each, np.flatnonzero(is_without_box_N))
+    is_without_box = [math.isnan(x0) for x0, _, _, _ in box_xyxy_N4.tolist()]
+    _check_that_each_has_a_point_on_it(points_of_each, np.flatnonzero(is_without_box))
     _check_that_boxes_hold_their_points(box_xyxy_N4, points_of_each)
     box_xywh_N4 = xywh_from_xyxy(box_xyxy_N4)
     if not any(points_of_each):
         return box_xywh_N4, None
-    return box_xywh_N4, PointPrompts.from_lists(points_of_each, is_without_box_N.tolist())
+    return box_xywh_N4, PointPrompts.from_lists(points_of_each, is_without_box)
 
 
 def _check_that_each_has_a_point_on_it(
