@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from mal.data.annotation_stream import Entry
 from mal.data.image_table import ImageTable
-from mal.data.points import NO_BOX_XYWH, PointColumns, PointPrompts, is_without_box
+from mal.data.points import (
+    NO_BOX,
+    LabelledPoint,
+    PointColumns,
+    PointPrompts,
+    PointsError,
+    is_without_box,
+    parse_points,
+)
 from mal.data.problems import Problems
 
 # What parsing an entry of any JSON may raise.
@@ -34,10 +42,14 @@ class AnnotationColumns:
 
     Args:
         path: The file, for errors.
+        refuse_points: Points that are none, or contradict each other, are an error; else a
+            problem, and only the points are left out.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, refuse_points: bool = True) -> None:
         self.path = path
+        self.refuse_points = refuse_points
+        self.num_seen = 0
         self.position = array("q")
         self.annotation_id = array("q")
         self.image_id = array("q")
@@ -53,8 +65,9 @@ class AnnotationColumns:
         """Parse an annotation, or say why it cannot be.
 
         Raises:
-            AnnotationError: Its points are none, or contradict each other.
+            PointsError: Its points are none, or contradict each other.
         """
+        self.num_seen += 1
         value = entry.value
         name = f"annotations[{position}]"
         try:
@@ -63,14 +76,17 @@ class AnnotationColumns:
             image_id = int64_from(value["image_id"])
             category_id = int64_from(value.get("category_id", 1))
             has_box = not is_without_box(value)
-            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX_XYWH
+            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX
         except UNUSABLE:
             problems.add("annotation without image_id or a bbox of numbers", name)
             return
         if has_box and (len(box_xywh) != 4 or not all(map(math.isfinite, box_xywh))):
             problems.add("bbox that is not four finite numbers", name)
             return
-        self.points.add(value.get("points"), f"{name} in {self.path}", has_box=has_box)
+        points = self._points_from(value.get("points"), name, problems)
+        if not points and not has_box:
+            return
+        self.points.add(points, has_box=has_box)
         self.position.append(position)
         self.annotation_id.append(annotation_id)
         self.image_id.append(image_id)
@@ -79,6 +95,15 @@ class AnnotationColumns:
         self.is_crowd.append(bool(value.get("iscrowd", 0)))
         self.start.append(entry.start)
         self.num_bytes.append(entry.num_bytes if value.get("segmentation") else 0)
+
+    def _points_from(self, value: Any, name: str, problems: Problems) -> list[LabelledPoint]:
+        try:
+            return parse_points(value, f"{name} in {self.path}")
+        except PointsError as error:
+            if self.refuse_points:
+                raise
+            problems.add(error.kind, f"{name}: {error.got}")
+            return []
 
     def box_xywh_N4(self) -> NDArray[np.float64]:  # noqa: N802 - shape letters
         """Return the boxes, without a copy."""

@@ -64,6 +64,7 @@ class CocoBoxes:
         problems: What was left out, and why.
         points: Labelled points; None where no annotation has any. Boxes of annotations with
             points alone are NaN until they are estimated.
+        num_unusable: Annotations of the file that were left out.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class CocoBoxes:
     segmentations: Segmentations | None
     problems: Problems
     points: PointPrompts | None = None
+    num_unusable: int = 0
 
     def __len__(self) -> int:
         return len(self.annotation_id_N)
@@ -122,18 +124,21 @@ class CocoBoxes:
         return rle_from_segmentation(segmentation, image.height, image.width)
 
 
-def load_boxes(path: Path, *, with_masks: bool) -> CocoBoxes:
+def load_boxes(path: Path, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
     """Read the boxes of a COCO file; what cannot be used is left out, counted and named.
 
     Args:
         path: A local COCO JSON file.
         with_masks: Note where the segmentations stand; each is read when it is asked for.
             Training from boxes does not ask for them.
+        refuse_points: Points that would teach the opposite of what was meant are an error; else a
+            problem among the others.
 
     Raises:
-        AnnotationError: The file cannot be read, or no image is left.
+        AnnotationError: The file cannot be read, its points are refused, or no image is left.
     """
-    problems, images, columns = Problems(), ImageTable(), AnnotationColumns(path)
+    problems, images = Problems(), ImageTable()
+    columns = AnnotationColumns(path, refuse_points=refuse_points)
     categories: dict[int, str] = {}
     missing = ["images", "annotations"]
     for key, _, entries in read_members(path):
@@ -193,6 +198,7 @@ def _boxes_from_columns(
         ),
         problems=problems,
         points=points,
+        num_unusable=columns.num_seen - len(rows),
     )
     for row in np.flatnonzero(boxes.is_crowd_N):
         problems.add(CROWD, f"annotation {boxes.annotation_id_N[row]}")

@@ -19,7 +19,8 @@ from mal.data.images import (
     UnreadableImageError,
     decode_image,
 )
-from mal.errors import AnnotationError
+from mal.data.points import REFUSED_POINTS
+from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.storage import fetch_file, find_image, open_image_folder
 
@@ -31,6 +32,9 @@ WRONG_SIZE = "image of another size than annotated"
 UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
 BAD_SEGMENTATION = "segmentation that cannot be read"
+BAD_FILE = "annotation file that cannot be used"
+BAD_FOLDER = "image folder that cannot be used"
+STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, *REFUSED_POINTS})
 
 _CROSSING_TOLERANCE_PX = 0.5
 _NUM_READERS = 4
@@ -61,11 +65,11 @@ class CheckReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a run gets through: boxes are left, and no file name leaves the folder.
+        """Whether a run gets through: boxes are left, and nothing that stops it was found.
 
         Runs leave out what else is wrong, and say so.
         """
-        return self.num_usable_boxes > 0 and UNSAFE_NAME not in self.errors.subjects
+        return self.num_usable_boxes > 0 and STOPPING.isdisjoint(self.errors.subjects)
 
     def lines(self) -> list[str]:
         """Describe the set, every kind of problem, and the verdict."""
@@ -88,26 +92,27 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
         images: Folder, archive or `s3://`.
 
     Returns:
-        The findings; an annotation file that cannot be read is one.
-
-    Raises:
-        StorageError: One of the two places does not exist or may not be read.
+        The findings; a place that does not exist or cannot be read is one.
     """
-    path = fetch_file(annotations)
-    folder = open_image_folder(images)
-    try:
-        boxes = load_boxes(path, with_masks=True)
-    except AnnotationError as error:
-        errors = Problems()
-        errors.add("annotation file that cannot be used", str(error))
-        return CheckReport(f"{annotations}: nothing that can be used", errors)
     errors, notes = Problems(), Problems()
+    folder = None
+    try:
+        folder = open_image_folder(images)
+    except StorageError as error:
+        errors.add(BAD_FOLDER, str(error))
+    try:
+        boxes = load_boxes(fetch_file(annotations), with_masks=True, refuse_points=False)
+    except (AnnotationError, StorageError) as error:
+        errors.add(BAD_FILE, str(error))
+        return CheckReport(f"{annotations}: nothing that can be used", errors)
     for kind, subjects in boxes.problems.subjects.items():
         (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
     _check_ids(boxes, errors, notes)
     _check_boxes(boxes, notes)
     _check_segmentations(boxes, errors, notes)
-    is_readable = _check_images(boxes, folder, errors, notes)
+    is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
+    if folder is not None:
+        is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
     return CheckReport(_summary_of(boxes, annotations), errors, notes, int(is_usable_N.sum()))
 

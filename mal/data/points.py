@@ -21,11 +21,37 @@ from mal.data.problems import Problems
 from mal.errors import AnnotationError
 
 ON, OFF, NO_POINT = 1, 0, -1
-NO_BOX_XYWH = (math.nan,) * 4
+NO_BOX = (math.nan,) * 4
 
 LabelledPoint = tuple[float, float, int]
 
+BAD_POINTS = "points that are not [x, y, label] each"
+BAD_LABEL = "label of a point that is neither 0 nor 1"
+CONTRADICTION = "points of one pixel with both labels"
+REFUSED_POINTS = (BAD_POINTS, BAD_LABEL, CONTRADICTION)
+
 _MAX_SHOWN = 60
+_REMEDY = "Write [[x, y, label], ...] in pixels, label 1 on the object and 0 off it."
+_RULE_AND_REMEDY = {
+    BAD_POINTS: ("points must be [x, y, label] each", _REMEDY),
+    BAD_LABEL: ("label of a point must be 0 or 1", _REMEDY),
+    CONTRADICTION: ("points of a pixel must agree", "Delete one of the two."),
+}
+
+
+class PointsError(AnnotationError):
+    """Points that would teach the opposite of what was meant.
+
+    Attributes:
+        kind: One of REFUSED_POINTS.
+        got: What was found.
+    """
+
+    def __init__(self, kind: str, got: str, name: str) -> None:
+        self.kind = kind
+        self.got = got
+        rule, remedy = _RULE_AND_REMEDY[kind]
+        super().__init__(f"{rule}, got {got} in {name}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -141,28 +167,20 @@ def parse_points(value: Any, name: str) -> list[LabelledPoint]:
         name: Of the annotation, for errors.
 
     Raises:
-        AnnotationError: It is no list of [x, y, label], a label is neither 0 nor 1, or one pixel
-            has two labels. Skipping such points would teach the opposite of what was meant.
+        PointsError: It is no list of [x, y, label], a label is neither 0 nor 1, or one pixel has
+            two labels. Skipping such points would teach the opposite of what was meant.
     """
     if value is None:
         return []
-    remedy = "Write [[x, y, label], ...] in pixels, label 1 on the object and 0 off it."
     if not isinstance(value, list) or not all(is_labelled_point(point) for point in value):
-        shown = str(value)[:_MAX_SHOWN]
-        raise AnnotationError(f"points must be [x, y, label] each, got {shown} in {name}. {remedy}")
+        raise PointsError(BAD_POINTS, str(value)[:_MAX_SHOWN], name)
     label_of_pixel: dict[tuple[int, int], int] = {}
     for x, y, label in value:
         if label not in (ON, OFF):
-            raise AnnotationError(
-                f"label of a point must be 0 or 1, got {label} at ({x:g}, {y:g}) in {name}. "
-                f"{remedy}"
-            )
+            raise PointsError(BAD_LABEL, f"{label} at ({x:g}, {y:g})", name)
         pixel = math.floor(x), math.floor(y)
         if label_of_pixel.setdefault(pixel, label) != label:
-            raise AnnotationError(
-                f"points of a pixel must agree, got labels 0 and 1 at {pixel} in {name}. "
-                "Delete one of the two."
-            )
+            raise PointsError(CONTRADICTION, f"labels 0 and 1 at {pixel}", name)
     return [(float(x), float(y), int(label)) for x, y, label in value]
 
 
@@ -176,8 +194,9 @@ def is_labelled_point(point: Any) -> bool:
 
 
 def is_without_box(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation of a file has points only."""
-    return bool(annotation.get("points")) and not annotation.get("bbox")
+    """Whether an annotation of a file has points only; four zeros are some tools' "no box"."""
+    bbox = annotation.get("bbox")
+    return bool(annotation.get("points")) and (not bbox or bbox == [0, 0, 0, 0])
 
 
 class PointColumns:
@@ -191,9 +210,8 @@ class PointColumns:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def add(self, value: Any, name: str, *, has_box: bool) -> None:
-        """Take the field `points` of the next annotation; see `parse_points`."""
-        points = parse_points(value, name)
+    def add(self, points: Sequence[LabelledPoint], *, has_box: bool) -> None:
+        """Take the points of the next annotation."""
         for point in points:
             self._values.extend(point)
         self._counts.append(len(points))

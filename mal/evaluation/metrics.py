@@ -98,8 +98,19 @@ def measure_masks(
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": len(rows) - len(instances),
         "num_outside_limits_skipped": (int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)),
+        "num_unusable_skipped": boxes.num_unusable,
     }
     return Measurement(metrics, instances)
+
+
+def reason_unmeasured(metrics: Mapping[str, Any]) -> str:
+    """Say why the mask figures of `metrics.json` are None."""
+    inside = ""
+    if metrics.get("num_outside_limits_skipped"):
+        inside = " inside evaluate.min_box_area and evaluate.min_box_side"
+    if metrics.get("num_without_mask_skipped", 1):
+        return f"no true masks{inside}"
+    return f"no box{inside}" if inside or not metrics["num_crowds_skipped"] else "no box but crowds"
 
 
 def size_of_box(box_area_px2: float) -> str:

@@ -23,6 +23,7 @@ from mal.evaluation.metrics import (
     category_names,
     instances_by_size,
     mean_over_categories,
+    reason_unmeasured,
 )
 from mal.evaluation.pictures import Picture, draw_object
 from mal.labeling.masks import InstanceMask, PredictedMasks
@@ -32,7 +33,6 @@ PICTURES_PER_GALLERY = 12
 MAX_CATEGORIES_LISTED = 24
 CATEGORIES_AT_EACH_END = 10
 TEMPLATE = "report.html.j2"
-NO_TRUE_MASKS = "no true masks: predictions shown, nothing measured"
 
 ImageReader = Callable[[int], NDArray[np.uint8]]
 
@@ -112,7 +112,7 @@ def write_report(
         path: The HTML file.
         title: Heading of the page.
         figures: The content of `metrics.json`; for labels any figures by name. With `mIoU` among
-            them but None, the page says that there were no true masks.
+            them but None, the page says why nothing was measured.
         boxes: The set; its true masks, where loaded, are drawn too.
         masks: Predictions.
         ious: Measured instances, or None where nothing was measured: scores are shown instead.
@@ -121,21 +121,26 @@ def write_report(
         seed: Chooses the random sample.
     """
     page = _Page(boxes, masks, ious or None, image_reader)
-    is_without_truth = _MEASURED_KEY in figures and figures[_MEASURED_KEY] is None
+    is_unmeasured = _MEASURED_KEY in figures and figures[_MEASURED_KEY] is None
     if page.is_measured:
         tiles = _measured_tiles(figures)
     else:
-        tiles = page.label_tiles() if is_without_truth else _plain_tiles(figures)
+        tiles = page.label_tiles() if is_unmeasured else _plain_tiles(figures)
     content = {
         "title": title,
         "tiles": tiles,
-        "notice": NO_TRUE_MASKS if is_without_truth else "",
+        "notice": _unmeasured_notice(figures, masks) if is_unmeasured else "",
         "tables": page.tables(figures),
         "histogram": page.histogram(),
         "has_reference": page.is_measured,
         "facts": facts,
     }
     write_text(path, _render_within_budget(content, page.galleries(PICTURES_PER_GALLERY, seed)))
+
+
+def _unmeasured_notice(figures: Mapping[str, Any], masks: PredictedMasks) -> str:
+    shown = "predictions shown, " if len(masks) else ""
+    return f"{reason_unmeasured(figures)}: {shown}nothing measured"
 
 
 def _render_within_budget(content: Mapping[str, Any], galleries: Sequence[Gallery]) -> str:
@@ -346,6 +351,7 @@ def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
             ("num_crowds_skipped", "crowds skipped"),
             ("num_without_mask_skipped", "without true mask skipped"),
             ("num_outside_limits_skipped", "outside the size limits skipped"),
+            ("num_unusable_skipped", "unusable annotations skipped"),
         )
         if figures.get(key)
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mal.evaluation.metrics import reason_unmeasured
+
 
 def result_lines(action: str, result: Any) -> Iterator[str]:
     """Yield the lines that `mal <action>` prints: figures first, the place of the results last."""
@@ -32,7 +34,7 @@ def _train_lines(metrics: Mapping[str, float]) -> Iterator[str]:
 def evaluation_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the figures, each beside what needs no model."""
     if metrics["mIoU"] is None:
-        yield "no true masks: nothing is measured"
+        yield f"{reason_unmeasured(metrics)}: nothing is measured"
         return
     for name in (
         "mIoU",

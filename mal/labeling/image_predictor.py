@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,14 @@ from pycocotools import mask as coco_mask
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.crop_dataset import ImageReader
 from mal.data.crops import xywh_from_xyxy
-from mal.data.points import ON, LabelledPoint, PointPrompts, is_labelled_point, parse_points
+from mal.data.points import (
+    NO_BOX,
+    ON,
+    LabelledPoint,
+    PointPrompts,
+    is_labelled_point,
+    parse_points,
+)
 from mal.errors import MalError
 from mal.labeling.box_estimation import BoxEstimator, EstimatedBox, rows_without_box, with_boxes
 from mal.labeling.kept_features import KeptFeatures
@@ -26,6 +34,8 @@ from mal.labeling.onnx_model import OnnxModel
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel, predict_masks
 
 MAX_KEPT_BOXES = 1000
+
+Boxes = ArrayLike | Sequence[ArrayLike | None]
 
 
 class Predictor:
@@ -64,14 +74,15 @@ class Predictor:
     def predict(
         self,
         image: NDArray[np.uint8],
-        boxes: ArrayLike | None = None,
+        boxes: Boxes | None = None,
         points: Sequence[Any] | NDArray[Any] | None = None,
     ) -> NDArray[np.bool_]:
         """Return a mask for every object.
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None: estimated of points.
+            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None, for all or in the place
+                of a box: estimated of points.
             points: For each object its [[x, y, label], ...] in pixels, label 1 on the object and 0
                 off it; None or [] for none. One such list alone is of one object.
 
@@ -159,44 +170,43 @@ class _GivenImage(ImageReader):
 
 
 def checked_prompts(
-    boxes: ArrayLike | None, points: Sequence[Any] | NDArray[Any] | None, image: NDArray[np.uint8]
+    boxes: Boxes | None,
+    points: Sequence[Any] | NDArray[Any] | None,
+    image: NDArray[np.uint8],
 ) -> tuple[NDArray[np.float64], PointPrompts | None]:
     """Return boxes as xywh, NaN where there are none, and the points.
 
     Raises:
         MalError: They are not what `Predictor.predict` takes.
     """
-    points_of_each = None if points is None else _parse_points_of_each(points, image)
-    box_xyxy_N4 = None if boxes is None else _checked_boxes(boxes)
-    if box_xyxy_N4 is not None:
-        box_xywh_N4 = xywh_from_xyxy(box_xyxy_N4)
-    elif points_of_each is None:
+    if boxes is None and points is None:
         raise MalError("predict must be told where objects are, got neither boxes nor points.")
-    else:
-        box_xywh_N4 = np.full((len(points_of_each), 4), np.nan)
-    if points_of_each is None:
-        return box_xywh_N4, None
-    if len(points_of_each) != len(box_xywh_N4):
+    points_of_each = [] if points is None else _parse_points_of_each(points, image)
+    box_xyxy_N4 = _checked_boxes([None] * len(points_of_each) if boxes is None else boxes)
+    if points is None:
+        points_of_each = [[] for _ in box_xyxy_N4]
+    if len(points_of_each) != len(box_xyxy_N4):
         raise MalError(
-            f"points must be a list for each of the {len(box_xywh_N4)} boxes, got "
+            f"points must be a list for each of the {len(box_xyxy_N4)} boxes, got "
             f"{len(points_of_each)}. Give [] for a box without points."
         )
-    if box_xyxy_N4 is None:
-        _check_that_each_has_a_point_on_it(points_of_each)
-    else:
-        _check_that_boxes_hold_their_points(box_xyxy_N4, points_of_each)
+    is_without_box = [math.isnan(x0) for x0, _, _, _ in box_xyxy_N4.tolist()]
+    _check_that_each_has_a_point_on_it(points_of_each, np.flatnonzero(is_without_box))
+    _check_that_boxes_hold_their_points(box_xyxy_N4, points_of_each)
+    box_xywh_N4 = xywh_from_xyxy(box_xyxy_N4)
     if not any(points_of_each):
         return box_xywh_N4, None
-    return box_xywh_N4, PointPrompts.from_lists(
-        points_of_each, [boxes is None] * len(points_of_each)
-    )
+    return box_xywh_N4, PointPrompts.from_lists(points_of_each, is_without_box)
 
 
-def _check_that_each_has_a_point_on_it(points_of_each: list[list[LabelledPoint]]) -> None:
-    for number, own in enumerate(points_of_each):
+def _check_that_each_has_a_point_on_it(
+    points_of_each: list[list[LabelledPoint]], without_box: NDArray[np.int64]
+) -> None:
+    for number in without_box.tolist():
+        own = points_of_each[number]
         if not any(label == ON for _, _, label in own):
             raise MalError(
-                f"an object without a box must have a point on it, got {own} for object "
+                f"an object without a box must have a point on it, got {own or 'none'} for object "
                 f"{number}. Give one with label 1."
             )
 
@@ -208,7 +218,7 @@ def _check_that_boxes_hold_their_points(
     for number, own in enumerate(points_of_each):
         x0, y0, x1, y1 = box_xyxy_N4[number].tolist()
         for x, y, label in own:
-            if label == ON and not (x0 <= x <= x1 and y0 <= y <= y1):
+            if label == ON and (x < x0 or x > x1 or y < y0 or y > y1):  # never of a NaN
                 raise MalError(
                     f"points on an object must lie in its box, got ({x:g}, {y:g}) for object "
                     f"{number} of box {[x0, y0, x1, y1]}. Enlarge the box, or give none."
@@ -255,10 +265,14 @@ def _check_image(image: Any) -> None:
     )
 
 
-def _checked_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
-    remedy = "Pass x0, y0, x1, y1 in pixels, a row for each box."
+def _checked_boxes(boxes: Boxes) -> NDArray[np.float64]:
+    """Return boxes as an array; one that is None is a row of NaN."""
+    remedy = "Pass x0, y0, x1, y1 in pixels, a row for each box, or None for one of points."
+    listed = _without_numpy(boxes)
+    if isinstance(listed, list):
+        listed = [NO_BOX if box is None else box for box in listed]
     try:
-        box_xyxy_N4 = np.asarray(boxes, dtype=np.float64)
+        box_xyxy_N4 = np.asarray(listed, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise MalError(f"boxes must be numbers, got {str(boxes)[:60]}. {remedy}") from error
     if box_xyxy_N4.shape in ((0,), (0, 4)):
@@ -266,6 +280,7 @@ def _checked_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
     if box_xyxy_N4.ndim != 2 or box_xyxy_N4.shape[1] != 4:
         raise MalError(f"boxes must have the shape (N, 4), got {box_xyxy_N4.shape}. {remedy}")
     is_good_N = np.isfinite(box_xyxy_N4).all(1) & (box_xyxy_N4[:, 2:] > box_xyxy_N4[:, :2]).all(1)
+    is_good_N |= np.isnan(box_xyxy_N4).all(1)
     if not is_good_N.all():
         row = int(np.flatnonzero(~is_good_N)[0])
         raise MalError(

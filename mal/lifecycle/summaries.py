@@ -72,7 +72,7 @@ def evaluation_markdown(data: DatasetManifest, metrics: Mapping[str, Any]) -> st
     """Show mIoU and the IoU of every category beside that of the plain boxes."""
     part = evaluated_part(data)
     if metrics.get("mIoU") is None:
-        return _page("Nothing was measured", f"The {part} has no true masks.")
+        return _page("Nothing was measured", f"No box that counts has a true mask in the {part}.")
     rows = [("all (mIoU)", metrics["mIoU"], metrics["box_mIoU"], metrics["num_instances"])]
     plain = metrics["box_iou_per_category"]
     rows += [

@@ -62,7 +62,12 @@ def mean_field(
 
     Returns:
         1 where the pixel ends above one half, else 0; (B, H, W).
+
+    Raises:
+        ValueError: `kernel_size` is even or below 1.
     """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and at least 1, got {kernel_size}. Use 3 or 5.")
     label_maps = functools.partial(
         _label_maps, kernel_size=kernel_size, zeta=zeta, num_iters=num_iters, low=low, high=high,
         dilations=dilations, start=start,

@@ -291,7 +291,6 @@ def test_a_command_that_does_not_exist_is_a_usage_error(
         (["train", "-e", "absent.yaml"], "mal: spec file must be readable, got absent.yaml"),
         (["train", "train.lr=x", "train.wd=y"], "mal: train.lr must be a number, got x."),
         (["recipes", "nope"], "mal: recipe must be packaged, got nope."),
-        (["dataset", "check", "absent.json", "."], "mal: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -382,3 +381,11 @@ def test_a_set_that_cannot_be_used_is_exit_1(
     prepare(data)
     assert main(["dataset", "check", str(data.annotations), str(data.images)]) == code
     assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
+
+
+def test_a_set_that_is_not_there_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", "check", "absent.json", "absent"]) == 1
+    output, errors = capsys.readouterr()
+    assert "error: 1 x annotation file that cannot be used: absent.json must be a file" in output
+    assert "error: 1 x image folder that cannot be used: image source absent must exist" in output
+    assert errors == ""

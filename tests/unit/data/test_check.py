@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from mal.data.check import check_dataset
-from mal.errors import StorageError
 
 SQUARE = [[1, 1, 9, 1, 9, 9, 1, 9]]
 
@@ -250,7 +249,44 @@ def test_a_broken_annotation_file_cannot_be_used(data_set: DataSet) -> None:
     assert "readable JSON" in "\n".join(report.lines())
 
 
-def test_a_wrong_folder_is_an_error_of_its_own(data_set: DataSet) -> None:
+def test_places_that_do_not_exist_are_both_told(data_set: DataSet) -> None:
     annotations, images = data_set.write()
-    with pytest.raises(StorageError, match="must exist"):
-        check_dataset(annotations, f"{images}-wrong")
+    report = check_dataset(f"{annotations}-wrong", f"{images}-wrong")
+    assert not report.is_usable
+    assert list(report.errors.subjects) == [
+        "image folder that cannot be used", "annotation file that cannot be used",
+    ]  # fmt: skip
+    assert f"{images}-wrong must exist, got nothing there" in "\n".join(report.lines())
+
+
+def test_without_its_images_a_set_is_checked_all_the_same(data_set: DataSet) -> None:
+    data_set.annotate(bbox=[1, 1, 0, 5])
+    annotations, images = data_set.write()
+    report = check_dataset(annotations, f"{images}-wrong")
+    assert not report.is_usable
+    assert list(report.errors.subjects) == [
+        "image folder that cannot be used", "box of zero or negative size",
+    ]  # fmt: skip
+
+
+def test_bad_points_are_counted_beside_all_else(data_set: DataSet) -> None:
+    for points in ([[3, 3, 5]], [[3, 3, "on"]], [[3, 3, 1], [3.5, 3.5, 0]], [[4, 4, 7]]):
+        data_set.annotate(points=points)
+    data_set.annotate(points=[[3, 3, 5]], bbox=None)
+    data_set.annotate(points=[[3, 3, 5]], bbox=[1, 1, 0, 5])
+    data_set.annotate(image_id=9)
+    delete_image(data_set)
+    report = check_dataset(*data_set.write())
+    assert {kind: len(subjects) for kind, subjects in report.errors.subjects.items()} == {
+        "label of a point that is neither 0 nor 1": 4,
+        "points that are not [x, y, label] each": 1,
+        "points of one pixel with both labels": 1,
+        "annotation of an unknown image": 1,
+        "box of zero or negative size": 1,
+        "missing image file": 1,
+    }
+    told = "\n".join(report.lines())
+    assert "annotation 3: 5 at (3, 3)" in told
+    assert "annotation 5: labels 0 and 1 at (3, 3)" in told
+    assert report.num_usable_boxes == 1
+    assert not report.is_usable, "a run stops at such points"

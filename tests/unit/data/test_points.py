@@ -60,6 +60,26 @@ def test_boxes_points_and_both_mix_in_one_file(tmp_path: Path) -> None:
     assert label_K.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("no_box", [None, [], [0, 0, 0, 0], [0.0, 0.0, 0.0, 0.0]])
+def test_what_tools_write_for_no_box_is_none_where_there_are_points(
+    tmp_path: Path, no_box: Any
+) -> None:
+    boxes = read_set(tmp_path, BOX, {"bbox": no_box, "points": [[3, 4, 1]]})
+    assert boxes.points is not None
+    assert not boxes.problems
+    assert boxes.points.is_without_box_N.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [{"bbox": [0, 0, 0, 0]}, {"bbox": [3, 4, 0, 0], "points": [[3, 4, 1]]}],
+    ids=["without points", "at a place"],
+)
+def test_another_box_of_no_size_is_a_bad_box(tmp_path: Path, annotation: dict[str, Any]) -> None:
+    boxes = read_set(tmp_path, BOX, annotation)
+    assert list(boxes.problems.subjects) == ["box of zero or negative size"]
+
+
 def test_a_file_of_boxes_has_no_points(tmp_path: Path) -> None:
     assert read_set(tmp_path, BOX, BOX | {"points": []}, BOX | {"points": None}).points is None
 

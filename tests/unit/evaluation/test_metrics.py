@@ -18,6 +18,7 @@ from mal.evaluation.metrics import (
     compute_metrics,
     instances_by_size,
     measure_masks,
+    reason_unmeasured,
     size_of_box,
 )
 
@@ -154,6 +155,31 @@ def test_limits_choose_what_is_counted(limits: dict[str, float], counted: list[i
     assert measured.metrics["num_instances"] == len(counted)
     assert measured.metrics["num_outside_limits_skipped"] == 3 - len(counted)
     assert (measured.metrics["mIoU"] is None) == (not counted)
+
+
+SQUARE, BAR = (0, 0, 4, 4), (0, 0, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        pytest.param([], "no box", id="empty"),
+        pytest.param([(0, 1, SQUARE, None)], "no true masks", id="no masks"),
+        pytest.param([(0, 1, SQUARE, SQUARE, True)], "no box but crowds", id="crowds"),
+        pytest.param([(0, 1, BAR, BAR)], "no box inside evaluate.min_box_area and", id="limits"),
+        pytest.param(
+            [(0, 1, BAR, BAR), (0, 1, SQUARE, None)],
+            "no true masks inside evaluate.min_box_area and",
+            id="masks outside the limits only",
+        ),
+    ],
+)
+def test_what_is_not_measured_has_its_true_reason(rows: list[Any], reason: str) -> None:
+    masks = [predict_rectangle(k, SQUARE) for k in range(len(rows))]
+    metrics = compute_metrics(set_of_boxes(rows), masks, min_box_side=2)
+    assert metrics["mIoU"] is None
+    assert reason_unmeasured(metrics).startswith(reason)
+    assert reason_unmeasured(metrics).endswith("min_box_side") == ("inside" in reason)
 
 
 def test_crowds_and_boxes_without_true_mask_are_skipped_and_counted() -> None:

@@ -14,10 +14,11 @@ from mal.data.annotations import CocoBoxes
 from mal.errors import AnnotationError
 from mal.evaluation import report
 from mal.evaluation.metrics import Measurement, measure_masks
-from mal.evaluation.report import MAX_PAGE_BYTES, NO_TRUE_MASKS, write_report
+from mal.evaluation.report import MAX_PAGE_BYTES, write_report
 from mal.labeling.masks import InstanceMask, PredictedMasks
 
 SIZE = (64, 64)
+NO_TRUE_MASKS = "no true masks: predictions shown, nothing measured"
 
 
 class Elements(HTMLParser):

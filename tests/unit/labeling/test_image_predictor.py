@@ -160,6 +160,51 @@ def test_a_point_on_an_object_outside_its_box_is_refused(place: list[float]) -> 
     assert prompts is not None, "a point off the object may lie anywhere"
 
 
+@pytest.mark.parametrize(
+    "boxes",
+    [[[0, 0, 9, 9], None, None], (np.array([0, 0, 9, 9]), None, None),
+     np.array([[0, 0, 9, 9], None, None], dtype=object)],
+    ids=["lists", "tuple of arrays", "array of objects"],
+)  # fmt: skip
+def test_objects_with_and_without_a_box_mix(boxes: Any) -> None:
+    box_xywh_N4, prompts = checked_prompts(boxes, [None, [[12, 9, 1]], [[3, 3, 1], ON]], IMAGE)
+    assert prompts is not None
+    assert prompts.is_without_box_N.tolist() == [False, True, True]
+    assert prompts.count_N.tolist() == [0, 1, 2]
+    assert box_xywh_N4[0].tolist() == [0, 0, 9, 9]
+    assert np.isnan(box_xywh_N4[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "points", "message"),
+    [
+        ([[0, 0, 9, 9], None], [[], []], "must have a point on it, got none for object 1"),
+        ([[0, 0, 9, 9], None], [[], [[5, 5, 0]]], "must have a point on it, .* for object 1"),
+        ([[0, 0, 9, 9], None], None, "must have a point on it, got none for object 1"),
+        ([None, [5, 5, 5, 9]], [[[5, 5, 1]], []], "x1 > x0 .* in row 1"),
+        ([None, [5, 5, 9, 9]], [[[5, 5, 1]], [[1, 1, 1]]], "in its box, .* for object 1"),
+        ([None, [5, 5, 9]], [[[5, 5, 1]], []], "boxes must be numbers"),
+        ([None, 5, 5, 9], [[[5, 5, 1]]], "boxes must be numbers"),
+        ([None, None], [[[5, 5, 1]]], "a list for each of the 2 boxes, got 1"),
+    ],
+)
+def test_a_box_is_not_left_out_without_a_point_in_its_place(
+    boxes: Any, points: Any, message: str
+) -> None:
+    with pytest.raises(MalError, match=message):
+        checked_prompts(boxes, points, IMAGE)
+
+
+def test_masks_do_not_depend_on_what_else_is_asked_for(trained: Trained) -> None:
+    predictor = mal.Predictor(trained.result.checkpoint)
+    image = np.asarray(Image.open(sorted(trained.data.images.iterdir())[0]).convert("RGB"))
+    box, points = [4, 4, 30, 30], [[20, 20, 1]]
+    mixed = predictor.predict(image, [None, box], [points, []])
+    np.testing.assert_array_equal(mixed[:1], predictor.predict(image, points=points))
+    np.testing.assert_array_equal(mixed[1:], predictor.predict(image, [box]))
+    assert mixed[1].any()
+
+
 @pytest.fixture
 def clicked(
     trained: Trained, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import pytest
 
 from mal.data.annotations import CocoBoxes, load_boxes
 from mal.errors import AnnotationError
-from mal.labeling.coco_rle import area_of_rle, rle_from_window_mask, rle_to_json
+from mal.labeling.coco_rle import area_of_rle, empty_rle, rle_from_window_mask, rle_to_json
 from mal.labeling.label_file import write_labels
 from mal.labeling.mask_spool import MaskSpool
 from mal.labeling.masks import InstanceMask, PredictedMasks
@@ -65,8 +65,54 @@ def test_masks_go_to_their_boxes_and_all_else_stays(
     for mask in masks:
         entry = document["annotations"][int(boxes.annotation_position_N[mask.index])]
         entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6))
-    document["annotations"][2]["score"] = 0.0
+    document["annotations"][2].update(empty_label(0, 0))
     assert written == document
+
+
+def empty_label(height: int, width: int) -> dict[str, Any]:
+    return {"segmentation": rle_to_json(empty_rle(height, width)), "area": 0, "score": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "height_width"),
+    [
+        pytest.param({"bbox": [50, 50, 2, 2]}, (7, 9), id="box outside the image"),
+        pytest.param({"bbox": [1, 1, 0, 4]}, (7, 9), id="zero side"),
+        pytest.param({"bbox": [-5, -5, 1000, 1000]}, (7, 9), id="huge box"),
+        pytest.param({"bbox": "1234"}, (7, 9), id="no numbers"),
+        pytest.param({"bbox": None, "points": [[1, 1, 0]]}, (7, 9), id="points off it only"),
+        pytest.param({"image_id": "1", "bbox": [1, 1, 0, 4]}, (8, 10), id="id as text"),
+        pytest.param({"image_id": 9}, (0, 0), id="removed image"),
+        pytest.param({"image_id": -4}, (0, 0), id="removed image of a lower id"),
+        pytest.param({"image_id": None}, (0, 0), id="no image"),
+        pytest.param({"image_id": [2]}, (0, 0), id="image id that is none"),
+    ],
+)
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        {},
+        {"segmentation": [[1, 1, 4, 1, 4, 4]], "area": 4.5, "score": 0.9},
+        {"segmentation": {"size": [7, 9], "counts": [63]}, "prompt": "point",
+         "estimated_bbox": [1, 1, 2, 2]},
+    ],
+    ids=["box only", "true mask", "labelled before"],
+)  # fmt: skip
+def test_what_cannot_be_predicted_gets_an_empty_mask_of_its_image(
+    earlier: dict[str, Any],
+    changes: dict[str, Any],
+    height_width: tuple[int, int],
+    document: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    good = {"id": 1, "image_id": 2, "bbox": [1, 1, 3, 3]}
+    document["annotations"] = [good, good | {"id": 2, "note": "mine"} | earlier | changes]
+    boxes = read_boxes(tmp_path, document)
+    assert boxes.annotation_id_N.tolist() == [1]
+    write_labels(tmp_path / "out.json", boxes, PredictedMasks.held([predicted_mask(boxes, 0, 0.5)]))
+    _, label = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert label == good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width)
+    assert area_of_rle(label["segmentation"]) == 0
 
 
 def test_a_spool_gives_back_what_it_took(document: dict[str, Any], tmp_path: Path) -> None:
@@ -89,8 +135,12 @@ ESTIMATED = [0.0, 1.0, 4.0, 3.0]
         ({"bbox": [1, 1, 3, 3], "points": []}, {}),
         ({"bbox": [1, 1, 3, 3], "points": [[2, 2, 1]]}, {"prompt": "box+points"}),
         ({"points": [[2, 2, 1]]}, {"prompt": "point", "estimated_bbox": ESTIMATED}),
+        (
+            {"bbox": [0, 0, 0, 0], "points": [[2, 2, 1]]},
+            {"prompt": "point", "estimated_bbox": ESTIMATED},
+        ),
     ],
-    ids=["box", "box+points", "point"],
+    ids=["box", "box+points", "point", "point and zeros for no box"],
 )
 @pytest.mark.parametrize(
     "earlier",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sets import Trained
+from tiny_sets import TinySet, Trained
 
 from mal.spec import load_spec
 from mal.stages import run_inference
@@ -16,13 +16,25 @@ pytest.importorskip("kfp")
 
 
 @pytest.fixture(scope="module")
-def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def odd_set(trained: Trained) -> TinySet:
+    """The set with boxes that cannot be predicted."""
+    document = trained.data.document()
+    first = document["annotations"][0]
+    document["annotations"] += [
+        first | {"id": 50, "bbox": [60, 60, 5, 5]},
+        first | {"id": 51, "image_id": 99},
+    ]
+    return trained.data.rewritten(document, "with odd boxes.json")
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Trained, odd_set: TinySet, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The labels of one pass over the whole set."""
     folder = tmp_path_factory.mktemp("whole")
     overrides = [
         f"inference.checkpoint={trained.result.checkpoint}",
-        f"inference.ann_path={trained.data.annotations}",
-        f"inference.img_dir={trained.data.images}",
+        f"inference.ann_path={odd_set.annotations}",
+        f"inference.img_dir={odd_set.images}",
         f"inference.results_dir={folder}",
     ]
     spec = load_spec("inference", str(trained.result.results_dir / "experiment.yaml"), overrides)
@@ -30,7 +42,11 @@ def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_shards_give_the_labels_of_one_pass(
-    trained: Trained, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained,
+    odd_set: TinySet,
+    whole: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from kfp import dsl
 
@@ -40,11 +56,11 @@ def test_shards_give_the_labels_of_one_pass(
 
     def label_all() -> list[str]:
         shards: list[str] = split_boxes.python_func(
-            images=str(trained.data.images),
-            annotations=str(trained.data.annotations),
+            images=str(odd_set.images),
+            annotations=str(odd_set.annotations),
             model=str(trained.result.results_dir),
             work_dir=str(tmp_path / "work"),
-            boxes_per_shard=4,
+            boxes_per_shard=5,
         )
         pages = [dsl.HTML(uri=str(tmp_path / f"page{n}")) for n, _ in enumerate(shards)]
         labels = [
@@ -59,10 +75,10 @@ def test_shards_give_the_labels_of_one_pass(
         }
         merge_labels.python_func(
             **outputs,
-            annotations=str(trained.data.annotations),
+            annotations=str(odd_set.annotations),
             shards=shards,
             shard_labels=labels,
-            boxes_per_shard=4,
+            boxes_per_shard=5,
         )
         facts = outputs["labels"].metadata
         assert facts["num_instances"] == len(whole["annotations"])
@@ -71,6 +87,7 @@ def test_shards_give_the_labels_of_one_pass(
 
     shards = label_all()
     assert len(shards) == 2
+    assert [label["area"] for label in whole["annotations"][-2:]] == [0, 0]
     assert json.loads((tmp_path / "labels").read_text()) == whole
 
     def refuse(*_: Any) -> None:

@@ -183,3 +183,10 @@ def test_every_start_and_reach_stays_inside_the_box(start: str, dilations: tuple
     label = mean_field(image, prob, box, num_iters=4, start=start, dilations=dilations)
     assert set(label.flatten().tolist()) <= {0.0, 1.0}
     assert not label[box == 0].any()
+
+
+@pytest.mark.parametrize("kernel_size", [-1, 0, 2, 4])
+def test_a_neighbourhood_without_a_centre_is_refused(kernel_size: int) -> None:
+    map_BHW = torch.full((1, 4, 4), 0.5)
+    with pytest.raises(ValueError, match=f"kernel_size must be odd .* got {kernel_size}"):
+        mean_field(torch.zeros(1, 3, 4, 4), map_BHW, torch.ones(1, 4, 4), kernel_size=kernel_size)

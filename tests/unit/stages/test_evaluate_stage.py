@@ -62,6 +62,35 @@ def test_without_true_masks_there_are_predictions_and_no_figures(
     )
 
 
+def test_a_limit_above_all_boxes_is_told_as_what_it_is(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = str(trained.result.results_dir / "experiment.yaml")
+    overrides = arguments(trained, trained.data, tmp_path, "evaluate.min_box_area=1e9")
+    assert main(["evaluate", "-e", spec, *overrides]) == 0
+    told = "no box inside evaluate.min_box_area and evaluate.min_box_side: nothing"
+    assert f"{told} is measured" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert f"{told} measured" in page.replace("No box", "no box")
+    assert "true masks" not in page
+
+
+def test_boxes_that_cannot_be_used_are_counted(trained: Trained, tmp_path: Path) -> None:
+    document = trained.data.document()
+    first = document["annotations"][0]
+    document["annotations"] += [
+        first | {"id": 50, "bbox": [60, 60, 5, 5]},
+        first | {"id": 51, "bbox": "none"},
+        first | {"id": 52, "image_id": 99},
+        {"id": 53, "image_id": 1, "points": [[3, 3, 0]]},
+    ]
+    data = trained.data.rewritten(document, "with odd boxes.json")
+    metrics = evaluate(trained, arguments(trained, data, tmp_path))
+    assert metrics["num_unusable_skipped"] == 4
+    assert metrics["num_instances"] == 8
+    assert "4 unusable annotations skipped" in (tmp_path / "report.html").read_text()
+
+
 def test_an_exported_model_measures_like_its_checkpoint(
     trained: Trained, exported: Path, tmp_path: Path
 ) -> None:

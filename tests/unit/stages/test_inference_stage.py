@@ -80,7 +80,10 @@ def test_unreadable_images_and_odd_boxes_get_their_entry_too(
     crossing = coco_mask.decode(found[by_image[1][0]["id"]]["segmentation"])
     assert not crossing[:30].any()
     assert not crossing[:, 14:].any()
-    assert found[by_image[1][1]["id"]]["score"] == found[50]["score"] == 0
+    for odd in (by_image[1][1]["id"], 50):
+        assert (found[odd]["area"], found[odd]["score"]) == (0, 0)
+        assert coco_mask.decode(found[odd]["segmentation"]).shape == (48, 48)
+    assert all(set(ADDED) <= annotation.keys() for annotation in labeled["annotations"])
 
 
 def test_labels_do_not_depend_on_batches_or_loaders(trained: Trained, tmp_path: Path) -> None:
