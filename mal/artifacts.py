@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,38 +99,40 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(results_dir: Path, *, action: str, inputs: Mapping[str, str]) -> Path:
+def write_manifest(
+    results_dir: Path,
+    *,
+    action: str,
+    inputs: Mapping[str, Mapping[str, str]],
+    outside: Collection[Path] = (),
+) -> Path:
     """Write `manifest.json`: outputs with size and sha256, inputs, versions and git commit.
 
     Args:
         results_dir: The finished result folder.
         action: What made it.
-        inputs: uri by spec key; a local file's sha256 is added.
+        inputs: uri and digest by spec key.
+        outside: Outputs that need not lie in the folder; those that do not go by their whole path.
     """
-    files = sorted(p for p in results_dir.rglob("*") if p.is_file())
+    files = sorted({p for p in (*results_dir.rglob("*"), *outside) if p.is_file()})
     sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
     manifest = {
         "action": action,
         "outputs": {
-            str(path.relative_to(results_dir)): {
+            str(path.relative_to(results_dir) if path.is_relative_to(results_dir) else path): {
                 "size": path.stat().st_size,
                 "sha256": sha256_of(path.resolve()),
             }
             for path in files
             if path.name not in (MANIFEST_FILE, STATUS_FILE) and path.suffix != PARTIAL_SUFFIX
         },
-        "inputs": {key: _describe_input(uri) for key, uri in inputs.items() if uri},
+        "inputs": inputs,
         "versions": {"python": platform.python_version(), **_package_versions()},
         "git_commit": _git_commit(),
     }
     path = results_dir / MANIFEST_FILE
     write_json(path, manifest)
     return path
-
-
-def _describe_input(uri: str) -> dict[str, str | None]:
-    path = Path(uri)
-    return {"uri": uri, "sha256": sha256_of_file(path) if path.is_file() else None}
 
 
 def _package_versions() -> dict[str, str]:

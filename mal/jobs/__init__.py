@@ -11,6 +11,7 @@ from mal.jobs.data_sources import (
 )
 from mal.jobs.inference import (
     SPEC_PARAMS,
+    checkpoint_of,
     create_inference_result_file_mal,
     output_dir,
     parent_job_keys,
@@ -27,6 +28,7 @@ __all__ = [
     "IMAGES_FILE",
     "SPEC_PARAMS",
     "DataSource",
+    "checkpoint_of",
     "create_inference_result_file_mal",
     "data_source_keys",
     "load_job_spec",

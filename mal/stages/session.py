@@ -19,7 +19,7 @@ from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict, write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
-from mal.storage import ResultsFolder
+from mal.storage import ResultsFolder, describe_inputs
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -31,12 +31,14 @@ class Session:
         results: The result folder; a scratch folder where another rank writes the results.
         status: Its status log.
         is_first: Whether this process writes the results.
+        outputs: Files that the spec may place elsewhere, for the manifest.
     """
 
     def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
         self.results = results
         self.status = StatusLog(results.path)
         self.is_first = is_first
+        self.outputs: list[Path] = []
 
     @property
     def path(self) -> Path:
@@ -98,7 +100,12 @@ def recording(
         session.status.write(Status.STARTED, f"{action} started")
         with _naming_remedies(action, spec):
             yield session
-        write_manifest(session.path, action=action, inputs=inputs)
+        write_manifest(
+            session.path,
+            action=action,
+            inputs=describe_inputs(inputs),
+            outside=session.outputs,
+        )
         session.status.write(Status.SUCCESS, f"{action} finished")
     except BaseException as error:
         message = str(error) or type(error).__name__
