@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EXPERIMENT_FILE = "experiment.yaml"
 STATUS_FILE = "status.json"
@@ -29,9 +29,6 @@ LATEST_CHECKPOINT = "mal_model_latest.pth"
 BEST_CHECKPOINT = "mal_model_best.pth"
 ESTIMATED_BOXES_FILE = "estimated_boxes.json"
 ONNX_FILE = "mal_model.onnx"
-ONNX_ENCODER_FILE = "mal_encoder.onnx"
-ONNX_DECODER_FILE = "mal_decoder.onnx"
-ONNX_SIDECAR_FILE = "mal_model.json"
 
 PARTIAL_SUFFIX = ".part"
 
@@ -42,6 +39,24 @@ _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy
 def checkpoint_name(num_epochs: int, num_steps: int) -> str:
     """Name a checkpoint by its finished epochs and optimiser steps."""
     return f"mal_model_epoch_{num_epochs:03d}_step_{num_steps:05d}.pth"
+
+
+class OnnxCompanions(NamedTuple):
+    """Names of the files that lie beside an exported model."""
+
+    sidecar: str
+    encoder: str
+    decoder: str
+
+
+def companions_of(onnx_name: str) -> OnnxCompanions:
+    """Name what belongs to a model file, so that several may lie in one folder."""
+    stem = onnx_name.removesuffix(".onnx")
+    prefix = "mal" if onnx_name == ONNX_FILE else stem
+    return OnnxCompanions(f"{stem}.json", f"{prefix}_encoder.onnx", f"{prefix}_decoder.onnx")
+
+
+ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE = companions_of(ONNX_FILE)
 
 
 @contextlib.contextmanager
