@@ -6,6 +6,7 @@ from mal.jobs.data_sources import (
     IMAGES_FILE,
     DataSource,
     data_source_keys,
+    missing_places,
     root_keys,
     snapshot_uris,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "create_inference_result_file_mal",
     "data_source_keys",
     "load_job_spec",
+    "missing_places",
     "output_dir",
     "parent_job_keys",
     "parent_model",

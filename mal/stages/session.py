@@ -13,10 +13,10 @@ from mal.artifacts import EXPERIMENT_FILE, write_manifest, write_text
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
-from mal.jobs import DATA_SOURCES
+from mal.jobs import missing_places
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.load import spec_as_dict, write_experiment_yaml
+from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs
@@ -60,18 +60,8 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
     Raises:
         SpecError: With every key that is missing.
     """
-    values = spec_as_dict(spec)
-    problems = [
-        f"{source.key} must be set, got ''. Write {source.key}=PATH, or give a root that holds "
-        f"{source.file_name} as {source.dataset}."
-        for source in DATA_SOURCES[action]
-        if not source.is_optional
-        and not values[source.key.partition(".")[0]][source.key.partition(".")[2]]
-    ]
-    if not values["results_dir"] and not values[action]["results_dir"]:
-        problems.append("results_dir must be set, got ''. Write results_dir=FOLDER.")
-    if problems:
-        raise SpecError(problems)
+    if missing := missing_places(action, spec):
+        raise SpecError(list(missing.values()))
 
 
 @contextmanager
