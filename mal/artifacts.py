@@ -14,10 +14,10 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EXPERIMENT_FILE = "experiment.yaml"
 STATUS_FILE = "status.json"
@@ -29,9 +29,6 @@ LATEST_CHECKPOINT = "mal_model_latest.pth"
 BEST_CHECKPOINT = "mal_model_best.pth"
 ESTIMATED_BOXES_FILE = "estimated_boxes.json"
 ONNX_FILE = "mal_model.onnx"
-ONNX_ENCODER_FILE = "mal_encoder.onnx"
-ONNX_DECODER_FILE = "mal_decoder.onnx"
-ONNX_SIDECAR_FILE = "mal_model.json"
 
 PARTIAL_SUFFIX = ".part"
 
@@ -47,6 +44,24 @@ _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy
 def checkpoint_name(num_epochs: int, num_steps: int) -> str:
     """Name a checkpoint by its finished epochs and optimiser steps."""
     return f"mal_model_epoch_{num_epochs:03d}_step_{num_steps:05d}.pth"
+
+
+class OnnxCompanions(NamedTuple):
+    """Names of the files that lie beside an exported model."""
+
+    sidecar: str
+    encoder: str
+    decoder: str
+
+
+def companions_of(onnx_name: str) -> OnnxCompanions:
+    """Name what belongs to a model file, so that several may lie in one folder."""
+    stem = onnx_name.removesuffix(".onnx")
+    prefix = "mal" if onnx_name == ONNX_FILE else stem
+    return OnnxCompanions(f"{stem}.json", f"{prefix}_encoder.onnx", f"{prefix}_decoder.onnx")
+
+
+ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE = companions_of(ONNX_FILE)
 
 
 @contextlib.contextmanager
@@ -116,7 +131,8 @@ def write_manifest(
     results_dir: Path,
     *,
     action: str,
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Mapping[str, str]],
+    outside: Collection[Path] = (),
     maker: Mapping[str, str | None] | None = None,
 ) -> Path:
     """Write `manifest.json`: outputs with size and sha256, inputs, versions, commit and image.
@@ -124,33 +140,29 @@ def write_manifest(
     Args:
         results_dir: The finished result folder.
         action: What made it.
-        inputs: uri by spec key; a local file's sha256 is added.
+        inputs: uri and digest by spec key.
+        outside: Outputs that need not lie in the folder; those that do not go by their whole path.
         maker: `made_by` of what made the results, where that was not this process.
     """
-    files = sorted(p for p in results_dir.rglob("*") if p.is_file())
+    files = sorted({p for p in (*results_dir.rglob("*"), *outside) if p.is_file()})
     sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
     manifest = {
         "action": action,
         "outputs": {
-            str(path.relative_to(results_dir)): {
+            str(path.relative_to(results_dir) if path.is_relative_to(results_dir) else path): {
                 "size": path.stat().st_size,
                 "sha256": sha256_of(path.resolve()),
             }
             for path in files
             if path.name not in (MANIFEST_FILE, STATUS_FILE) and path.suffix != PARTIAL_SUFFIX
         },
-        "inputs": {key: _describe_input(uri) for key, uri in inputs.items() if uri},
+        "inputs": inputs,
         "versions": {"python": platform.python_version(), **_package_versions()},
         **(made_by() if maker is None else maker),
     }
     path = results_dir / MANIFEST_FILE
     write_json(path, manifest)
     return path
-
-
-def _describe_input(uri: str) -> dict[str, str | None]:
-    path = Path(uri)
-    return {"uri": uri, "sha256": sha256_of_file(path) if path.is_file() else None}
 
 
 def _package_versions() -> dict[str, str]:

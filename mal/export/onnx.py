@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mal.artifacts import (
-    ONNX_DECODER_FILE,
-    ONNX_ENCODER_FILE,
+    companions_of,
     sha256_of_file,
     write_json,
     writing_atomically,
@@ -86,7 +85,7 @@ def centred_unit_box(margin_rate: float) -> Tensor:
     return torch.tensor([[low, low, 1 - low, 1 - low]])
 
 
-def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> float:
+def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
     """Write the model and its description; both appear only when it agrees with PyTorch.
 
     Returns:
@@ -111,7 +110,7 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
             _write_graph(graph, size, spec, temporary)
         difference = largest_difference(graph, temporary, size, spec)
         _require_agreement(difference, spec)
-    prompt_difference = _export_prompted(graph, onnx_path.parent, spec)
+    prompt_difference = _export_prompted(graph, onnx_path, spec)
     description = {
         "arch": spec.model.arch,
         "crop_size": size,
@@ -127,25 +126,26 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path, sidecar_path: Path) -> fl
         "size_prior": read_size_prior(path).to_json(),
         "checkpoint_sha256": sha256_of_file(path),
     }
-    write_json(sidecar_path, description)
+    write_json(onnx_path.with_name(companions_of(onnx_path.name).sidecar), description)
     log.info("probabilities of %s differ from PyTorch by %.1e at most", onnx_path.name, difference)
     return difference
 
 
-def _export_prompted(graph: ExportedGraph, folder: Path, spec: ExperimentSpec) -> float:
+def _export_prompted(graph: ExportedGraph, onnx_path: Path, spec: ExperimentSpec) -> float:
     """Write encoder and decoder; returns their largest difference from PyTorch.
 
     The decoder stays in fp32: its part of the time is small.
     """
     opset, size = spec.export.opset_version, spec.dataset.crop_size
+    companions = companions_of(onnx_path.name)
     encoder = PromptEncoder(list(cast("Iterable[MALNetwork]", graph.networks))).eval()
     decoder = PromptDecoder(
         encoder, unit_box=graph.unit_box, crop_size=size, thresholds=spec.train.mask_thres,
         decode=graph.decode,
     ).eval()  # fmt: skip
     with (
-        writing_atomically(folder / ONNX_ENCODER_FILE) as encoder_path,
-        writing_atomically(folder / ONNX_DECODER_FILE) as decoder_path,
+        writing_atomically(onnx_path.with_name(companions.encoder)) as encoder_path,
+        writing_atomically(onnx_path.with_name(companions.decoder)) as decoder_path,
     ):
         if spec.export.precision == "int8":
             with _quantizing(encoder_path) as plain:

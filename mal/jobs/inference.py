@@ -5,6 +5,7 @@ The functions have TAO's names, under which a service looks them up (`SPEC_PARAM
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import math
@@ -12,11 +13,11 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from mal.artifacts import BEST_CHECKPOINT, EPOCH_METRICS_FILE, LATEST_CHECKPOINT
-from mal.errors import ArtifactError, SpecError
+from mal.errors import ArtifactError, MalError, SpecError
 from mal.jobs.local_paths import Place, looking_at, shown
 from mal.status import MONITORED_METRIC
 from mal.storage import fetch_file, redact_uri
@@ -153,6 +154,29 @@ def ptm_if_no_resume_model(results_dir: Place, pretrained_model: Place) -> str:
         StorageError: The bucket is out of reach.
     """
     return "" if resume_model(results_dir) else os.fspath(pretrained_model)
+
+
+def checkpoint_of(uri: Place) -> str:
+    """Return the file that a checkpoint key names.
+
+    A folder of checkpoints stands for its latest one, a job's results folder for what
+    `parent_model` chooses. What is neither is returned as it is: its reader says what is wrong.
+    """
+    named = os.fspath(uri)
+    with contextlib.suppress(MalError):
+        if not _is_folder(named):
+            return named
+        job = _open_parent(named)
+        is_named_itself = job.uri == output_dir(named) and LATEST_CHECKPOINT in job.files
+        return job.uri_of(LATEST_CHECKPOINT if is_named_itself else _best_of(job))
+    return named
+
+
+def _is_folder(uri: str) -> bool:
+    remote = parse_remote_uri(uri)
+    if remote is None:
+        return Path(uri).expanduser().is_dir()
+    return remote.key.endswith("/") or not PurePosixPath(remote.key).suffix
 
 
 def parent_job_keys(

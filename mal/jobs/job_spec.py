@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 from mal.errors import SpecError
-from mal.jobs.data_sources import root_keys
+from mal.jobs.data_sources import missing_places, root_keys
 from mal.jobs.inference import parent_job_keys
 from mal.spec import ExperimentSpec, load_spec
-from mal.spec.load import SECTIONS, SpecSource
+from mal.spec.load import SECTIONS, SpecSource, subject_of
 from mal.spec.sources import flatten, parse_override
 
 
@@ -55,18 +56,16 @@ def load_job_spec(
     except SpecError as error:
         problems += error.problems
     try:
-        spec = load_spec(action, [*sources, keys], overrides)
+        spec = load_spec(
+            action, [*sources, keys], overrides, find_missing=partial(missing_places, action)
+        )
     except SpecError as error:
-        told = {_subject_of(problem) for problem in problems}
-        new = [problem for problem in error.problems if _subject_of(problem) not in told]
+        told = {subject_of(problem) for problem in problems}
+        new = [problem for problem in error.problems if subject_of(problem) not in told]
         raise SpecError(problems + new) from error
     if problems:
         raise SpecError(problems)
     return spec
-
-
-def _subject_of(problem: str) -> str:
-    return problem.partition(" ")[0]
 
 
 def _keys_of(overrides: Sequence[str]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mal.artifacts import LATEST_CHECKPOINT, ONNX_SIDECAR_FILE
+from mal.artifacts import LATEST_CHECKPOINT, companions_of
 from mal.data.size_prior import SizePrior
 from mal.errors import ArtifactError, SpecError, StorageError
 from mal.labeling.onnx_model import OnnxModel
@@ -100,8 +100,8 @@ def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
         loaded = _load_onnx(path, uri, ExperimentSpec())
         if not loaded.has_settings:
             raise ArtifactError(
-                f"{ONNX_SIDECAR_FILE} must lie beside an exported model, got none beside {uri}. "
-                "Copy both files of mal export."
+                f"{companions_of(path.name).sidecar} must lie beside an exported model, got none "
+                f"beside {uri}. Copy both files of mal export."
             )
         return loaded
     content = read_checkpoint(path)
@@ -165,11 +165,11 @@ def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
 
 def _fetch_sidecar(uri: str) -> Path | None:
     """Return the description beside a remote model; beside a local one it is found anyway."""
-    folder, separator, _ = uri.rpartition("/")
+    folder, separator, name = uri.rpartition("/")
     if parse_remote_uri(uri) is None:
         return None
     try:
-        return fetch_file(f"{folder}{separator}{ONNX_SIDECAR_FILE}")
+        return fetch_file(f"{folder}{separator}{companions_of(name).sidecar}")
     except StorageError:
         return None
 

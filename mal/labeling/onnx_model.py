@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mal.artifacts import ONNX_DECODER_FILE, ONNX_ENCODER_FILE, ONNX_SIDECAR_FILE
+from mal.artifacts import OnnxCompanions, companions_of
 from mal.errors import ArtifactError, MissingExtraError, StorageError
 from mal.labeling.predictor import normalized_on
 from mal.storage import fetch_file
@@ -46,7 +46,7 @@ class OnnxModel:
         self._session = _open_session(path, num_threads)
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
-        sidecar = sidecar or path.with_name(ONNX_SIDECAR_FILE)
+        sidecar = sidecar or path.with_name(companions_of(path.name).sidecar)
         self.description = _read_sidecar(sidecar)
 
     def __call__(
@@ -96,11 +96,15 @@ class OnnxModel:
 
     @functools.cached_property
     def _encoder(self) -> Any:
-        return self._open_beside(ONNX_ENCODER_FILE)
+        return self._open_beside(self._companions.encoder)
 
     @functools.cached_property
     def _decoder(self) -> Any:
-        return self._open_beside(ONNX_DECODER_FILE)
+        return self._open_beside(self._companions.decoder)
+
+    @property
+    def _companions(self) -> OnnxCompanions:
+        return companions_of(self._uri.rpartition("/")[2])
 
     def _open_beside(self, name: str) -> Any:
         """Open a graph that mal export wrote with this one.
@@ -144,12 +148,13 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         missing = {"arch", "margin_rate", "thresholds"} - facts.keys()
     except (ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{ONNX_SIDECAR_FILE} must be as mal export wrote it, got {path} ({error}). "
-            "Export again."
+            f"description of an exported model must be as mal export wrote it, got {path} "
+            f"({error}). Export again."
         ) from error
     if missing:
         raise ArtifactError(
-            f"{ONNX_SIDECAR_FILE} must say {', '.join(sorted(missing))}, got {path}. Export again."
+            f"description of an exported model must say {', '.join(sorted(missing))}, got {path}. "
+            "Export again."
         )
     return facts
 

@@ -439,8 +439,14 @@ class ExportSpec:
     """Writing an ONNX model. Ours: TAO has no export action for MAL."""
 
     checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.", is_popular=True)
-    onnx_file: str = setting("mal_model.onnx", "Output; relative paths lie in the result folder.")
-    opset_version: int = setting(18, "ONNX opset.", minimum=18)
+    onnx_file: str = setting(
+        "mal_model.onnx",
+        "Output; relative paths lie in the result folder. Another NAME.onnx comes with NAME.json, "
+        "NAME_encoder.onnx and NAME_decoder.onnx.",
+    )
+    opset_version: int = setting(
+        18, "ONNX opset; PyTorch's exporter writes none below 18.", minimum=18
+    )
     precision: str = setting(
         "fp32",
         "int8: matrix products in 8 bits, for ONNX Runtime on a CPU.",

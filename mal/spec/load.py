@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,8 @@ def load_spec(
     action: str,
     source: SpecSource | Sequence[SpecSource],
     overrides: Sequence[str] = (),
+    *,
+    find_missing: Callable[[ExperimentSpec], Mapping[str, str]] | None = None,
 ) -> ExperimentSpec:
     """Read, merge and check a spec.
 
@@ -98,6 +100,8 @@ def load_spec(
         action: train, evaluate, inference or export; its required keys must be set.
         source: A YAML file, `recipe:NAME`, a mapping, or several of these; the later wins.
         overrides: `dotted.key=value` with YAML values; they win over every source.
+        find_missing: Names by key what a run would miss, to be told with the problems of a spec
+            that has any. A spec without problems may be completed later.
 
     Raises:
         SpecError: With all problems found.
@@ -106,8 +110,13 @@ def load_spec(
         raise SpecError(f"action must be known, got {action}. Use one of {', '.join(ACTIONS)}.")
     sources = [source] if isinstance(source, str | Path | Mapping) else list(source)
     problems: list[str] = []
+    contents: list[tuple[Mapping[Any, Any], str, str | None]] = list(
+        _read_sources(sources, problems)
+    )
+    is_read_whole = not problems
+    contents += _read_overrides(overrides, problems)
     given: dict[str, _Given] = {}
-    for content, file, text in _read_all(sources, overrides, problems):
+    for content, file, text in contents:
         given.update(_known_settings(content, file, text, problems))
     _drop_ignored(given)
     spec = ExperimentSpec()
@@ -115,8 +124,12 @@ def load_spec(
         key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
     ]
     problems += _resolve_references(spec, set(given) - set(unusable))
-    problems += _missing_required(spec, action)
-    problems += combination_problems(spec, action, unusable)
+    if is_read_whole:  # else what seems wrong may be right in what could not be read
+        missing = _missing_required(spec, action)
+        problems += _untold(missing, unusable, problems)
+        problems += combination_problems(spec, action, unusable)
+        if problems and find_missing:
+            problems += _untold(find_missing(spec), unusable, problems)
     if problems:
         raise SpecError(problems)
     return spec
@@ -151,10 +164,10 @@ _SETTINGS = {
 SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 
 
-def _read_all(
-    sources: Sequence[SpecSource], overrides: Sequence[str], problems: list[str]
-) -> Iterator[tuple[Mapping[Any, Any], str, str | None]]:
-    """Yield what each source and override holds, its file, an override's text; later ones win."""
+def _read_sources(
+    sources: Sequence[SpecSource], problems: list[str]
+) -> Iterator[tuple[Mapping[Any, Any], str, None]]:
+    """Yield what each source holds, and its file; later ones win."""
     for source in sources:
         if isinstance(source, Mapping):
             yield source, "", None
@@ -163,6 +176,12 @@ def _read_all(
             yield read_spec_file(str(source)), str(source), None
         except SpecError as error:
             problems += error.problems
+
+
+def _read_overrides(
+    overrides: Sequence[str], problems: list[str]
+) -> Iterator[tuple[Mapping[Any, Any], str, str]]:
+    """Yield what each override holds, no file, and its text."""
     for override in overrides:
         try:
             yield parse_override(override), "", override.partition("=")[2].strip()
@@ -279,7 +298,20 @@ def _value_of(spec: ExperimentSpec, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), spec)
 
 
-def _missing_required(spec: ExperimentSpec, action: str) -> list[str]:
+def _missing_required(spec: ExperimentSpec, action: str) -> dict[str, str]:
     section_values = vars(getattr(spec, action))
     missing = [f"{action}.{name}" for name, value in section_values.items() if value == REQUIRED]
-    return [f"{key} must be set, got ???. Write {key}=PATH." for key in missing]
+    return {key: f"{key} must be set, got ???. Write {key}=PATH." for key in missing}
+
+
+def _untold(
+    missing: Mapping[str, str], unusable: Collection[str], problems: Sequence[str]
+) -> list[str]:
+    """Return the problems of keys that have no other one: those were given, if badly."""
+    told = {*unusable, *(subject_of(problem) for problem in problems)}
+    return [problem for key, problem in missing.items() if key not in told]
+
+
+def subject_of(problem: str) -> str:
+    """Return the key or noun that a problem begins with."""
+    return problem.partition(" ")[0]

@@ -34,7 +34,7 @@ from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
 from mal.status import MONITORED_METRIC, Status, StatusLog
-from mal.storage import ResultsFolder
+from mal.storage import ResultsFolder, describe_inputs
 
 if TYPE_CHECKING:
     from mal.automl.search import SearchPlan
@@ -283,7 +283,7 @@ def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusL
         write_text(results.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
         status.write(Status.STARTED, f"{ACTION} started")
         yield status
-        write_manifest(results.path, action=ACTION, inputs=inputs)
+        write_manifest(results.path, action=ACTION, inputs=describe_inputs(inputs))
         status.write(Status.SUCCESS, f"{ACTION} finished")
     except BaseException as error:
         with contextlib.suppress(OSError):

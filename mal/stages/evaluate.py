@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 
@@ -14,6 +15,7 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError
 from mal.evaluation.report import write_report
+from mal.jobs import checkpoint_of
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
 from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
@@ -40,7 +42,8 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         AnnotationError: The data set cannot be used.
         ArtifactError: The model cannot be loaded.
     """
-    dataset, section = spec.dataset, spec.evaluate
+    dataset = spec.dataset
+    section = dataclasses.replace(spec.evaluate, checkpoint=checkpoint_of(spec.evaluate.checkpoint))
     inputs = {
         "evaluate.checkpoint": section.checkpoint,
         "dataset.val_ann_path": dataset.val_ann_path,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mal.artifacts import ONNX_SIDECAR_FILE
+import dataclasses
+
+from mal.artifacts import companions_of
+from mal.jobs import checkpoint_of
 from mal.runtime import handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.results import ExportResult
@@ -19,12 +22,15 @@ def run_export(spec: ExperimentSpec) -> ExportResult:
     """
     from mal.export.onnx import export_onnx
 
-    inputs = {"export.checkpoint": spec.export.checkpoint}
+    section = dataclasses.replace(spec.export, checkpoint=checkpoint_of(spec.export.checkpoint))
+    inputs = {"export.checkpoint": section.checkpoint}
     with handling_stop_signals(), recording("export", spec, inputs) as session:
         onnx_path = session.path / spec.export.onnx_file
-        sidecar = onnx_path.with_name(ONNX_SIDECAR_FILE)
-        max_abs_diff = export_onnx(spec, onnx_path, sidecar)
+        companions = companions_of(onnx_path.name)
+        session.outputs += [onnx_path, *(onnx_path.with_name(name) for name in companions)]
+        max_abs_diff = export_onnx(dataclasses.replace(spec, export=section), onnx_path)
         session.status.write(
             Status.RUNNING, "model exported", kpi={"parity_max_abs_diff": max_abs_diff}
         )
+    sidecar = onnx_path.with_name(companions.sidecar)
     return ExportResult(session.path, onnx_path, sidecar, max_abs_diff)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
+from mal.jobs import checkpoint_of
 from mal.labeling.label_file import write_labels
 from mal.labeling.load import load_model, prediction_settings
 from mal.labeling.mask_spool import MaskSpool
@@ -39,7 +41,9 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         ArtifactError: The model cannot be loaded.
         StorageError: The output cannot be written (found out before the work).
     """
-    section = spec.inference
+    section = dataclasses.replace(
+        spec.inference, checkpoint=checkpoint_of(spec.inference.checkpoint)
+    )
     inputs = {
         "inference.checkpoint": section.checkpoint,
         "inference.ann_path": section.ann_path,
@@ -47,6 +51,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     }
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
         labels = _output_file(session.results, section.label_dump_path)
+        session.outputs.append(labels)
         reader = open_image_set(
             section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
         )

@@ -13,13 +13,13 @@ from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, write_manifest, wr
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
-from mal.jobs import DATA_SOURCES
+from mal.jobs import missing_places
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.load import spec_as_dict, write_experiment_yaml
+from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
-from mal.storage import ResultsFolder
+from mal.storage import ResultsFolder, describe_inputs
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -31,12 +31,14 @@ class Session:
         results: The result folder; a scratch folder where another rank writes the results.
         status: Its status log.
         is_first: Whether this process writes the results.
+        outputs: Files that the spec may place elsewhere, for the manifest.
     """
 
     def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
         self.results = results
         self.status = StatusLog(results.path)
         self.is_first = is_first
+        self.outputs: list[Path] = []
 
     @property
     def path(self) -> Path:
@@ -64,18 +66,8 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
     Raises:
         SpecError: With every key that is missing.
     """
-    values = spec_as_dict(spec)
-    problems = [
-        f"{source.key} must be set, got ''. Write {source.key}=PATH, or give a root that holds "
-        f"{source.file_name} as {source.dataset}."
-        for source in DATA_SOURCES[action]
-        if not source.is_optional
-        and not values[source.key.partition(".")[0]][source.key.partition(".")[2]]
-    ]
-    if not values["results_dir"] and not values[action]["results_dir"]:
-        problems.append("results_dir must be set, got ''. Write results_dir=FOLDER.")
-    if problems:
-        raise SpecError(problems)
+    if missing := missing_places(action, spec):
+        raise SpecError(list(missing.values()))
 
 
 @contextmanager
@@ -108,7 +100,12 @@ def recording(
         session.status.write(Status.STARTED, f"{action} started")
         with _naming_remedies(action, spec):
             yield session
-        write_manifest(session.path, action=action, inputs=inputs)
+        write_manifest(
+            session.path,
+            action=action,
+            inputs=describe_inputs(inputs),
+            outside=session.outputs,
+        )
         session.status.write(Status.SUCCESS, f"{action} finished")
     except BaseException as error:
         message = str(error) or type(error).__name__

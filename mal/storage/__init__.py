@@ -8,6 +8,7 @@ from mal.storage.documents import (
     read_document,
     replace_document,
 )
+from mal.storage.fingerprints import describe_input, describe_inputs
 from mal.storage.image_folder import (
     ImageFile,
     describe_images,
@@ -28,6 +29,8 @@ __all__ = [
     "ResultsFolder",
     "child_uri",
     "describe_images",
+    "describe_input",
+    "describe_inputs",
     "describe_source",
     "fetch_file",
     "fetch_images",

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from mal.artifacts import write_json, writing_atomically
 from mal.errors import StorageError
 from mal.storage.objects import StoredObject, download_object, head_object
-from mal.storage.uris import parse_remote_uri, redact_uri
+from mal.storage.uris import RemoteUri, parse_remote_uri, redact_uri
 
 CACHE_VARIABLE = "MAL_CACHE_DIR"
 
@@ -32,6 +34,8 @@ _KEY_LENGTH = 32
 _RESERVED_PART_OF_DISK = 0.01
 
 _log = logging.getLogger(__name__)
+
+_Facts = TypeVar("_Facts")
 
 
 def cache_dir() -> Path:
@@ -69,13 +73,28 @@ def fetch_file(uri: str) -> Path:
     if not remote.key or remote.key.endswith("/"):
         raise StorageError(f"{remote} must name one object, got a folder. Give the file's key.")
     stored = head_object(remote)
-    key = key_of(remote.bucket, remote.key, stored.etag, stored.size)
-    path = cache_dir() / "files" / key / _file_name_of(remote.key)
-    with locked(key):
+    path = _place_of(stored)
+    with locked(path.parent.name):
         if not is_complete(path, stored):
             _log.info("fetching %s (%.1f MB) into %s", remote, stored.size / 1e6, path)
             fetch_object(stored, path)
     return path
+
+
+def fetched_file(remote: RemoteUri) -> Path | None:
+    """Return the cached file of an object as it is now; None if it was not fetched.
+
+    Raises:
+        StorageError: The object cannot be looked at.
+    """
+    stored = head_object(remote)
+    path = _place_of(stored)
+    return path if is_complete(path, stored) else None
+
+
+def _place_of(stored: StoredObject) -> Path:
+    key = key_of(stored.uri.bucket, stored.uri.key, stored.etag, stored.size)
+    return cache_dir() / "files" / key / _file_name_of(stored.uri.key)
 
 
 def is_complete(path: Path, stored: StoredObject) -> bool:
@@ -94,34 +113,50 @@ def fetch_object(stored: StoredObject, path: Path) -> None:
         download_object(stored, temporary)
 
 
-def build_folder_once(key: str, source: str, fill: Callable[[Path], None]) -> Path:
+def build_folder_once(
+    key: str, source: str, fill: Callable[[Path], Mapping[str, str] | None]
+) -> Path:
     """Return the cached folder `key`; the first process fills it, the others wait.
 
     Args:
         key: Names the content.
         source: For messages and the completion marker.
-        fill: Writes the content into an empty folder, which is renamed when it returns.
+        fill: Writes the content into an empty folder, which is renamed when it returns. What it
+            returns goes into the marker.
     """
-    folders = cache_dir() / "folders"
-    folder, marker = folders / key, folders / f"{key}.complete"
+    folder, marker = cache_dir() / "folders" / key, _marker_of(key)
     with locked(key):
         if folder.is_dir() and marker.is_file():
             return folder
         with naming_cache_trouble(source):
-            fill_folder(folder, fill)
-            write_json(marker, {"source": redact_uri(source)})
+            facts = fill_folder(folder, fill)
+            write_json(marker, {"source": redact_uri(source), **(facts or {})})
     return folder
 
 
-def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def facts_of_folder(key: str) -> Mapping[str, str]:
+    """Return what the completion marker of a cached folder says; {} if it was not built."""
+    try:
+        facts: Mapping[str, str] = json.loads(_marker_of(key).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts
+
+
+def _marker_of(key: str) -> Path:
+    return cache_dir() / "folders" / f"{key}.complete"
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], _Facts]) -> _Facts:
     """Fill a folder anew; it appears by a rename, once `fill` has returned."""
     partial = partial_of(folder)
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        fill(partial)
+        facts = fill(partial)
         partial.rename(folder)
+        return facts
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

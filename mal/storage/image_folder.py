@@ -18,6 +18,7 @@ from mal.storage.cache import (
     build_folder_once,
     cache_dir,
     check_room,
+    facts_of_folder,
     fetch_file,
     fetch_object,
     is_complete,
@@ -31,6 +32,7 @@ IMAGE_SUFFIXES = frozenset(
      ".ppm", ".tif", ".tiff", ".webp", ".avif"}
 )  # fmt: skip
 
+_SHA256 = "sha256"
 _NUM_TRANSFERS = 16
 _NUM_HASHERS = 4
 
@@ -195,19 +197,33 @@ def _unpack(archive: Path, source: str, folder: Path) -> None:
 
 def _fetch_archive(remote: RemoteUri) -> Path:
     """Fetch and unpack; the packed file is not kept beside its content."""
-    stored = head_object(remote)
-    key = key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> dict[str, str]:
         archive = fetch_file(f"{remote.scheme}://{remote.bucket}/{remote.key}")
+        sha256 = sha256_of_file(archive)
         _unpack(archive, str(remote), folder)
         archive.unlink()
+        return {_SHA256: sha256}
 
-    return build_folder_once(key, str(remote), fill)
+    return build_folder_once(_archive_key(remote), str(remote), fill)
+
+
+def sha256_of_unpacked(remote: RemoteUri) -> str | None:
+    """Return the sha256 of a remote archive as it is now; None if it was not unpacked here.
+
+    Raises:
+        StorageError: The archive cannot be looked at.
+    """
+    return facts_of_folder(_archive_key(remote)).get(_SHA256)
+
+
+def _archive_key(remote: RemoteUri) -> str:
+    stored = head_object(remote)
+    return key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
 
 
 def _fetch_folder(remote: RemoteUri) -> Path:
-    images = _list_images(remote)
+    images = list_images(remote)
     facts = [f"{image.uri.key} {image.etag} {image.size}" for image in images]
     prefix_length = len(remote.folder_prefix)
 
@@ -227,7 +243,12 @@ def _fetch_folder(remote: RemoteUri) -> Path:
     return build_folder_once(key, str(remote), fill)
 
 
-def _list_images(remote: RemoteUri) -> list[StoredObject]:
+def list_images(remote: RemoteUri) -> list[StoredObject]:
+    """List the objects of a bucket folder that have an image's suffix.
+
+    Raises:
+        StorageError: There is none.
+    """
     images = [
         stored
         for stored in list_objects(remote)
@@ -276,7 +297,7 @@ def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[st
 
 def _find_remote_images(remote: RemoteUri, file_names: Iterable[str]) -> dict[str, StoredObject]:
     prefix_length = len(remote.folder_prefix)
-    by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in _list_images(remote)}
+    by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in list_images(remote)}
     top_folders = {path.parts[0] if len(path.parts) > 1 else "" for path in by_path}
     top = top_folders.pop() if len(top_folders) == 1 else ""
     images = {}

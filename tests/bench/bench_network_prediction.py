@@ -112,5 +112,5 @@ def export(network: MALNetwork, size: int, precision: str) -> OnnxModel:
             f"dataset.crop_size={size}",
         ]
         onnx_path = folder / "model.onnx"
-        export_onnx(load_spec("export", {}, overrides), onnx_path, folder / "mal_model.json")
+        export_onnx(load_spec("export", {}, overrides), onnx_path)
         return OnnxModel(onnx_path, num_threads=1)

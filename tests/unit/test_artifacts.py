@@ -110,8 +110,8 @@ def test_checkpoint_names_sort_by_step() -> None:
 
 
 def test_the_manifest_describes_outputs_and_inputs(tmp_path: Path) -> None:
-    results, boxes = tmp_path / "results", tmp_path / "boxes.json"
-    boxes.write_text("{}")
+    results, labels = tmp_path / "results", tmp_path / "labels.json"
+    labels.write_text("{}")
     (results / "lightning_logs").mkdir(parents=True)
     (results / "lightning_logs" / "events").write_text("abc")
     (results / "mal_model_1.pth").write_text("weights")
@@ -119,10 +119,11 @@ def test_the_manifest_describes_outputs_and_inputs(tmp_path: Path) -> None:
     (results / "mal_model_best.pth").symlink_to("gone.pth")
     (results / "status.json").write_text("{}\n")
     (results / ".a.pth.x1.part").write_text("left by a kill")
-    inputs = {"dataset.train_ann_path": str(boxes), "dataset.train_img_dir": "s3://b/i", "x": ""}
-    path = write_manifest(results, action="train", inputs=inputs)
+    inputs = {"dataset.train_ann_path": {"uri": "boxes.json", "sha256": "5e"}}
+    outside = [labels, results / "mal_model_1.pth", tmp_path / "gone"]
+    path = write_manifest(results, action="train", inputs=inputs, outside=outside)
     assert path == results / "manifest.json"
-    write_manifest(results, action="train", inputs=inputs)  # does not describe itself
+    write_manifest(results, action="train", inputs=inputs, outside=outside)  # without itself
     manifest = json.loads(path.read_text())
     weights = {"size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
     assert manifest["action"] == "train"
@@ -130,13 +131,9 @@ def test_the_manifest_describes_outputs_and_inputs(tmp_path: Path) -> None:
         "lightning_logs/events": {"size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()},
         "mal_model_1.pth": weights,
         "mal_model_latest.pth": weights,
+        str(labels): {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()},
     }
-    assert manifest["inputs"] == {
-        "dataset.train_ann_path": {
-            "uri": str(boxes), "sha256": hashlib.sha256(b"{}").hexdigest()
-        },
-        "dataset.train_img_dir": {"uri": "s3://b/i", "sha256": None},
-    }  # fmt: skip
+    assert manifest["inputs"] == inputs
     assert {"python", "torch", "numpy"} <= set(manifest["versions"])
 
 

@@ -247,6 +247,42 @@ def test_a_tiny_set_is_trained_from_its_root_and_measured_by_its_parent(
     assert inputs["evaluate.checkpoint"]["uri"].endswith("mal_model_epoch_001_step_00001.pth")
 
 
+PLACES = {
+    "train": ["dataset.train_img_dir", "dataset.train_ann_path", "results_dir"],
+    "evaluate": [
+        "evaluate.checkpoint",
+        "dataset.val_img_dir",
+        "dataset.val_ann_path",
+        "results_dir",
+    ],
+    "inference": ["inference.checkpoint", "inference.img_dir", "inference.ann_path", "results_dir"],
+    "export": ["export.checkpoint", "results_dir"],
+}
+
+
+@pytest.mark.parametrize(
+    ("action", "content", "override", "expected"),
+    [
+        *((action, "{}", "train.lr=1", keys) for action, keys in PLACES.items()),
+        *(
+            (action, "train: {lr: x}", "foo.bar=1", ["foo.bar", "train.lr", *keys])
+            for action, keys in PLACES.items()
+        ),
+        ("evaluate", "a: [", "foo.bar=1", ["spec", "foo.bar"]),
+        ("export", "results_dir: 5", "export.checkpoint=[}", ["export.checkpoint", "results_dir"]),
+        ("export", "results_dir: ???", "train.lr=1", ["results_dir", "export.checkpoint"]),
+    ],
+)
+def test_one_report_has_all_that_a_run_would_lack(
+    action: str, content: str, override: str, expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "e.yaml").write_text(content)
+    answer = run(action, "-e", str(tmp_path / "e.yaml"), override)
+    assert answer.returncode == 2
+    told = answer.stderr.removeprefix("mal: ").splitlines()
+    assert [line.split()[0] for line in told] == expected
+
+
 def test_help_and_specs_do_without_torch() -> None:
     program = (
         "import sys; from mal.cli import main; import mal.jobs\n"
@@ -309,7 +345,8 @@ def test_the_module_is_the_command() -> None:
     assert (answer.returncode, answer.stdout) == (0, f"mal {__version__}\n")
     answer = run("train", "train.lr=x")
     assert answer.returncode == 2
-    assert answer.stderr == "mal: train.lr must be a number, got x. The default is 1e-06.\n"
+    first, *_ = answer.stderr.splitlines()
+    assert first == "mal: train.lr must be a number, got x. The default is 1e-06."
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny_sets import TINY_VIT, Trained, training_spec
 
+from mal.artifacts import sha256_of_file
 from mal.errors import ArtifactError, SpecError
 from mal.export.int8 import attention_as_one_operator, decode_by_size
 from mal.export.onnx import ExportedGraph, centred_unit_box, parity_inputs
@@ -37,6 +39,40 @@ def test_the_description_has_every_key_of_the_contract(trained: Trained, exporte
     assert facts["opset"] == 18
     assert facts["sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
     assert 0 <= facts["max_abs_diff"] < 1e-3
+
+
+def test_exports_of_several_names_share_a_folder(
+    trained: Trained, exported: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sub"
+    names = ("mal_model.onnx", "mal_model.json", "mal_encoder.onnx", "mal_decoder.onnx")
+    folder.mkdir()
+    for name in names:
+        shutil.copy(exported.with_name(name), folder)
+    overrides = [
+        f"export.checkpoint={trained.result.results_dir}",
+        f"export.results_dir={tmp_path}",
+        "export.onnx_file=sub/foo.onnx",
+        "export.use_mixed_model_test=true",
+    ]
+    spec = load_spec("export", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    result = run_export(spec)
+    own = {"foo.onnx", "foo.json", "foo_encoder.onnx", "foo_decoder.onnx"}
+    assert {path.name for path in folder.iterdir()} == own | set(names)
+    for name in names:
+        assert (folder / name).read_bytes() == exported.with_name(name).read_bytes()
+        (folder / name).unlink()
+    assert result.sidecar == folder / "foo.json"
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["inputs"]["export.checkpoint"]["sha256"] == sha256_of_file(
+        trained.result.checkpoint
+    )
+    image, area = parity_inputs(2, 32)
+    points = torch.tensor([[[0.5, 0.5, 1.0]], [[0.4, 0.6, 0.0]]])
+    found, expected = (
+        OnnxModel(path)(image, torch.zeros(2, 4), area, points) for path in (result.onnx, exported)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_any_number_of_items_can_be_given(exported: Path) -> None:

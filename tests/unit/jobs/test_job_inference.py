@@ -420,4 +420,5 @@ def test_the_problems_of_roots_spec_and_overrides_are_told_together() -> None:
         "dataset.train_ann_path must",
         "override must",
         "train.lr must",
+        "results_dir must",
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_sets import TinySet, Trained
 
+from mal.artifacts import sha256_of_file
 from mal.cli import main
 from mal.spec import load_spec
 from mal.stages import run_evaluate
@@ -122,8 +123,37 @@ def test_s3_results_and_checkpoints(trained: Trained, tmp_path: Path, s3: Any) -
         "evaluate.results_dir=s3://bucket/run/evaluate",
     ]
     metrics = evaluate(trained, overrides)
+    inputs = manifest_inputs(s3.get_object(Bucket="bucket", Key="run/evaluate/manifest.json"))
+    assert inputs["evaluate.checkpoint"] == {
+        "uri": "s3://bucket/run/model.pth",
+        "sha256": sha256_of_file(trained.result.checkpoint),
+    }
+    assert set(inputs["dataset.val_img_dir"]) == {"uri", "sha256_of_listing"}
     body = s3.get_object(Bucket="bucket", Key="run/evaluate/metrics.json")["Body"].read()
     assert json.loads(body)["mIoU"] == metrics["mIoU"]
     keys = {entry["Key"] for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]}
     names = {"report.html", "experiment.yaml", "status.json", "manifest.json"}
     assert {f"run/evaluate/{name}" for name in names} <= keys
+
+
+def manifest_inputs(answer: dict[str, Any]) -> dict[str, Any]:
+    inputs: dict[str, Any] = json.loads(answer["Body"].read())["inputs"]
+    return inputs
+
+
+@pytest.mark.parametrize("folder", ["job", "job/train", "s3://bucket/job"])
+def test_a_folder_of_a_job_stands_for_its_checkpoint(
+    trained: Trained, tmp_path: Path, s3: Any, folder: str
+) -> None:
+    if "://" in folder:
+        s3.upload_file(str(trained.result.checkpoint), "bucket", "job/train/mal_model_best.pth")
+    else:
+        (tmp_path / "job").mkdir()
+        (tmp_path / "job" / "train").symlink_to(trained.result.results_dir)
+        folder = str(tmp_path / folder)
+    results = tmp_path / "results"
+    overrides = [*arguments(trained, trained.data, results), f"evaluate.checkpoint={folder}"]
+    assert evaluate(trained, overrides)["num_instances"] == 8
+    told = json.loads((results / "manifest.json").read_text())["inputs"]["evaluate.checkpoint"]
+    assert told["uri"].startswith(f"{folder}/")
+    assert told["sha256"] == sha256_of_file(trained.result.checkpoint)

@@ -122,3 +122,10 @@ def test_the_path_that_job_inference_gives_lies_in_the_result_folder(
         assert Path(path).is_file()
     else:
         assert s3.head_object(Bucket="bucket", Key="job/inference/labels.json")
+
+
+def test_labels_outside_the_result_folder_are_outputs_too(trained: Trained, tmp_path: Path) -> None:
+    labels = tmp_path / "elsewhere" / "labels.json"
+    label(trained, trained.data, tmp_path / "out", f"inference.label_dump_path={labels}")
+    outputs = json.loads((tmp_path / "out" / "manifest.json").read_text())["outputs"]
+    assert outputs[str(labels)]["size"] == labels.stat().st_size

@@ -1,0 +1,66 @@
+"""What a manifest says of an input, so that a change of it can be told later."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from mal.artifacts import sha256_of_file
+from mal.errors import MalError
+from mal.storage.archives import is_archive
+from mal.storage.cache import fetched_file
+from mal.storage.image_folder import IMAGE_SUFFIXES, list_images, sha256_of_unpacked
+from mal.storage.uris import RemoteUri, parse_remote_uri
+
+
+def describe_inputs(uris: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Describe inputs by their spec keys; keys without a uri are left out."""
+    return {key: describe_input(uri) for key, uri in uris.items() if uri}
+
+
+def describe_input(uri: str) -> dict[str, str]:
+    """Return uri and digest of what was read; nothing is fetched for it.
+
+    A file has `sha256`: of a remote one, of the content that was fetched. A folder of images has
+    `sha256_of_listing`, of names and sizes, since it may be too large to be read again. What is
+    out of reach, or has changed since it was fetched, has neither.
+    """
+    facts = {"uri": uri}
+    with contextlib.suppress(MalError, OSError):
+        remote = parse_remote_uri(uri)
+        facts |= _describe_local(Path(uri).expanduser()) if remote is None else _describe(remote)
+    return facts
+
+
+def _describe_local(path: Path) -> dict[str, str]:
+    if path.is_file():
+        return {"sha256": sha256_of_file(path)}
+    if not path.is_dir():
+        return {}
+    images = (
+        (file.relative_to(path).as_posix(), file.stat().st_size)
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
+    return {"sha256_of_listing": _sha256_of_listing(images)}
+
+
+def _describe(remote: RemoteUri) -> dict[str, str]:
+    if is_archive(remote.key):
+        sha256 = sha256_of_unpacked(remote)
+        return {"sha256": sha256} if sha256 else {}
+    if PurePosixPath(remote.key).suffix and not remote.key.endswith("/"):
+        path = fetched_file(remote)
+        return {"sha256": sha256_of_file(path)} if path else {}
+    prefix_length = len(remote.folder_prefix)
+    images = ((image.uri.key[prefix_length:], image.size) for image in list_images(remote))
+    return {"sha256_of_listing": _sha256_of_listing(images)}
+
+
+def _sha256_of_listing(images: Iterable[tuple[str, int]]) -> str:
+    digest = hashlib.sha256()
+    for name, size in sorted(images):
+        digest.update(f"{size} {name}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
