@@ -29,7 +29,7 @@ def write_lines(word: str, num_lines: int) -> str:
 
 
 @dsl.pipeline(name="parallel")
-def parallel(words: list[str]) -> None:  # type: ignore[type-arg,unused-ignore]
+def parallel(words: list[str]) -> None:
     with dsl.ParallelFor(words) as word:
         write_lines(word=word, num_lines=NUM_LINES).set_caching_options(False)
 
