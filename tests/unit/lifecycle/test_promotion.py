@@ -450,3 +450,17 @@ def test_the_command_line_shows_a_store_and_moves_its_champion(
     assert f"{second} -> {first}  dogs" in shown
     assert main(["promote", "--store", store.uri, "--to", "v9"]) == 2
     assert f"It has: {', '.join(sorted([first, second]))}" in capsys.readouterr().err
+
+
+def test_the_command_line_tells_a_store_without_a_champion_from_none(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--to", "v1"]):
+        assert main(["promote", "--store", store.uri, *more]) == 2
+        assert f"--store must be a model store, got nothing at {store.uri}. Check" in (
+            capsys.readouterr().err
+        )
+    (tmp_path / "boxes.json").write_text("{}")
+    put_file(tmp_path / "boxes.json", store.annotations_uri("a" * 64))
+    assert main(["promote", "--store", store.uri]) == 0
+    assert capsys.readouterr().out == "champion: none\n"
