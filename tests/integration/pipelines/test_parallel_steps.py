@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 NUM_LINES = 20
 
 
-@dsl.component(base_image="python", packages_to_install=[], install_kfp_package=False)
+@dsl.component(base_image="python", packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]
 def write_lines(word: str, num_lines: int) -> str:
     import sys
     import time
@@ -28,7 +28,7 @@ def write_lines(word: str, num_lines: int) -> str:
     return word
 
 
-@dsl.pipeline(name="parallel")
+@dsl.pipeline(name="parallel")  # type: ignore[untyped-decorator]
 def parallel(words: list[str]) -> None:
     with dsl.ParallelFor(words) as word:
         write_lines(word=word, num_lines=NUM_LINES).set_caching_options(False)

@@ -309,7 +309,7 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
         assert len(content.entities["model_versions"]) == 1
 
 
-@pytest.mark.parametrize("mended_by", ["next run", "hand"])
+@pytest.mark.parametrize("mended_by", ["next run", "skipped run", "hand"])
 def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_later(
     *,
     mended_by: str,
@@ -318,6 +318,7 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
     make: Callable[..., Candidate],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
@@ -342,11 +343,24 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
         assert champion_in(content) == first
         if mended_by == "hand":
             assert main([*command, "--model-name", "nuclei"]) == 0
+        elif mended_by == "skipped run":
+            skip(detect(), tmp_path, registry=address, model_name="nuclei")
         else:
             assert not settle_by_gate(
                 detect(), make("three", 0.1, champion=0.6), registry
             ).registry_trouble
         assert champion_in(content) == second
+
+
+def skip(found: Detection, folder: Path, **registry: str) -> None:
+    from kfp import dsl
+
+    from components.record_skip import record_skip
+
+    snapshot = dsl.Dataset(uri=str(folder / "snapshot"))
+    found.write(Path(snapshot.path))
+    skipped = dsl.Artifact(uri=str(folder / "skipped"))
+    record_skip.python_func(snapshot=snapshot, skipped=skipped, **registry)
 
 
 def champion_in(content: RegistryContent) -> str:
