@@ -96,13 +96,13 @@ def _compiled_path(pipeline: Pipeline, output: Path | None) -> Path:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines._arguments import parse_arguments
+    from pipelines._arguments import image_arguments, parse_arguments
     from pipelines._interrupts import RunInterruptedError
     from pipelines._local import StepCrashedError, run_locally
     from pipelines._summary import print_summary
 
     pipeline = find_pipeline(options.name)
-    arguments = parse_arguments(pipeline, options.assignments)
+    arguments = image_arguments(pipeline) | parse_arguments(pipeline, options.assignments)
     output_dir = options.output.expanduser().resolve()
     try:
         run = run_locally(pipeline, arguments, output_dir=output_dir, shown=sys.stdout)

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from components._images import TRAIN_IMAGE
 from mal.errors import MalError
 from pipelines._registry import Parameter, Pipeline
+from pipelines._target import images_of
 
 _PLACE_NAME = re.compile(r"(\w+_)?(images|annotations|store|work_dir)|model")
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -55,6 +57,19 @@ def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str,
     if problems:
         raise ArgumentError("\n".join(problems))
     return arguments
+
+
+def image_arguments(pipeline: Pipeline) -> dict[str, str]:
+    """Return the image of a pipeline's jobs as the environment names it, for those that have jobs.
+
+    Raises:
+        MalError: The environment names what cannot be used.
+    """
+    return {
+        parameter.name: images_of().put_in(parameter.default)
+        for parameter in pipeline.parameters.values()
+        if parameter.default == TRAIN_IMAGE
+    }
 
 
 def _assign(

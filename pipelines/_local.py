@@ -13,7 +13,7 @@ from mal.errors import MalError
 from mal.lifecycle.steps import ERROR_PREFIX
 from pipelines._interrupts import waiting_for_the_step
 from pipelines._registry import Pipeline
-from pipelines._step_log import StepLog, StepRecord
+from pipelines._step_log import StepLog, StepRecord, writing_to
 
 LATEST_LINK = "latest"
 RUN_LOG = "run.log"
@@ -93,7 +93,7 @@ def _execute(
         tempfile.TemporaryDirectory(prefix="mal-workspace-", ignore_cleanup_errors=True) as scratch,
         _environment(PYTHONUNBUFFERED="1"),
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(log),
+        writing_to(log),
     ):
         warnings.filterwarnings("ignore", message=".*non-Python base image.*")
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")

@@ -2,11 +2,15 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
+from mal.errors import ArtifactError
 from mal.lifecycle.model_registry import registry_of_run
 from mal.lifecycle.model_store import ModelStore, StoreState
 from mal.lifecycle.promotion import list_versions, promote_version
+from mal.storage import list_files, redact_uri
+from mal.storage.uris import parse_remote_uri
 
 
 def add_command(commands: Any) -> None:
@@ -28,12 +32,24 @@ def add_command(commands: Any) -> None:
 
 def _promote(options: argparse.Namespace) -> int:
     store = ModelStore(options.store)
+    if not _is_there(options.store):
+        raise ArtifactError(
+            f"--store must be a model store, got nothing at {redact_uri(options.store)}. Check the "
+            "uri; the first run of retrain makes one."
+        )
     if options.to:
         registry = registry_of_run(options.registry, options.model_name)
         promote_version(store, options.to, reason=options.reason, registry=registry)
     state = store.read()
     _show(store, state)
     return 0
+
+
+def _is_there(uri: str) -> bool:
+    """Return whether there is a folder; in a bucket it is one once it has files."""
+    if parse_remote_uri(uri) is None:
+        return Path(uri).expanduser().is_dir()
+    return bool(list_files(uri))
 
 
 def _show(store: ModelStore, state: StoreState) -> None:

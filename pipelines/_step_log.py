@@ -1,19 +1,22 @@
 """What a person sees of a local run: the lines of the steps, without the chatter of kfp.
 
-kfp.local writes its own log and the output of every step to stdout. The two are told apart by form:
-kfp's lines carry a clock, a step's are indented. Nothing is lost: `text` keeps every line.
+kfp.local writes its own log and the output of every step to stdout. Its own lines carry a clock.
+Steps that run side by side are told apart by the thread that kfp gives each: it writes both what
+the step prints and when it starts and ends. Nothing is lost: `text` keeps every line.
 """
 
+import contextlib
 import io
 import re
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
+from unittest import mock
 
 _MAX_KEPT_LINES = 500
-_INDENT = "    "
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _RUNNER_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} - (?P<level>[A-Z]+) - (?P<message>.*)$")
 _STARTED = re.compile(r"^Executing task '(?P<step>[^']+)'")
@@ -32,6 +35,16 @@ class StepRecord:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT_LINES))
 
 
+@dataclass
+class _Writer:
+    """A thread that writes: the line it has not ended, and the step it runs."""
+
+    pending: str = ""
+    number: int = 0
+    step: StepRecord | None = None
+    is_in_executor_input: bool = False
+
+
 class StepLog(io.TextIOBase):
     """A stand-in for stdout during a run of kfp.local.
 
@@ -46,9 +59,9 @@ class StepLog(io.TextIOBase):
         self._shown = shown
         self._num_steps = num_steps
         self._clock = clock
-        self._pending = ""
+        self._writers: dict[int, _Writer] = {}
+        self._lock = threading.Lock()
         self._everything: list[str] = []
-        self._is_in_executor_input = False
 
     @property
     def text(self) -> str:
@@ -59,52 +72,71 @@ class StepLog(io.TextIOBase):
         return True
 
     def write(self, text: str, /) -> int:
-        *lines, self._pending = (self._pending + text).split("\n")
-        for line in lines:
-            self._take(_ANSI.sub("", line))
+        with self._lock:
+            writer = self._writers.setdefault(threading.get_ident(), _Writer())
+            *lines, writer.pending = (writer.pending + text).split("\n")
+            for line in lines:
+                self._take(_ANSI.sub("", line), writer)
         return len(text)
 
     def flush(self) -> None:
         self._shown.flush()
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: str, writer: _Writer) -> None:
         self._everything.append(line)
         runner_line = _RUNNER_LINE.match(line)
         if runner_line:
-            self._take_runner_line(runner_line["level"], runner_line["message"])
-        elif self._running_step() is not None and line.startswith(_INDENT) and line.strip():
-            self._take_step_line(line.removeprefix(_INDENT))
+            self._take_runner_line(runner_line["level"], runner_line["message"], writer)
+        elif writer.step is not None and line.strip():
+            self._take_step_line(line, writer.step, writer)
 
-    def _take_runner_line(self, level: str, message: str) -> None:
+    def _take_runner_line(self, level: str, message: str, writer: _Writer) -> None:
         if started := _STARTED.match(message):
-            self.steps.append(StepRecord(started["step"], self._clock()))
-            self._is_in_executor_input = False
+            writer.step = StepRecord(started["step"], self._clock())
+            writer.is_in_executor_input = False
+            self.steps.append(writer.step)
+            writer.number = len(self.steps)
             total = f" of {self._num_steps}" if self._num_steps else ""
-            self._show(f"\nstep {len(self.steps)}{total}: {started['step']}")
-        elif ended := _ENDED.match(message):
-            self._end_step(ended["step"], ended["status"])
+            self._show(f"\nstep {writer.number}{total}: {started['step']}")
+        elif (ended := _ENDED.match(message)) and writer.step is not None:
+            writer.step.status = ended["status"]
+            writer.step.duration_s = self._clock() - writer.step.started_s
+            writer.step = None
         elif level in ("WARNING", "ERROR"):
             self._show(message)
 
-    def _end_step(self, name: str, status: str) -> None:
-        for step in reversed(self.steps):
-            if step.name == name and step.status == "RUNNING":
-                step.status = status
-                step.duration_s = self._clock() - step.started_s
-                return
-
-    def _take_step_line(self, line: str) -> None:
+    def _take_step_line(self, line: str, step: StepRecord, writer: _Writer) -> None:
         if _EXECUTOR_LINE.match(line):
-            self._is_in_executor_input = line.endswith("Got executor_input:")
-        elif self._is_in_executor_input:
-            self._is_in_executor_input = line != "}"
+            writer.is_in_executor_input = line.endswith("Got executor_input:")
+        elif writer.is_in_executor_input:
+            writer.is_in_executor_input = line != "}"
         else:
-            self.steps[-1].lines.append(line)
-            self._show(f"  {line}")
-
-    def _running_step(self) -> StepRecord | None:
-        return self.steps[-1] if self.steps and self.steps[-1].status == "RUNNING" else None
+            step.lines.append(line)
+            is_alone = sum(step.status == "RUNNING" for step in self.steps) == 1
+            self._show(f"  {line}" if is_alone else f"  {writer.number}: {line}")
 
     def _show(self, line: str) -> None:
         self._shown.write(f"{line}\n")
         self._shown.flush()
+
+
+@contextlib.contextmanager
+def writing_to(log: StepLog) -> Iterator[None]:
+    """Let everything that kfp.local prints and logs go to `log`.
+
+    For each step kfp exchanges `print` and the handlers of the root logger for its own, and puts
+    back what it found: steps that run side by side lose each other's. So its handler is set up
+    once, and the steps' lines are not indented.
+    """
+    from kfp.local import logging_utils
+
+    with (
+        contextlib.redirect_stdout(log),
+        logging_utils.local_logger_context(),
+        mock.patch.multiple(
+            logging_utils,
+            local_logger_context=contextlib.nullcontext,
+            indented_print=contextlib.nullcontext,
+        ),
+    ):
+        yield

@@ -137,11 +137,24 @@ def target_of(options: argparse.Namespace, environ: Mapping[str, str] = os.envir
         image_references(
             _first(options.registry, environ.get(REGISTRY_VARIABLE)),
             _first(options.tag, environ.get(TAG_VARIABLE)),
-            options.digests or (Path(digests).expanduser() if digests else None),
+            options.digests or _path(digests),
         ),
         StepResources(
             options.gpus, options.gpu_resource or DEFAULT_GPU_RESOURCE, options.memory, options.cpu
         ),
+    )
+
+
+def images_of(environ: Mapping[str, str] = os.environ) -> ImageReferences:
+    """Read where the environment says that the images are.
+
+    Raises:
+        MalError: It says what cannot be used.
+    """
+    return image_references(
+        environ.get(REGISTRY_VARIABLE) or None,
+        environ.get(TAG_VARIABLE) or None,
+        _path(environ.get(DIGESTS_VARIABLE)),
     )
 
 
@@ -166,3 +179,7 @@ def cluster_target_of(
 def _first(option: str | None, variable: str | None) -> str | None:
     """Return the option, else what the variable holds; an empty variable is none."""
     return option if option is not None else variable or None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None

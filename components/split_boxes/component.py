@@ -24,7 +24,7 @@ def split_boxes(
     Args:
         images: Folder, archive or bucket folder.
         annotations: COCO JSON with the boxes to label.
-        model: A model store, or a folder that train left.
+        model: A model store, a job's results folder, the folder of its checkpoints, or one of them.
         work_dir: Folder or s3:// for shards and their labels.
         version: Of the model store; '' for its champion.
         boxes_per_shard: About how many boxes a shard has; an image is never cut.

@@ -61,7 +61,7 @@ def tune(
         seed: Of the choice of values.
         image: Katib: of the trials' pods, with mal and torch.
         namespace: Katib: of the experiment; '' is the step's own.
-        outputs_uri: Katib: folder of all trials; '' lies beside the model artifact.
+        outputs_uri: Katib: below it each trial has a folder of its own; '' is beside the model's.
         job: Katib: every other setting of a trial's job, as docs/operations.md lists them.
         start_timeout_s: Katib: longest wait for the first trial; 0 waits without end.
         best_params: Values of the searched keys; empty after a plain training.

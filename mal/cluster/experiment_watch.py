@@ -23,6 +23,7 @@ from mal.cluster.katib import (
     read_best,
     read_state,
     read_trial,
+    trial_outputs,
 )
 from mal.cluster.pod import Object
 from mal.cluster.refusals import ServerUnreachableError
@@ -202,7 +203,9 @@ class _Watch:
             for trial in trials
             if trial.end not in ("", "Succeeded")
         ]
-        advice = "Look at the trials' pods."
+        # Katib deletes the job of a trial that failed, and its pods with it.
+        place = trial_outputs(self._attempt.settings.outputs_uri, "TRIAL")
+        advice = f"The end of status.json in {place} says why."
         if any(trial.end == "MetricsUnavailable" for trial in trials):
             advice = (
                 f"Label the namespace {INJECTION_LABEL}, so that Katib reads what trials print."

@@ -56,8 +56,8 @@ class Shard:
     Attributes:
         uri: Its folder.
         images_uri: Images of the whole set.
-        model_uri: Folder of the model.
-        model_version: Of the store; '' for a plain folder.
+        model_uri: Of the model: what `fetch_model` takes.
+        model_version: Of the store; '' for what a training left.
         model_sha256: Of its weights.
         num_images: Of this shard.
         num_boxes: Annotations of this shard.
@@ -169,7 +169,7 @@ def split_job(
         Shard(
             uri=child_uri(job_uri, f"shard-{number:05d}"),
             images_uri=images_uri,
-            model_uri=model.folder_uri,
+            model_uri=model.uri,
             model_version=model.version,
             model_sha256=model.sha256,
             num_images=num_images,

@@ -1,4 +1,4 @@
-"""Bring a model to a step: the champion of a store, a version of it, or a plain model folder."""
+"""Bring a model to a step: of a store its champion or a version, of a training what it left."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from mal.storage import (
     redact_uri,
 )
 
+_FILE_SUFFIXES = (".pth", ".onnx")
+_TRAIN_FOLDER = "train"
+
 
 @dataclass(frozen=True)
 class FetchedModel:
     """A model that was brought.
 
     Attributes:
-        version: Of the store; '' for a plain folder.
+        version: Of the store; '' for what a training left.
         checkpoint_uri: Where its weights stay.
         sha256: Of the weights.
         spec_sha256: Of the spec that they were trained with; '' for none.
@@ -39,16 +42,18 @@ class FetchedModel:
     spec_sha256: str = ""
 
     @property
-    def folder_uri(self) -> str:
-        """Folder of the weights and of the spec that they were trained with."""
-        return self.checkpoint_uri.rpartition("/")[0]
+    def uri(self) -> str:
+        """What brings it again: the folder of the weights, or that one of several in it."""
+        folder, _, name = self.checkpoint_uri.rpartition("/")
+        return folder if name == LATEST_CHECKPOINT else self.checkpoint_uri
 
 
 def fetch_model(source: str, folder: Path, *, version: str = "") -> FetchedModel:
-    """Copy a model into a folder.
+    """Copy a model into a folder; its weights are then the latest checkpoint there.
 
     Args:
-        source: A model store, or a folder that train left.
+        source: A model store, the results folder of a job, the folder of its checkpoints, or one
+            checkpoint with the spec beside it that it was trained with.
         folder: Where its files go.
         version: Of the store; '' for the champion.
 
@@ -56,25 +61,38 @@ def fetch_model(source: str, folder: Path, *, version: str = "") -> FetchedModel
         ArtifactError: There is none.
         StorageError: The place cannot be read.
     """
-    store = ModelStore(source)
-    if not version:
-        version = store.read().champion_version
-    place = store.version_uri(version, "model") if version else store.uri
+    place, checkpoint, version = _locate(source, version)
     names = list_files(place)
-    if LATEST_CHECKPOINT not in names:
+    is_latest = checkpoint == LATEST_CHECKPOINT
+    if checkpoint not in names or not (is_latest or EXPERIMENT_FILE in names):
+        got = f"{redact_uri(source)} {version}".rstrip()
         raise ArtifactError(
-            f"model must be a model store with a champion, a version of it, or a folder with "
-            f"{LATEST_CHECKPOINT}, got {redact_uri(source)} {version}. Give another."
+            f"model must be a model store with a champion, a version of it, a folder with "
+            f"{LATEST_CHECKPOINT}, a job's results folder, or a .pth file beside its "
+            f"{EXPERIMENT_FILE}, got {got}. Give one of them."
         )
-    for name in MODEL_FILES:
-        if name in names:
-            put_file(fetch_file(child_uri(place, name)), str(folder / name))
+    files = {name: name for name in MODEL_FILES if name in names} | {LATEST_CHECKPOINT: checkpoint}
+    for name, origin in files.items():
+        put_file(fetch_file(child_uri(place, origin)), str(folder / name))
     return FetchedModel(
         version,
-        child_uri(place, LATEST_CHECKPOINT),
+        child_uri(place, checkpoint),
         sha256_of_file(folder / LATEST_CHECKPOINT),
         sha256_of_file(folder / EXPERIMENT_FILE) if EXPERIMENT_FILE in names else "",
     )
+
+
+def _locate(source: str, version: str) -> tuple[str, str, str]:
+    """Return folder and name of the checkpoint that a source stands for, and its version."""
+    if not version and (source.endswith(_FILE_SUFFIXES) or Path(source).expanduser().is_file()):
+        place, _, checkpoint = source.rpartition("/")
+        return place or ".", checkpoint if checkpoint.endswith(".pth") else "", ""
+    store = ModelStore(source)
+    if version := version or store.read().champion_version:
+        return store.version_uri(version, "model"), LATEST_CHECKPOINT, version
+    results = child_uri(store.uri, _TRAIN_FOLDER)
+    is_job = LATEST_CHECKPOINT in list_files(results)
+    return results if is_job else store.uri, LATEST_CHECKPOINT, ""
 
 
 def fetch_champion(found: Detection, folder: Path) -> FetchedModel | None:

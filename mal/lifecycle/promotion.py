@@ -3,7 +3,7 @@
 The files of a version are written first and never again; moving the pointer is one conditional
 write. Whatever dies before it leaves the champion and the last training as they were. The pointer
 is the truth and a model registry a copy: it gets the version before, and the name of the champion
-after. If that fails the promotion stands, and the next run that promotes or refuses mends it.
+after. If that fails the promotion stands, and the next run mends it.
 """
 
 from __future__ import annotations
@@ -199,9 +199,7 @@ def settle(
         if registry is not None:
             _register(store, record, registry)
         state = store.write(_next_state(entry, state))
-    trouble = _copy_champion(store, state, registry)
-    if trouble:
-        _log.warning("%s", trouble)
+    trouble = tell_registry(store, state, registry)
     return Outcome(version, state.champion_version, previous, decision, trouble)
 
 
@@ -233,6 +231,17 @@ def promote_version(
     if trouble := _copy_champion(store, state, registry):
         raise ClusterError(trouble)
     return state
+
+
+def tell_registry(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
+    """Let the registry name the champion, if it does not yet; that it cannot be told is no error.
+
+    Returns:
+        What went wrong, which was logged; '' for nothing.
+    """
+    if trouble := _copy_champion(store, state, registry):
+        _log.warning("%s", trouble)
+    return trouble
 
 
 def list_versions(store: ModelStore) -> list[str]:

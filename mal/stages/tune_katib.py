@@ -34,7 +34,7 @@ class KatibPlace:
     Attributes:
         image: Of the trials' pods, with mal and torch.
         namespace: Of the experiment; '' is the step's own.
-        outputs_uri: Folder of all trials; '' lies beside the model artifact.
+        outputs_uri: Below it each trial has a folder of its own; '' lies beside the model artifact.
         job: Every other setting of a trial's job.
         limits: How long the first trial may take to start.
     """

@@ -46,7 +46,7 @@ def auto_label_distributed(  # noqa: PLR0917 - kfp calls it by position
         gpus_per_node: GPUs of each, one process a GPU; 0 trains on CPUs, -1 leaves it to `job`.
         image: Of the job's pods.
         namespace: Of the job; '' is the run's own.
-        outputs_uri: Folder that the job writes to; '' is the model artifact's own uri.
+        outputs_uri: Below it each training has a folder of its own; '' is the model artifact's uri.
         job: Every other setting of the job, as docs/operations.md lists them.
         queue_timeout_s: Longest wait for a queue or a quota; 0 waits without end.
         start_timeout_s: Longest wait from admission until all pods run; 0 waits without end.

@@ -40,7 +40,7 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
     Args:
         images: Folder, archive or bucket folder; a bucket folder is fetched shard by shard.
         annotations: COCO JSON with the boxes to label.
-        model: A model store, or a folder that train left.
+        model: A model store, a job's results folder, the folder of its checkpoints, or one of them.
         work_dir: Folder or s3:// for shards and their labels.
         version: Of the model store; '' for its champion.
         boxes_per_shard: About how many boxes a pod labels; an image is never cut.

@@ -140,7 +140,7 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         for step in (pinned, current, against_champion, as_first):
             prepare(step, is_cached=False)
     with dsl.Else(name="unchanged"):
-        skipped = record_skip(snapshot=snapshot)
+        skipped = record_skip(snapshot=snapshot, registry=registry, model_name=model_name)
     for step in (found, skipped):
         prepare(step, is_cached=False)
     return RetrainOutputs(snapshot=snapshot, summary=found.outputs["summary"])

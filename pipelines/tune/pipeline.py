@@ -70,7 +70,7 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
         seed: Of the choice of values.
         image: Katib: of the trials' pods, with mal and torch.
         namespace: Katib: of the experiment; '' is the run's own.
-        outputs_uri: Katib: folder of all trials; '' lies beside the model artifact.
+        outputs_uri: Katib: below it each trial has a folder of its own; '' is beside the model's.
         job: Katib: every other setting of a trial's job, as docs/operations.md lists them.
         start_timeout_s: Katib: longest wait for the first trial; 0 waits without end.
     """

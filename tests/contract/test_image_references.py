@@ -11,6 +11,7 @@ from locks import canonical, pins
 
 from components._images import COMMITTED, IMAGE_NAMES, ImageReferences
 from pipelines.__main__ import main
+from pipelines._local import StepCrashedError
 from pipelines._registry import Pipeline, list_pipelines
 from pipelines._target import Target
 
@@ -96,6 +97,39 @@ def test_a_parameter_that_names_the_job_image_follows() -> None:
     compiled = f"defaultValue: {COMMITTED.reference('train')}\nimage: other/train:0.1.0\n"
     moved = ImageReferences(registry="mirror/mal", tag="2").put_in(compiled)
     assert moved == "defaultValue: mirror/mal/train:2\nimage: other/train:0.1.0\n"
+
+
+@pytest.mark.parametrize("name", ["auto_label_distributed", "tune"])
+def test_the_pods_of_jobs_get_the_image_of_the_compiled_registry(name: str, tmp_path: Path) -> None:
+    options = ["--registry", "mirror/mal", "--tag", "2"]
+    assert main(["compile", name, "-o", str(tmp_path), *options]) == 0
+    document = next(yaml.safe_load_all((tmp_path / f"{name}.yaml").read_text()))
+    parameters = document["root"]["inputDefinitions"]["parameters"]
+    assert parameters["image"]["defaultValue"] == "mirror/mal/train:2"
+
+
+@pytest.mark.parametrize("name", ["auto_label_distributed", "tune"])
+@pytest.mark.parametrize(
+    ("given", "image"),
+    [([], "mirror/mal/train:2"), (["-p", "image=mine/train:3"], "mine/train:3")],
+    ids=["of the environment", "given"],
+)
+def test_a_local_run_gives_jobs_the_image_of_the_environment(
+    name: str, given: list[str], image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def run(_pipeline: Pipeline, arguments: dict[str, Any], **_: Any) -> None:
+        asked.update(arguments)
+        raise StepCrashedError("far enough")
+
+    monkeypatch.setattr("pipelines._local.run_locally", run)
+    monkeypatch.setenv("MAL_REGISTRY", "mirror/mal")
+    monkeypatch.setenv("MAL_TAG", "2")
+    places = ("train_images", "train_annotations", "val_images", "val_annotations")
+    needed = [part for place in places for part in ("-p", f"{place}=s3://b/{place}")]
+    assert main(["run", name, "--output", str(tmp_path), *needed, *given]) == 1
+    assert asked["image"] == image
 
 
 @pytest.mark.parametrize(

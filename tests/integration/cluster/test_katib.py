@@ -107,7 +107,7 @@ def test_a_failed_trial_is_told_and_the_others_go_on(katib: StandIn) -> None:
 @pytest.mark.parametrize(
     ("script", "is_injecting", "reason"),
     [
-        ("exit 3", True, "max failed trial count"),
+        ("exit 3", True, f"status.json in {JOB.outputs_uri}/trials/TRIAL says why"),
         ("echo nothing", True, "Label the namespace katib.kubeflow.org/metrics-collector"),
         (TRIAL_IMAGE, False, "Label the namespace katib.kubeflow.org/metrics-collector"),
     ],

@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(120
 REPOSITORY = Path(__file__).parents[3]
 
 
-def label(output: Path, **parameters: object) -> str:
+def label(output: Path, **parameters: object) -> subprocess.CompletedProcess[str]:
     pairs = [part for key, value in parameters.items() for part in ("-p", f"{key}={value}")]
-    process = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pipelines", "run", "label_only", "--output", str(output), *pairs],
         cwd=REPOSITORY,
         env={**os.environ, "COLUMNS": "100"},
@@ -28,27 +28,30 @@ def label(output: Path, **parameters: object) -> str:
         text=True,
         check=False,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
 
 
 def test_a_set_is_labelled_in_shards_and_a_second_run_labels_nothing_again(tmp_path: Path) -> None:
     data = write_tiny_set(tmp_path / "set", num_images=4)
-    model = run_train(training_spec(data, tmp_path / "model", "train.max_steps=1")).results_dir
+    trained = run_train(training_spec(data, tmp_path / "job", "train.max_steps=1"))
     settings = {
         "images": data.images,
         "annotations": data.annotations,
-        "model": model,
+        "model": tmp_path / "job",
         "work_dir": tmp_path / "work",
         "boxes_per_shard": 4,
     }
-    said = label(tmp_path / "runs", **settings)
-    assert "2 shards, 8 boxes" in said
+    failed = label(tmp_path / "runs", **settings, overrides="inference.batch_size=0")
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "step label-shard failed: inference.batch_size must be" in failed.stderr
+    first = label(tmp_path / "runs", **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 shards, 8 boxes" in first.stdout
+    assert '"inputs": {' not in first.stdout
     labels = (tmp_path / "runs" / "latest" / "labels.json").read_bytes()
     boxes = json.loads(labels)["annotations"]
     before = data.document()["annotations"]
     assert [box["id"] for box in boxes] == [box["id"] for box in before]
     assert all("score" in box for box in boxes)
-    again = label(tmp_path / "runs", **settings)
-    assert again.count("was labelled by an earlier run") == 2
+    again = label(tmp_path / "runs", **settings | {"model": trained.checkpoint})
+    assert again.stdout.count("was labelled by an earlier run") == 2
     assert (tmp_path / "runs" / "latest" / "labels.json").read_bytes() == labels

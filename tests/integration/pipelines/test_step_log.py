@@ -10,16 +10,16 @@ RUN = """\
 20:01:41.448 - INFO - Executing task \x1b[96m'train'\x1b[0m
 20:01:41.448 - INFO - Streamed logs:
 
-    [KFP Executor 2026-11-22 20:01:41,603 INFO]: Looking for component `train`
-    [KFP Executor 2026-11-22 20:01:41,609 INFO]: Got executor_input:
-    {
-        "inputs": {
-        }
+[KFP Executor 2026-11-22 20:01:41,603 INFO]: Looking for component `train`
+[KFP Executor 2026-11-22 20:01:41,609 INFO]: Got executor_input:
+{
+    "inputs": {
     }
-    epoch 1 of 2
-    {
-    }
-    [KFP Executor 2026-11-22 20:01:41,614 INFO]: Wrote executor output file.
+}
+epoch 1 of 2
+{
+}
+[KFP Executor 2026-11-22 20:01:41,614 INFO]: Wrote executor output file.
 
 
 20:01:41.647 - INFO - Task \x1b[96m'train'\x1b[0m finished with status \x1b[92mSUCCESS\x1b[0m
@@ -29,7 +29,7 @@ RUN = """\
 20:01:41.653 - INFO - Executing task \x1b[96m'export'\x1b[0m
 20:01:41.653 - INFO - Streamed logs:
 
-    error: onnx must be installed for this.
+error: onnx must be installed for this.
 20:01:43.635 - ERROR - Task \x1b[96m'export'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m
 """
 

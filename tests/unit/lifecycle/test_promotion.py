@@ -309,7 +309,7 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
         assert len(content.entities["model_versions"]) == 1
 
 
-@pytest.mark.parametrize("mended_by", ["next run", "hand"])
+@pytest.mark.parametrize("mended_by", ["next run", "skipped run", "hand"])
 def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_later(
     *,
     mended_by: str,
@@ -318,6 +318,7 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
     make: Callable[..., Candidate],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
@@ -342,11 +343,24 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
         assert champion_in(content) == first
         if mended_by == "hand":
             assert main([*command, "--model-name", "nuclei"]) == 0
+        elif mended_by == "skipped run":
+            skip(detect(), tmp_path, registry=address, model_name="nuclei")
         else:
             assert not settle_by_gate(
                 detect(), make("three", 0.1, champion=0.6), registry
             ).registry_trouble
         assert champion_in(content) == second
+
+
+def skip(found: Detection, folder: Path, **registry: str) -> None:
+    from kfp import dsl
+
+    from components.record_skip import record_skip
+
+    snapshot = dsl.Dataset(uri=str(folder / "snapshot"))
+    found.write(Path(snapshot.path))
+    skipped = dsl.Artifact(uri=str(folder / "skipped"))
+    record_skip.python_func(snapshot=snapshot, skipped=skipped, **registry)
 
 
 def champion_in(content: RegistryContent) -> str:
@@ -450,3 +464,17 @@ def test_the_command_line_shows_a_store_and_moves_its_champion(
     assert f"{second} -> {first}  dogs" in shown
     assert main(["promote", "--store", store.uri, "--to", "v9"]) == 2
     assert f"It has: {', '.join(sorted([first, second]))}" in capsys.readouterr().err
+
+
+def test_the_command_line_tells_a_store_without_a_champion_from_none(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--to", "v1"]):
+        assert main(["promote", "--store", store.uri, *more]) == 2
+        assert f"--store must be a model store, got nothing at {store.uri}. Check" in (
+            capsys.readouterr().err
+        )
+    (tmp_path / "boxes.json").write_text("{}")
+    put_file(tmp_path / "boxes.json", store.annotations_uri("a" * 64))
+    assert main(["promote", "--store", store.uri]) == 0
+    assert capsys.readouterr().out == "champion: none\n"
