@@ -32,7 +32,7 @@ def label(output: Path, **parameters: object) -> subprocess.CompletedProcess[str
 
 def test_a_set_is_labelled_in_shards_and_a_second_run_labels_nothing_again(tmp_path: Path) -> None:
     data = write_tiny_set(tmp_path / "set", num_images=4)
-    trained = run_train(training_spec(data, tmp_path / "job", "train.max_steps=1"))
+    trained = run_train(training_spec(data, tmp_path / "job" / "train", "train.max_steps=1"))
     settings = {
         "images": data.images,
         "annotations": data.annotations,
