@@ -382,8 +382,9 @@ def _step_spec(
 
 
 def _sources(model_dir: str | Path, spec: str) -> list[SpecSource]:
+    """Start from what the model was trained with, but for the device: a step has its own."""
     trained_with = Path(model_dir) / EXPERIMENT_FILE
-    base: list[SpecSource] = [trained_with] if trained_with.is_file() else []
+    base: list[SpecSource] = [trained_with, {"device": "auto"}] if trained_with.is_file() else []
     return [*base, read_spec_source(spec)]
 
 

@@ -38,7 +38,8 @@ WITHOUT_VAL = DatasetManifest("d" * 64, TRAIN, None, TRAIN)
 def model_dir(tmp_path: Path) -> Path:
     (tmp_path / "mal_model_latest.pth").write_bytes(b"weights")
     (tmp_path / "experiment.yaml").write_text(
-        "results_dir: /elsewhere\ndataset: {crop_size: 128}\nevaluate: {batch_size: 7}\n"
+        "device: cuda\nresults_dir: /elsewhere\ndataset: {crop_size: 128}\n"
+        "evaluate: {batch_size: 7}\n"
     )
     return tmp_path
 
@@ -95,6 +96,19 @@ def test_later_steps_start_from_the_spec_that_the_model_was_trained_with(model_d
     assert spec.dataset.crop_size == 128
     assert spec.evaluate.batch_size == 2
     assert spec.evaluate.checkpoint == str(model_dir / "mal_model_latest.pth")
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "device"),
+    [("", [], "auto"), ("device: cpu", [], "cpu"), ("device: cpu", ["device=auto"], "auto")],
+)
+def test_a_later_step_has_another_device_than_the_training_had(
+    model_dir: Path, spec: str, overrides: list[str], device: str
+) -> None:
+    later = steps.export_spec(
+        model_dir=model_dir, spec=spec, overrides=overrides, results_dir="/out"
+    )
+    assert later.device == device
 
 
 def test_inference_labels_the_part_to_label(model_dir: Path) -> None:
