@@ -4,7 +4,8 @@ Every name of the thing (AutoML, HPO, hyper-parameter tuning) becomes the one wo
 every value of its switch (`automl_enabled: false`, "use AutoML? no") "automl on" or "automl off",
 so that a short table of phrases is enough. A negation before a phrase turns it round ("don't
 disable AutoML"). The last statement that says anything counts; a refusal anywhere in it wins,
-because a search that nobody wanted is costly.
+because a search that nobody wanted is costly. Words of a usual training ("train normally") count
+where their statement says nothing else about it.
 """
 
 from __future__ import annotations
@@ -88,6 +89,23 @@ _PLAIN = (
     r"(?:just|only|simply) train(?:ing)?",
     r"train(?:ing)? plainly",
 )
+# Words that also say other things ("the standard training set", "better than standard training",
+# "one run only per trial"): they count alone, and where nothing else is said with them.
+_COMPARISONS = (
+    "than", "over", "beat", "beats", "against", "beyond", "from", "to", "as", "like", "around",
+    "versus", "vs", "in",
+)  # fmt: skip
+_NOT_COMPARED = "".join(rf"(?<!\b{word} )" for word in _COMPARISONS)
+_ENDS = (
+    r"(?= *$| (?:please|only|today|now|this time|(?:on|for|with)(?! (?:each|every|trials?)\b))\b)"
+)
+_VAGUE = (
+    r"(?:standard|vanilla|regular|ordinary) train(?:ing)?(?: run)?",
+    r"vanilla run",
+    r"train(?: (?:it|this|model|network))? normally",
+    r"(?:single|one) (?:training )?run only",
+    r"(?:just|only) (?:single|one) (?:training )?run",
+)
 _ON = (
     _SETTING.format("before_on") + r"(?:on|enabled|true|needed|necessary|required|wanted)",
     r"(?:turn|turning|switch)(?: back)? on automl",
@@ -99,14 +117,23 @@ _ON = (
 _PHRASE = re.compile(
     rf"\b(?:(?P<off>{'|'.join(_OFF)})|(?P<plain>{'|'.join(_PLAIN)})|(?P<on>{'|'.join(_ON)}))(?!\w)"
 )
+# Of a statement in which a usual training is but a part of a search, or what follows one.
+_MORE_THAN_PLAIN = re.compile(
+    r"\b(?:automl|search\w*|trials?|grid|explor\w+|tun(?:e|ing)|compar\w+|vary"
+    r"|then|after|afterwards|finally)\b"
+)
+_VAGUE_PHRASE = re.compile(rf"{_NOT_COMPARED}\b(?:{'|'.join(_VAGUE)}){_ENDS}")
 
 
 def wish_of(request: str) -> bool | None:
     """Return whether a request wants AutoML, or None where it does not say."""
     for statement in reversed(_plain_words(request).split(";")):
-        wishes = [wish for clause in _clauses(statement) for wish in _wishes(clause)]
+        clauses = list(_clauses(statement))
+        wishes = [wish for clause in clauses for wish in _wishes(clause)]
         if wishes:
             return wishes[-1][0] and (False, True) not in wishes
+        if not _MORE_THAN_PLAIN.search(statement) and any(map(_is_vaguely_plain, clauses)):
+            return False
     return None
 
 
@@ -130,6 +157,12 @@ def _clauses(statement: str) -> Iterator[str]:
         words = " ".join(clause.split())
         if not _NO_WISH.search(words):
             yield words
+
+
+def _is_vaguely_plain(clause: str) -> bool:
+    """Whether a clause asks for a usual training, by words that a refusal would not negate."""
+    found = _VAGUE_PHRASE.search(clause)
+    return found is not None and _NEGATIONS.isdisjoint(clause[: found.start()].split())
 
 
 def _wishes(clause: str) -> Iterator[tuple[bool, bool]]:

@@ -380,7 +380,9 @@ class PredictionSpec:
     """What evaluate and inference share."""
 
     checkpoint: str = setting(
-        REQUIRED, "Checkpoint (.pth) or exported model (.onnx).", is_popular=True
+        REQUIRED,
+        "Checkpoint (.pth), exported model (.onnx) or a train job's results folder.",
+        is_popular=True,
     )
     batch_size: int = setting(3, "Boxes a forward pass.", minimum=1, is_popular=True)
     num_gpus: int = setting(1, "Devices a node.", minimum=1)
@@ -438,7 +440,9 @@ class InferenceSpec(PredictionSpec):
 class ExportSpec:
     """Writing an ONNX model. Ours: TAO has no export action for MAL."""
 
-    checkpoint: str = setting(REQUIRED, "Checkpoint (.pth) to export.", is_popular=True)
+    checkpoint: str = setting(
+        REQUIRED, "Checkpoint (.pth), or a train job's results folder.", is_popular=True
+    )
     onnx_file: str = setting(
         "mal_model.onnx",
         "Output; relative paths lie in the result folder. Another NAME.onnx comes with NAME.json, "
