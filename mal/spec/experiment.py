@@ -187,7 +187,8 @@ class TrainSpec:
         is_searchable=False,
     )
     resume_training_checkpoint_path: str = setting(
-        "", "Checkpoint to go on from. Empty: the latest in the results folder, if any."
+        "",
+        "Checkpoint to go on from, where the results folder has none: its own latest comes first.",
     )
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
     pretrained_model_path: str = setting(
