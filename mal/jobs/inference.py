@@ -163,7 +163,7 @@ def checkpoint_of(uri: Place) -> str:
     `parent_model` chooses. What is neither is returned as it is: its reader says what is wrong.
     """
     named = os.fspath(uri)
-    with contextlib.suppress(MalError):
+    with contextlib.suppress(MalError, OSError, RuntimeError):
         if not _is_folder(named):
             return named
         job = _open_parent(named)

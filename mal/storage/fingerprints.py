@@ -28,7 +28,7 @@ def describe_input(uri: str) -> dict[str, str]:
     out of reach, or has changed since it was fetched, has neither.
     """
     facts = {"uri": uri}
-    with contextlib.suppress(MalError, OSError):
+    with contextlib.suppress(MalError, OSError, RuntimeError):
         remote = parse_remote_uri(uri)
         facts |= _describe_local(Path(uri).expanduser()) if remote is None else _describe(remote)
     return facts
