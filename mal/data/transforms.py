@@ -1,8 +1,8 @@
 """The student's photometric augmentation (Lan et al. 2023): colour jitter, greyscale, blur.
 
 The changes are those of torchvision's transforms, whose steps through Pillow's images cost most of
-an item; here whole planes are changed at once. Shape letters: C = 3 channels, S crop side (px), K
-weights.
+an item; here planes are changed at once. Shape letters: C = 3 channels, S crop side (px), R some of
+its rows, K weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 JITTER_PROBABILITY, GREY_PROBABILITY, BLUR_PROBABILITY = 0.5, 0.2, 0.5
 BLUR_RADIUS_PX = (0.1, 2.0)
+
+# What a change makes of so many rows of a crop of 512 px stays in the processor's cache.
+CACHED_ROWS = 64
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 _NUM_BOX_BLURS = 3
@@ -56,14 +59,19 @@ def jitter_colours(crop_CSS: Tensor, rng: np.random.Generator) -> Tensor:
 
 def adjust(name: str, levels_CSS: Tensor, factor: float) -> Tensor:
     """Do what torchvision's `adjust_<name>` does to an image of levels 0..255, in place."""
-    if name == "hue":
-        return _turn_hue(levels_CSS, factor)
-    levels_CSS *= factor
     if name == "contrast":
+        levels_CSS *= factor
         levels_CSS += (1 / factor - 1) * _grey_of(levels_CSS).mean()
-    elif name == "saturation":
-        levels_CSS += (1 / factor - 1) * _grey_of(levels_CSS)
-    return levels_CSS.clamp_(0, 255)
+        return levels_CSS.clamp_(0, 255)
+    for rows_CRS in torch.split(levels_CSS, CACHED_ROWS, 1):
+        if name == "hue":
+            _turn_hue(rows_CRS, factor)
+            continue
+        rows_CRS *= factor  # noqa: PLW2901 - a view
+        if name == "saturation":
+            rows_CRS += (1 / factor - 1) * _grey_of(rows_CRS)  # noqa: PLW2901
+        rows_CRS.clamp_(0, 255)
+    return levels_CSS
 
 
 def blur(crop_CSS: Tensor, radius_px: float) -> Tensor:
@@ -71,12 +79,16 @@ def blur(crop_CSS: Tensor, radius_px: float) -> Tensor:
 
     Beyond the edges lie copies of them; Pillow makes new ones in each of its passes.
     """
-    side = crop_CSS.shape[-1]
     weights_K = _blur_weights(radius_px)
+    # Plane by plane: one stays in the processor's cache.
+    return torch.stack([_blur_plane(plane_SS, weights_K) for plane_SS in crop_CSS])
+
+
+def _blur_plane(plane_SS: Tensor, weights_K: NDArray[np.int64]) -> Tensor:
+    side = plane_SS.shape[-1]
     reach = len(weights_K) // 2
-    edges = ((0, 0), (reach, reach), (reach, reach))
-    levels = torch.from_numpy(np.pad(crop_CSS.numpy(), edges, mode="edge")).short()
-    for axis in (1, 2):
+    levels = torch.from_numpy(np.pad(plane_SS.numpy(), reach, mode="edge")).short()
+    for axis in (0, 1):
         total = torch.full_like(levels.narrow(axis, 0, side), 1 << (_WEIGHT_BITS - 1))
         for offset, weight in enumerate(weights_K.tolist()):
             if weight:
@@ -101,7 +113,7 @@ def _blur_weights(radius_px: float) -> NDArray[np.int64]:
     return parts
 
 
-def _turn_hue(levels_CSS: Tensor, factor: float) -> Tensor:
+def _turn_hue(levels_CSS: Tensor, factor: float) -> None:
     """Turn the colour wheel by `factor` of a circle; lightest and darkest channel keep levels.
 
     Around the wheel a channel is a trapezoid: high up to a sixth of the circle from its own colour,
@@ -120,7 +132,7 @@ def _turn_hue(levels_CSS: Tensor, factor: float) -> Tensor:
     ahead_CSS.sign_()
     torch.add(negative_middle, levels_CSS, alpha=2, out=levels_CSS)
     levels_CSS.addcmul_(step, ahead_CSS)
-    return torch.clamp(levels_CSS, low, high, out=levels_CSS)
+    torch.clamp(levels_CSS, low, high, out=levels_CSS)
 
 
 def _grey_of(levels_CSS: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional  # type: ignore[import-untyped]
 
-from mal.data.transforms import adjust, augment_colours, blur, jitter_colours
+from mal.data.transforms import CACHED_ROWS, adjust, augment_colours, blur, jitter_colours
 
 SMALLEST_RADIUS, LARGEST_RADIUS, BLUR_REACH = 0.1, 2.0, 6
 
@@ -34,11 +34,12 @@ def tensor_of(image: Image.Image) -> Tensor:
 @given(
     st.sampled_from(["brightness", "contrast", "saturation", "hue"]),
     st.floats(-1, 1),
+    st.sampled_from([12, CACHED_ROWS, 2 * CACHED_ROWS + 2]),
     st.integers(0, 99),
 )
-def test_every_change_is_torchvisions(name: str, draw: float, seed: int) -> None:
+def test_every_change_is_torchvisions(name: str, draw: float, size_px: int, seed: int) -> None:
     factor = draw * 0.1 if name == "hue" else 1 + draw * 0.4
-    original = crop(seed=seed)
+    original = crop(size_px, seed)
     expected = getattr(functional, f"adjust_{name}")(original.float() / 255, factor) * 255
     # torchvision's luma weights add up to 0.9999: 0.03 levels of white, 0.4 times
     torch.testing.assert_close(adjust(name, original.float(), factor), expected, atol=0.02, rtol=0)
