@@ -1,8 +1,8 @@
 """The student's photometric augmentation (Lan et al. 2023): colour jitter, greyscale, blur.
 
 The changes are those of torchvision's transforms, whose steps through Pillow's images cost most of
-an item; here planes are changed at once. Shape letters: C = 3 channels, S crop side (px), R some of
-its rows, K weights.
+an item; here planes are changed at once. Shape letters: C = 3 channels, P some of them, S crop side
+(px), R some of its rows, K weights.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 JITTER_PROBABILITY, GREY_PROBABILITY, BLUR_PROBABILITY = 0.5, 0.2, 0.5
 BLUR_RADIUS_PX = (0.1, 2.0)
 
-# What a change makes of so many rows of a crop of 512 px stays in the processor's cache.
-CACHED_ROWS = 64
+# What a change makes of so many pixels stays in the processor's cache: colours, and blur's 16 bits.
+CACHED_COLOURS = 51_200
+CACHED_SHORTS = 262_144
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 _NUM_BOX_BLURS = 3
@@ -63,7 +64,8 @@ def adjust(name: str, levels_CSS: Tensor, factor: float) -> Tensor:
         levels_CSS *= factor
         levels_CSS += (1 / factor - 1) * _grey_of(levels_CSS).mean()
         return levels_CSS.clamp_(0, 255)
-    for rows_CRS in torch.split(levels_CSS, CACHED_ROWS, 1):
+    num_rows = max(CACHED_COLOURS // levels_CSS.shape[-1], 1)
+    for rows_CRS in torch.split(levels_CSS, num_rows, 1):
         if name == "hue":
             _turn_hue(rows_CRS, factor)
             continue
@@ -80,15 +82,17 @@ def blur(crop_CSS: Tensor, radius_px: float) -> Tensor:
     Beyond the edges lie copies of them; Pillow makes new ones in each of its passes.
     """
     weights_K = _blur_weights(radius_px)
-    # Plane by plane: one stays in the processor's cache.
-    return torch.stack([_blur_plane(plane_SS, weights_K) for plane_SS in crop_CSS])
+    num_planes = max(CACHED_SHORTS // crop_CSS[0].numel(), 1)
+    parts = torch.split(crop_CSS, num_planes)
+    return torch.cat([_blur_planes(planes_PSS, weights_K) for planes_PSS in parts])
 
 
-def _blur_plane(plane_SS: Tensor, weights_K: NDArray[np.int64]) -> Tensor:
-    side = plane_SS.shape[-1]
+def _blur_planes(planes_PSS: Tensor, weights_K: NDArray[np.int64]) -> Tensor:
+    side = planes_PSS.shape[-1]
     reach = len(weights_K) // 2
-    levels = torch.from_numpy(np.pad(plane_SS.numpy(), reach, mode="edge")).short()
-    for axis in (0, 1):
+    edges = ((0, 0), (reach, reach), (reach, reach))
+    levels = torch.from_numpy(np.pad(planes_PSS.numpy(), edges, mode="edge")).short()
+    for axis in (1, 2):
         total = torch.full_like(levels.narrow(axis, 0, side), 1 << (_WEIGHT_BITS - 1))
         for offset, weight in enumerate(weights_K.tolist()):
             if weight:
