@@ -4,7 +4,7 @@ A schema accepts what `load_spec` accepts, and nothing else, for documents that 
 it cannot say: a key that must be set may still be absent or `???`, since a template is valid too;
 an integer must lie in the range of a float where a number is asked for;
 of a key that stands in a document under several of its names, the last one counts; a reference
-`${key}` must name a key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
+`${key}` must name another key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
 
 Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
 `popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mal.errors import SpecError
@@ -112,6 +112,7 @@ def test_schema_and_loader_accept_the_same(action: str, document: dict[str, Any]
     own = document.get(action)
     if action != "train" and not isinstance(own, dict):
         return  # the checkpoint is missing, which a schema does not say
+    assume(document.get("results_dir") != "${results_dir}")  # nor that a key refers to itself
     assert schema_accepts(action, document) == loader_accepts(action, document)
 
 
