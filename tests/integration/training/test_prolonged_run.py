@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_sets import HYBRID, TINY_VIT, TinySet, training_overrides, training_spec, write_tiny_set
+from tiny_sets import (
+    HYBRID,
+    TINY_VIT,
+    TinySet,
+    training_overrides,
+    training_spec,
+    write_set_of_seven,
+)
 
 from mal.cli import main
 from mal.errors import SpecError
@@ -21,12 +28,8 @@ CONSTANT_LR = "train.min_lr_rate=1"
 
 @pytest.fixture
 def tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinySet:
-    """A set of 7 boxes: four steps an epoch, the last one of an incomplete batch."""
     monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "cache"))
-    whole = write_tiny_set(tmp_path / "set", num_images=4)
-    document = whole.document()
-    document["annotations"].pop()
-    return whole.rewritten(document, "seven.json")
+    return write_set_of_seven(tmp_path / "set")
 
 
 def latest_name(folder: Path) -> str:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_sets import HYBRID, TINY_VIT, TinySet, training_overrides, training_spec, write_tiny_set
+from tiny_sets import (
+    HYBRID,
+    TINY_VIT,
+    TinySet,
+    training_overrides,
+    training_spec,
+    write_set_of_seven,
+)
 from torch import Tensor
 
 from mal.stages import run_train
@@ -29,12 +36,8 @@ CACHED = (
 
 @pytest.fixture
 def tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinySet:
-    """A set of 7 boxes: batches of 2 leave an incomplete last one."""
     monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "cache"))
-    whole = write_tiny_set(tmp_path / "set", num_images=4)
-    document = whole.document()
-    document["annotations"].pop()
-    return whole.rewritten(document, "seven.json")
+    return write_set_of_seven(tmp_path / "set")
 
 
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:

@@ -1,46 +1,23 @@
 """The metadata that tells where an artifact came from."""
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+import snapshots
+from kfp_artifact import Artifact
 
 from mal.errors import ArtifactError
 from mal.lifecycle import lineage, steps
 from mal.lifecycle.model_fetch import FetchedModel
-from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
+from mal.lifecycle.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec
 
-SPLIT = SplitSnapshot(
-    images_uri="s3://bucket/images",
-    annotations_uri="s3://bucket/train.json",
-    annotations_sha256="a" * 64,
-    images_sha256="b" * 64,
-    num_images=3,
-    num_missing_images=0,
-    num_boxes=5,
-    num_crowds=0,
-    num_categories=2,
-    has_masks=True,
-    image_bytes=10,
-)
+SPLIT = dataclasses.replace(snapshots.SPLIT, images_uri="s3://bucket/images", has_masks=True)
 STEP = {"git_commit": "5" * 40, "image_digest": "sha256:55ee"}
 BOXES_ONLY = DatasetManifest("c" * 64, SPLIT, None, SPLIT)
-
-
-@dataclass
-class Artifact:
-    """A KFP artifact on a local disk."""
-
-    path: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        return f"minio://bucket{self.path}"
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import html.parser
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp_artifact import Artifact
 
 from mal.errors import ArtifactError
 from mal.lifecycle import steps
@@ -156,23 +156,11 @@ def test_the_store_is_read_over_s3_as_well(s3: Any, store: Path, tmp_path: Path)
     }
 
 
-@dataclass
-class Artifact:
-    """A KFP artifact on a cluster, of whose files this folder is the store."""
-
-    path: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        return f"minio://bucket/{self.path}"
-
-
 def write_page_of_step(folder: Path, step: str, **facts: dict[str, Any]) -> None:
     """Leave what the launcher keeps of a step: the files of its artifacts."""
     summary = folder / step / "0f3e" / "summary"
     summary.parent.mkdir(parents=True)
-    made = {name: Artifact(f"{step}/0f3e/{name}", known) for name, known in facts.items()}
+    made = {name: Artifact(f"/{step}/0f3e/{name}", known) for name, known in facts.items()}
     steps.write_summary(Artifact(str(summary)), "## Page\n\n```\nnone\n```\n", **made)
 
 

@@ -1,10 +1,12 @@
 """What the pipeline steps do around an action."""
 
+import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from snapshots import SPLIT
 
 from mal.errors import ArtifactError, MalError, SpecError
 from mal.lifecycle import steps
@@ -14,18 +16,8 @@ from mal.spec import ExperimentSpec
 
 
 def split(name: str) -> SplitSnapshot:
-    return SplitSnapshot(
-        images_uri=f"/data/{name} images",
-        annotations_uri=f"/data/{name}: #1.json",
-        annotations_sha256="a" * 64,
-        images_sha256="b" * 64,
-        num_images=3,
-        num_missing_images=0,
-        num_boxes=5,
-        num_crowds=0,
-        num_categories=2,
-        has_masks=False,
-        image_bytes=10,
+    return dataclasses.replace(
+        SPLIT, images_uri=f"/data/{name} images", annotations_uri=f"/data/{name}: #1.json"
     )
 
 
