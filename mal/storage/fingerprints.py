@@ -17,7 +17,8 @@ from mal.storage.uris import RemoteUri, parse_remote_uri
 
 def describe_inputs(uris: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Describe inputs by their spec keys; keys without a uri are left out."""
-    return {key: describe_input(uri) for key, uri in uris.items() if uri}
+    described = {uri: describe_input(uri) for uri in set(uris.values()) if uri}
+    return {key: described[uri] for key, uri in uris.items() if uri}
 
 
 def describe_input(uri: str) -> dict[str, str]:
