@@ -7,6 +7,7 @@ from mal.jobs.data_sources import (
     DataSource,
     data_source_keys,
     missing_places,
+    places_of,
     root_keys,
     snapshot_uris,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "parent_job_keys",
     "parent_model",
     "parent_model_folder",
+    "places_of",
     "ptm_if_no_resume_model",
     "resume_model",
     "root_keys",

@@ -10,13 +10,13 @@ import dataclasses
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 
 from mal.errors import SpecError, StorageError
 from mal.jobs.local_paths import Place, looking_at
 from mal.spec import ExperimentSpec
-from mal.spec.load import spec_as_dict
 from mal.storage import redact_uri
 from mal.storage.objects import head_object
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -78,17 +78,21 @@ _SNAPSHOT_PARTS = {
 _SNAPSHOT_FILES = {IMAGES_FILE: "images", ANNOTATIONS_FILE: "annotations"}
 
 
+def places_of(action: str, spec: ExperimentSpec) -> dict[str, str]:
+    """Return by key where an action reads its data; '' where the spec does not say."""
+    return {source.key: attrgetter(source.key)(spec) for source in DATA_SOURCES[action]}
+
+
 def missing_places(action: str, spec: ExperimentSpec) -> dict[str, str]:
     """Return by key what the spec must still say of where to read and write, and how."""
-    values = spec_as_dict(spec)
+    places = places_of(action, spec)
     missing = {
         source.key: f"{source.key} must be set, got ''. Write {source.key}=PATH, or give a root "
         f"that holds {source.file_name} as {source.dataset}."
         for source in DATA_SOURCES[action]
-        if not source.is_optional
-        and not values[source.key.partition(".")[0]][source.key.partition(".")[2]]
+        if not source.is_optional and not places[source.key]
     }
-    if not values["results_dir"] and not values[action]["results_dir"]:
+    if not spec.results_dir and not getattr(spec, action).results_dir:
         missing["results_dir"] = "results_dir must be set, got ''. Write results_dir=FOLDER."
     return missing
 

@@ -29,6 +29,7 @@ from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space
 from mal.errors import MalError, MissingExtraError, SpecError, StorageError
+from mal.jobs import places_of
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
@@ -272,18 +273,12 @@ def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusL
     """Record the search as every action is recorded."""
     results.restore(_RESTORED)
     status = StatusLog(results.path)
-    dataset = spec.dataset
-    inputs = {
-        "dataset.train_ann_path": dataset.train_ann_path,
-        "dataset.train_img_dir": dataset.train_img_dir,
-        "dataset.val_ann_path": dataset.val_ann_path,
-        "dataset.val_img_dir": dataset.val_img_dir,
-    }
     try:
         write_text(results.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
         status.write(Status.STARTED, f"{ACTION} started")
         yield status
-        write_manifest(results.path, action=ACTION, inputs=describe_inputs(inputs))
+        inputs = describe_inputs(places_of("train", spec))
+        write_manifest(results.path, action=ACTION, inputs=inputs)
         status.write(Status.SUCCESS, f"{ACTION} finished")
     except BaseException as error:
         with contextlib.suppress(OSError):

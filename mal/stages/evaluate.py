@@ -15,7 +15,7 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError
 from mal.evaluation.report import write_report
-from mal.jobs import checkpoint_of
+from mal.jobs import checkpoint_of, places_of
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
 from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
@@ -44,11 +44,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
     """
     dataset = spec.dataset
     section = dataclasses.replace(spec.evaluate, checkpoint=checkpoint_of(spec.evaluate.checkpoint))
-    inputs = {
-        "evaluate.checkpoint": section.checkpoint,
-        "dataset.val_ann_path": dataset.val_ann_path,
-        "dataset.val_img_dir": dataset.val_img_dir,
-    }
+    inputs = {"evaluate.checkpoint": section.checkpoint, **places_of("evaluate", spec)}
     with handling_stop_signals(), recording("evaluate", spec, inputs) as session:
         reader = open_image_set(
             dataset.val_ann_path,

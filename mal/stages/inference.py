@@ -14,7 +14,7 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
-from mal.jobs import checkpoint_of
+from mal.jobs import checkpoint_of, places_of
 from mal.labeling.label_file import write_labels
 from mal.labeling.load import load_model, prediction_settings
 from mal.labeling.mask_spool import MaskSpool
@@ -44,11 +44,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     section = dataclasses.replace(
         spec.inference, checkpoint=checkpoint_of(spec.inference.checkpoint)
     )
-    inputs = {
-        "inference.checkpoint": section.checkpoint,
-        "inference.ann_path": section.ann_path,
-        "inference.img_dir": section.img_dir,
-    }
+    inputs = {"inference.checkpoint": section.checkpoint, **places_of("inference", spec)}
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
         labels = _output_file(session.results, section.label_dump_path)
         session.outputs.append(labels)

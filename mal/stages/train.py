@@ -24,6 +24,7 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
 from mal.evaluation.metrics import rows_to_measure
+from mal.jobs import places_of
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
@@ -76,10 +77,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     """
     dataset = spec.dataset
     inputs = {
-        "dataset.train_ann_path": dataset.train_ann_path,
-        "dataset.train_img_dir": dataset.train_img_dir,
-        "dataset.val_ann_path": dataset.val_ann_path,
-        "dataset.val_img_dir": dataset.val_img_dir,
+        **places_of("train", spec),
         "train.pretrained_model_path": spec.train.pretrained_model_path,
     }
     with (
