@@ -131,30 +131,31 @@ def target_of(options: argparse.Namespace, environ: Mapping[str, str] = os.envir
         raise TargetError(
             f"gpu-resource must come with --gpus, got {options.gpu_resource} alone. Add --gpus 1."
         )
-    # A tag on the command line is meant: digests of the environment must not beat it.
-    digests = environ.get(DIGESTS_VARIABLE) if options.tag is None else None
     return Target(
-        image_references(
-            _first(options.registry, environ.get(REGISTRY_VARIABLE)),
-            _first(options.tag, environ.get(TAG_VARIABLE)),
-            options.digests or _path(digests),
-        ),
+        images_of(environ, options.registry, options.tag, options.digests),
         StepResources(
             options.gpus, options.gpu_resource or DEFAULT_GPU_RESOURCE, options.memory, options.cpu
         ),
     )
 
 
-def images_of(environ: Mapping[str, str] = os.environ) -> ImageReferences:
-    """Read where the environment says that the images are.
+def images_of(
+    environ: Mapping[str, str] = os.environ,
+    registry: str | None = None,
+    tag: str | None = None,
+    digests: Path | None = None,
+) -> ImageReferences:
+    """Return where the images are; what is not given the environment says.
 
     Raises:
-        MalError: It says what cannot be used.
+        MalError: Something of it cannot be used.
     """
+    # A tag that is given is meant: digests of the environment must not beat it.
+    file = environ.get(DIGESTS_VARIABLE) if tag is None else None
     return image_references(
-        environ.get(REGISTRY_VARIABLE) or None,
-        environ.get(TAG_VARIABLE) or None,
-        _path(environ.get(DIGESTS_VARIABLE)),
+        _first(registry, environ.get(REGISTRY_VARIABLE)),
+        _first(tag, environ.get(TAG_VARIABLE)),
+        digests or (Path(file).expanduser() if file else None),
     )
 
 
@@ -179,7 +180,3 @@ def cluster_target_of(
 def _first(option: str | None, variable: str | None) -> str | None:
     """Return the option, else what the variable holds; an empty variable is none."""
     return option if option is not None else variable or None
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
