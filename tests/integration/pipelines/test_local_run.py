@@ -18,7 +18,7 @@ from mal.artifacts import made_by
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
 from mal.lifecycle.lineage_graph import read_lineage
-from pipelines._interrupts import descendants_of
+from pipelines._step_guard import descendants_of
 
 pytestmark = pytest.mark.integration
 
