@@ -83,9 +83,9 @@ def start_run(
             cwd=REPOSITORY,
             env={
                 **os.environ,
-                **(environment or {}),
                 "PYTHONPATH": str(REPOSITORY),
                 "COLUMNS": "100",
+                **(environment or {}),
             },
             stdin=subprocess.DEVNULL,
             stdout=stream,
