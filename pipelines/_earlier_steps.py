@@ -48,8 +48,7 @@ class EarlierStep:
         return key_of(self.inputs)
 
     def write(self) -> None:
-        """Write it into the folder, which is made if need be."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write it into the folder."""
         content = {"inputs": dict(self.inputs), "outputs": list(self.outputs)}
         write_json(self.folder / STEP_RECORD, content)
 
@@ -121,6 +120,8 @@ class EarlierSteps:
         Returns:
             Where it was, and the lock that goes with the folder; None: there is nothing.
         """
+        if self._outputs.folder.exists():  # of an earlier try in this run
+            return None
         for run_folder, record in self._records:
             if record.is_finished or record.key != self._key:
                 continue
@@ -147,7 +148,8 @@ class EarlierSteps:
 
 
 def lock_step(folder: Path) -> int | None:
-    """Take the lock of a step's folder; None where the file system has none."""
+    """Take the lock of a step's folder, made if need be; None where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
     return open_lock(folder / _STEP_LOCK)
 
 
@@ -164,7 +166,7 @@ def _lock_when_ended(
     """Take the lock of a stopped step; one whose run was killed may still write its checkpoint."""
     while True:
         with contextlib.suppress(OSError):
-            lock = lock_step(record.folder)
+            lock = open_lock(record.folder / _STEP_LOCK)
             if lock is not None:
                 if read_step(record.folder) == record and _is_lock_of(lock, record.folder):
                     return lock

@@ -94,7 +94,12 @@ class Interrupts:
                 process.terminate()
         try:
             yield process
+        except BaseException:
+            process.terminate()
+            raise
         finally:
+            if process.stdout is not None:
+                process.stdout.close()  # who reads no more must not block it
             process.wait()
             with self._lock:
                 self._running.discard(process)

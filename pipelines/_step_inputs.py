@@ -165,8 +165,11 @@ def _digest_artifact(artifact: Mapping[str, Any], run: RunFolder) -> Any:
 
 
 def _digest_file(path: Path, run: RunFolder) -> str:
-    facts = path.stat()
-    return _digest_unchanged_file(path, run, facts.st_size, facts.st_mtime_ns)
+    try:
+        facts = path.stat()
+        return _digest_unchanged_file(path, run, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:  # what cannot be read is for the step to say
+        return str(error.strerror)
 
 
 @functools.cache

@@ -94,8 +94,11 @@ class StepLog(io.TextIOBase):
 
     def _take(self, line: str, writer: _Writer) -> None:
         if self._kept is not None:
-            self._kept.write(f"{line}\n")
-            self._kept.flush()
+            try:
+                self._kept.write(f"{line}\n")
+                self._kept.flush()
+            except OSError:  # a full disk ends the steps that write results, not the others
+                self._kept = None
         runner_line = _RUNNER_LINE.match(line)
         if runner_line:
             self._take_runner_line(runner_line["level"], runner_line["message"], writer)

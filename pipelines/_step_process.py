@@ -106,9 +106,9 @@ class _StepProcess:
                 _show(f"going on from {place}")
             elif (other := earlier.difference()) is not None:
                 _show(f"not taken from {other[0]}, {other[1]}")
-        EarlierStep(folder, inputs).write()
         if lock is None:
-            lock = lock_step(folder)
+            lock = lock_step(folder)  # before the record: another run must not take it for stopped
+        EarlierStep(folder, inputs).write()
         try:
             is_done = self._run_process(lock) == 0
             if is_done:
