@@ -24,6 +24,7 @@ def promote(
     category_margin: float = 0.05,
     category_floor: float = 0.0,
     max_parity_diff: float = 0.001,
+    min_gain: float = 0.0,
     registry: str = "",
     model_name: str = "mal",
     run_id: str = "",
@@ -51,6 +52,8 @@ def promote(
         category_margin: The same for the IoU of every single category.
         category_floor: Least IoU of every category.
         max_parity_diff: Most that the exported model may differ from PyTorch.
+        min_gain: How much better than the best masks without training (plain box, ellipse,
+            training-free) the mean IoU of a first model must be; -1 does not ask.
         registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
         model_name: Name of the registered model there.
         run_id: Of this pipeline run, recorded there.
@@ -72,7 +75,13 @@ def promote(
             champion_metrics=steps.read_metrics(champion_metrics) if champion_version else None,
             lineage=lineage.described(snapshot, dataset, model, onnx, report),
         )
-        limits = GateSettings(miou_margin, category_margin, category_floor, max_parity_diff)
+        limits = GateSettings(
+            miou_margin=miou_margin,
+            category_margin=category_margin,
+            category_floor=category_floor,
+            max_parity_diff=max_parity_diff,
+            min_gain=min_gain,
+        )
         place = registry_of_run(registry, model_name, run_id=run_id, run_name=run_name)
         found = read_detection(Path(snapshot.path))
         outcome = promotion.settle(found, candidate, candidate.judge(limits), place)

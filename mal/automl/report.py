@@ -58,6 +58,7 @@ def write_search_report(
     *,
     has_baseline: bool,
     facts: Mapping[str, str],
+    warning: str = "",
 ) -> None:
     """Write the page.
 
@@ -67,12 +68,14 @@ def write_search_report(
         study: That the plots are drawn of.
         has_baseline: Whether trial 0 has the values that were there before.
         facts: What the page is about, by name.
+        warning: What stands above everything else.
     """
     best, baseline = best_of(records), records[0] if records and has_baseline else None
     num_complete = sum(record.end is TrialEnd.COMPLETE for record in records)
     header, *rows = csv.reader(io.StringIO(leaderboard_csv(records)))
     content = {
         "title": "AutoML search",
+        "warning": warning[:1].upper() + warning[1:],
         "best": best,
         "has_baseline": has_baseline,
         "best_values": _short_values(best),

@@ -87,8 +87,11 @@ class SearchPlan:
         Raises:
             SpecError: The values do not go together.
         """
+        is_baseline = dict(values) == self.baseline
         overrides = [
             "train.validation_interval=1",
+            # The same for every trial: the first one measures it.
+            *([] if is_baseline else ["evaluate.training_free=false"]),
             *self.settings.trial_overrides,
             *slot.overrides,
             *as_overrides(values),

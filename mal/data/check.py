@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems, load_boxes
+from mal.data.box_masks import reason_masks_are_boxes, reason_without_true_masks
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -127,7 +128,7 @@ def _summary_of(boxes: CocoBoxes, annotations: str) -> str:
     return (
         f"{annotations}: {len(boxes.images)} images, {num_boxes} boxes "
         f"({int(boxes.is_crowd_N.sum())} crowds){prompts}, {len(boxes.categories)} categories, "
-        f"{'with' if boxes.has_masks() else 'without'} true masks"
+        f"{'without' if reason_without_true_masks(boxes) else 'with'} true masks"
     )
 
 
@@ -166,6 +167,8 @@ def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
 def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
     if boxes.segmentations is None or not boxes.has_masks():
         return
+    if reason := reason_masks_are_boxes(boxes):
+        notes.add("masks that measure nothing", reason)
     for index, is_given in enumerate(boxes.segmentations.is_given_N):
         if not is_given:
             notes.add("box without a segmentation, others have one", _name_of(boxes, index))

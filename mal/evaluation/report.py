@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mal.artifacts import write_text
 from mal.data.annotations import CocoBoxes, Rle
 from mal.errors import AnnotationError, MalError
+from mal.evaluation.baselines import BASELINES, usefulness_warning
 from mal.evaluation.histogram import Histogram, lay_out_histogram
 from mal.evaluation.metrics import (
     InstanceScore,
@@ -24,6 +25,7 @@ from mal.evaluation.metrics import (
     instances_by_size,
     mean_over_categories,
     reason_unmeasured,
+    skipped_objects,
 )
 from mal.evaluation.pictures import Picture, draw_object
 from mal.labeling.masks import InstanceMask, PredictedMasks
@@ -36,7 +38,6 @@ TEMPLATE = "report.html.j2"
 
 ImageReader = Callable[[int], NDArray[np.uint8]]
 
-BASELINES = {"box": "plain box", "ellipse": "its ellipse", "training_free": "training-free"}
 _MEASURED_KEY = "mIoU"
 _SIZE_RULES = {
     "small": "box up to 32² px",
@@ -129,7 +130,9 @@ def write_report(
     content = {
         "title": title,
         "tiles": tiles,
-        "notice": _unmeasured_notice(figures, masks) if is_unmeasured else "",
+        "notice": _unmeasured_notice(figures, masks)
+        if is_unmeasured
+        else _as_sentence(usefulness_warning(figures)),
         "tables": page.tables(figures),
         "histogram": page.histogram(),
         "has_reference": page.is_measured,
@@ -140,7 +143,11 @@ def write_report(
 
 def _unmeasured_notice(figures: Mapping[str, Any], masks: PredictedMasks) -> str:
     shown = "predictions shown, " if len(masks) else ""
-    return f"{reason_unmeasured(figures)}: {shown}nothing measured"
+    return _as_sentence(f"{reason_unmeasured(figures)}: {shown}nothing measured.")
+
+
+def _as_sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _render_within_budget(content: Mapping[str, Any], galleries: Sequence[Gallery]) -> str:
@@ -345,16 +352,6 @@ def _ious_by_category(per_category: Mapping[str, Mapping[str, Any]]) -> tuple[Ta
 
 
 def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
-    skipped = tuple(
-        f"{figures[key]:,} {reason}"
-        for key, reason in (
-            ("num_crowds_skipped", "crowds skipped"),
-            ("num_without_mask_skipped", "without true mask skipped"),
-            ("num_outside_limits_skipped", "outside the size limits skipped"),
-            ("num_unusable_skipped", "unusable annotations skipped"),
-        )
-        if figures.get(key)
-    )
     return (
         Tile("mIoU", _decimal(figures[_MEASURED_KEY]), _against(figures, "mIoU", "mIoU")),
         Tile(
@@ -367,7 +364,11 @@ def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
             _decimal(figures.get("AP")),
             tuple(f"{key} {_decimal(figures[key])}" for key in ("AP50", "AP75") if key in figures),
         ),
-        Tile("Objects measured", f"{figures['num_instances']:,}", skipped),
+        Tile(
+            "Objects measured",
+            f"{figures['num_instances']:,}",
+            tuple(f"left out: {phrase}" for phrase in skipped_objects(figures)),
+        ),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mal.evaluation.metrics import reason_unmeasured
+from mal.evaluation.metrics import measured_objects, reason_unmeasured
 
 
 def result_lines(action: str, result: Any) -> Iterator[str]:
@@ -26,7 +26,14 @@ def result_lines(action: str, result: Any) -> Iterator[str]:
 
 
 def _train_lines(metrics: Mapping[str, float]) -> Iterator[str]:
-    for name in ("val_mIoU", "val_mean_iou_instances", "val_box_iou", "train_time_s"):
+    for name in (
+        "val_mIoU",
+        "val_mean_iou_instances",
+        "val_box_iou",
+        "val_ellipse_iou",
+        "val_training_free_iou",
+        "train_time_s",
+    ):
         if name in metrics:
             yield f"{name}={metrics[name]:.4f}"
 
@@ -36,6 +43,7 @@ def evaluation_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if metrics["mIoU"] is None:
         yield f"{reason_unmeasured(metrics)}: nothing is measured"
         return
+    yield measured_objects(metrics)
     for name in (
         "mIoU",
         "mean_iou_instances",

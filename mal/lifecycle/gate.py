@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mal.evaluation.baselines import best_baseline
+
 
 @dataclass(frozen=True)
 class GateSettings:
@@ -17,12 +19,15 @@ class GateSettings:
         category_margin: The same for the IoU of every single category.
         category_floor: Least IoU of every category, whatever the champion has.
         max_parity_diff: Most that the exported model's probabilities may differ from PyTorch's.
+        min_gain: How much better than the best masks without training a first model must be, in
+            mean IoU of objects; -1 does not ask.
     """
 
     miou_margin: float = 0.005
     category_margin: float = 0.05
     category_floor: float = 0.0
     max_parity_diff: float = 1e-3
+    min_gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def _figure_checks(
         return
     if best is None:
         yield Check("mIoU", own, None, "has no champion's to be compared with", True)
+        yield from _gain_checks(challenger, settings)
     else:
         yield _same_set(challenger, champion)
         limit = best - settings.miou_margin
@@ -97,6 +103,17 @@ def _figure_checks(
         )
         is_passed = own is not None and own >= limit
         yield Check(f"IoU of {name}", own, best, f"must be at least {limit:.4f}", is_passed)
+
+
+def _gain_checks(challenger: Mapping[str, Any], settings: GateSettings) -> Iterator[Check]:
+    """Compare a first model with masks that need no training: it has no champion to beat."""
+    best = best_baseline(challenger.get("baselines") or {})
+    if settings.min_gain <= -1 or best is None:
+        return
+    name, iou = best
+    own, limit = _figure(challenger.get("mean_iou_instances")), iou + settings.min_gain
+    rule = f"must be above {limit:.4f}: the {name} reaches {iou:.4f} without training (min_gain)"
+    yield Check("mean IoU of objects", own, None, rule, own is not None and own > limit)
 
 
 def _same_set(challenger: Mapping[str, Any], champion: Mapping[str, Any]) -> Check:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mal.evaluation.baselines import BASELINES, usefulness_warning
+from mal.evaluation.metrics import measured_objects, reason_unmeasured
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.promotion import Outcome
 from mal.lifecycle.snapshot import DatasetManifest
@@ -72,7 +74,8 @@ def evaluation_markdown(data: DatasetManifest, metrics: Mapping[str, Any]) -> st
     """Show mIoU and the IoU of every category beside that of the plain boxes."""
     part = evaluated_part(data)
     if metrics.get("mIoU") is None:
-        return _page("Nothing was measured", f"No box that counts has a true mask in the {part}.")
+        reason = reason_unmeasured(metrics)
+        return _page("Nothing was measured", f"Of the {part}: {reason}.")
     rows = [("all (mIoU)", metrics["mIoU"], metrics["box_mIoU"], metrics["num_instances"])]
     plain = metrics["box_iou_per_category"]
     rows += [
@@ -81,9 +84,25 @@ def evaluation_markdown(data: DatasetManifest, metrics: Mapping[str, Any]) -> st
     ]
     return _page(
         f"mIoU {metrics['mIoU']:.4f}",
-        f"Measured on the {part}.",
+        _warning(usefulness_warning(metrics)),
+        f"Measured on the {part}: {measured_objects(metrics)}.",
+        markdown_table(
+            ("masks of", "mean IoU"),
+            [
+                ("the model", metrics["mean_iou_instances"]),
+                *(
+                    (f"{BASELINES[name]}, no training", iou)
+                    for name, iou in metrics["baselines"].items()
+                    if iou is not None
+                ),
+            ],
+        ),
         markdown_table(("objects", "IoU", "IoU of the plain boxes", "count"), rows),
     )
+
+
+def _warning(text: str) -> str:
+    return f"**Warning:** {text}" if text else ""
 
 
 def facts_markdown(title: str, facts: Mapping[str, object]) -> str:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
+    EPOCH_METRICS_FILE,
     EXPERIMENT_FILE,
     REPORT_FILE,
     write_json,
@@ -28,7 +29,9 @@ from mal.automl.cost import TrialCost, measure_cost
 from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space
+from mal.automl.trial import trial_folder
 from mal.errors import MalError, MissingExtraError, SpecError, StorageError
+from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
 from mal.jobs import places_of
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
@@ -63,6 +66,7 @@ class SearchResult:
         leaderboard: A line a trial, CSV.
         report: One self-contained page.
         num_trials: In all.
+        warning: That the best model is not better than what needs no training; '' if it is.
     """
 
     results_dir: Path
@@ -75,6 +79,7 @@ class SearchResult:
     leaderboard: Path
     report: Path
     num_trials: int
+    warning: str = ""
 
     def read_best_spec(self) -> ExperimentSpec:
         """Return the spec with the best values."""
@@ -119,7 +124,10 @@ def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
     ):
         study = _search(plan, results, status, stop)
         result = _result(plan, study)
-        _write_report(plan, study)
+        _write_report(plan, study, result.warning)
+        if result.warning:
+            log.warning("%s", result.warning)
+            status.write(Status.RUNNING, result.warning, verbosity="WARNING")
         message = f"best is trial {result.best_trial}, mIoU {result.best_mean_iou:.4f}"
         status.write(Status.RUNNING, message, kpi=_kpi(result.best_mean_iou))
     return result
@@ -248,10 +256,20 @@ def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
         leaderboard=plan.folder / LEADERBOARD_FILE,
         report=plan.folder / REPORT_FILE,
         num_trials=len(records),
+        warning=_usefulness_warning(plan.folder, best.number),
     )
 
 
-def _write_report(plan: SearchPlan, study: SearchStudy) -> None:
+def _usefulness_warning(folder: Path, best_trial: int) -> str:
+    """Compare the best trial with the baselines, some of which only trial 0 measured."""
+    first, best = (
+        metrics_of_best_epoch(trial_folder(folder, number) / EPOCH_METRICS_FILE)
+        for number in (0, best_trial)
+    )
+    return usefulness_warning(first | best, "val_")
+
+
+def _write_report(plan: SearchPlan, study: SearchStudy, warning: str) -> None:
     from mal.automl.report import write_search_report
 
     settings = plan.settings
@@ -264,7 +282,12 @@ def _write_report(plan: SearchPlan, study: SearchStudy) -> None:
         "validation set": plan.base.dataset.val_ann_path,
     }
     write_search_report(
-        plan.folder / REPORT_FILE, study.records(), study.study, has_baseline=True, facts=facts
+        plan.folder / REPORT_FILE,
+        study.records(),
+        study.study,
+        has_baseline=True,
+        facts=facts,
+        warning=warning,
     )
 
 

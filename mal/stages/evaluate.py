@@ -14,6 +14,7 @@ from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError
+from mal.evaluation.baselines import compare_with_baselines, usefulness_warning
 from mal.evaluation.report import write_report
 from mal.jobs import checkpoint_of, places_of
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
@@ -25,7 +26,7 @@ from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
-from mal.stages.measure import measure_model
+from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
 from mal.status import Status
@@ -52,6 +53,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             key="dataset.val",
             with_masks=dataset.load_mask,
         )
+        reader, reason = without_box_masks(reader)
         device = choose_device(spec, section.gpu_ids)
         loaded = load_model(section, spec, device)
         baseline = _training_free_model(loaded, device) if section.training_free else None
@@ -60,8 +62,11 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         reader = with_estimated_boxes(loaded.model, reader, settings, prior)
         measured = measure_model(loaded.model, reader, settings, section, name="evaluate")
         metrics = measured.measurement.metrics
+        if reason:
+            metrics["reason_unmeasured"] = f"dataset.val_ann_path cannot be measured by: {reason}"
         if baseline is not None:
             metrics = metrics | _training_free_figures(baseline, reader, settings, section)
+            metrics |= compare_with_baselines(metrics)
         result = EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
         if not session.is_first:
             return result
@@ -76,6 +81,8 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             image_reader=reader,
             facts=report_facts(loaded, dataset.val_ann_path),
         )
+        for warning in filter(None, (reason, usefulness_warning(metrics))):
+            session.warn(warning)
         figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         session.status.write(Status.RUNNING, "evaluation finished", kpi=figures)
     return result

@@ -5,6 +5,7 @@ Of several ranks each predicts its share of the boxes, and every one gets all ma
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import Rle
+from mal.data.box_masks import reason_masks_are_boxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import in_image_order
 from mal.distributed.workers import Worker
@@ -61,6 +63,19 @@ def measure_model(
     masks = list(predict_rows(model, reader, rows, settings, name))
     measurement = measure_masks(reader.boxes, masks, **bounds)
     return MeasuredModel(masks, measurement)
+
+
+def without_box_masks(reader: ImageReader) -> tuple[ImageReader, str]:
+    """Forget masks that are only the boxes: nothing can be measured by them.
+
+    Returns:
+        The set, and why its masks were dropped; '' where they were not.
+    """
+    reason = reason_masks_are_boxes(reader.boxes)
+    if not reason:
+        return reader, ""
+    boxes = dataclasses.replace(reader.boxes, segmentations=None)
+    return ImageReader(boxes, reader.folder), reason
 
 
 def _mask_to_json(mask: InstanceMask) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs
+
+log = logging.getLogger(__name__)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -54,6 +57,11 @@ class Session:
     def write_spec(self, spec: ExperimentSpec) -> None:
         """Write `experiment.yaml`, the resolved spec."""
         write_text(self.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
+
+    def warn(self, message: str) -> None:
+        """Log a warning, and write it to `status.json`."""
+        log.warning("%s", message)
+        self.status.write(Status.RUNNING, message, verbosity="WARNING")
 
     def upload(self) -> None:
         """Bring what is finished so far to a remote result folder."""

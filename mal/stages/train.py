@@ -19,19 +19,23 @@ from mal.artifacts import (
     LATEST_CHECKPOINT,
     STATUS_FILE,
 )
+from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
+from mal.evaluation.baselines import usefulness_warning
 from mal.evaluation.metrics import rows_to_measure
 from mal.jobs import places_of
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
+from mal.labeling.training_free import TrainingFreeModel
+from mal.model.backbone import ViTBackbone
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
-from mal.stages.measure import measure_model
+from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.memory import (
     fallback_of,
     free_memory,
@@ -92,6 +96,8 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
         )
         device = choose_device(spec, spec.train.gpu_ids)
         metrics = _train_within_memory(reader, spec, device, stop, session)
+        if session.is_first and (warning := usefulness_warning(metrics, "val_")):
+            session.warn(warning)
         session.status.write(Status.RUNNING, "training finished", kpi=kpi_of(metrics))
     return TrainResult(
         results_dir=session.path,
@@ -184,11 +190,14 @@ def _validation(
     reader = open_image_set(
         dataset.val_ann_path, dataset.val_img_dir, key="dataset.val", with_masks=True
     )
+    reader, reason = without_box_masks(reader)
     if not reader.boxes.has_masks():
-        _say_unmeasured(session, "the validation set has no masks")
+        _say_unmeasured(session, f"the validation set measures nothing: {reason or NO_MASKS}")
         return None
     prior = SizePrior.for_set(reader.boxes, trained_prior)
     reader = _sample_boxes(reader, spec)
+    # A frozen backbone gives the same masks at every validation: they are measured once.
+    training_free: dict[str, float] | None = None
 
     def measure(module: Any) -> Mapping[str, float]:
         ensemble = NetworkEnsemble(
@@ -202,12 +211,28 @@ def _validation(
             stop.raise_if_received()
             return ensemble(*inputs)
 
+        nonlocal training_free
         try:
-            return _measure(predict_unless_stopped, reader, prior, spec)
+            metrics = _measure(predict_unless_stopped, reader, prior, spec)
+            if training_free is None:
+                training_free = _measure_training_free(module, reader, prior, spec)
+            return metrics | training_free
         finally:
             module.set_training_modes()
 
     return measure
+
+
+def _measure_training_free(
+    module: Any, reader: ImageReader, prior: SizePrior, spec: ExperimentSpec
+) -> dict[str, float]:
+    """Measure what a frozen backbone gives without training; {} where that is not asked for."""
+    backbone = module.student.backbone
+    is_asked = spec.evaluate.training_free and spec.model.freeze_backbone
+    if not is_asked or not isinstance(backbone, ViTBackbone):
+        return {}
+    metrics = _measure(TrainingFreeModel(backbone, module.device), reader, prior, spec)
+    return {"val_training_free_iou": metrics["val_mean_iou_instances"]} if metrics else {}
 
 
 def _sample_boxes(reader: ImageReader, spec: ExperimentSpec) -> ImageReader:
@@ -238,12 +263,9 @@ def _measure(
     reader = with_estimated_boxes(model, reader, settings, prior)
     measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
     figures = measured.measurement.metrics
-    names = ("mIoU", "mean_iou_instances", "box_iou")
+    names = ("mIoU", "mean_iou_instances", "box_iou", "ellipse_iou")
     return {f"val_{name}": float(figures[name]) for name in names if figures[name] is not None}
 
 
 def _say_unmeasured(session: Session, reason: str) -> None:
-    session.status.write(
-        Status.RUNNING, f"{reason}: {BEST_CHECKPOINT} is the latest", verbosity="WARNING"
-    )
-    log.info("%s: %s will be the latest checkpoint", reason, BEST_CHECKPOINT)
+    session.warn(f"{reason}; {BEST_CHECKPOINT} is the latest checkpoint")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mal.artifacts import EPOCH_METRICS_FILE, write_json
+from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader, select_training_boxes
 from mal.data.datamodule import open_image_set
 from mal.distributed.workers import end_with_parent
@@ -24,6 +25,7 @@ from mal.runtime import Interrupted, choose_device, set_up_logging
 from mal.spec import load_spec
 from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
+from mal.stages.measure import without_box_masks
 from mal.training.step_profile import PROFILE_FILE
 
 EXIT_USER_CAN_MEND = 2
@@ -67,9 +69,13 @@ def require_measurable(spec: ExperimentSpec) -> ImageReader:
         reader = open_image_set(
             dataset.val_ann_path, dataset.val_img_dir, key="dataset.val", with_masks=True
         )
+        reader, reason = without_box_masks(reader)
         if reader.boxes.has_masks():
             return reader
-        problem = f"dataset.val_ann_path must have masks to rank trials, got {dataset.val_ann_path}"
+        problem = (
+            f"dataset.val_ann_path must have true masks to rank trials, got {dataset.val_ann_path}:"
+            f" {reason or NO_MASKS}"
+        )
     raise SpecError(f"{problem}. Give a validation set with masks, or train plainly.")
 
 
@@ -112,6 +118,7 @@ def _time_some_steps(spec: ExperimentSpec, num_boxes: int) -> tuple[float, float
                 oom_fallback=False,
                 results_dir=folder,
             ),
+            evaluate=dataclasses.replace(spec.evaluate, training_free=False),
             wandb=dataclasses.replace(spec.wandb, enable=False),
         )
         result = run_train(short)

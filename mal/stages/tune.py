@@ -20,6 +20,7 @@ import yaml
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
+    EPOCH_METRICS_FILE,
     LATEST_CHECKPOINT,
     MANIFEST_FILE,
     made_by,
@@ -34,6 +35,7 @@ from mal.automl.settings import Budget, SearchSettings, algorithm_from
 from mal.automl.trial import LOG_FILE, SPEC_FILE, trial_folder
 from mal.cluster import WaitLimits
 from mal.errors import MissingExtraError, SpecError
+from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
 from mal.lifecycle import steps
 from mal.lifecycle.lineage import (
     Facts,
@@ -70,6 +72,7 @@ class TunedModel:
         leaderboard: Markdown.
         report: HTML.
         image: That trained it, where that is not the step's own.
+        warning: That the model is not better than what needs no training; '' if it is.
     """
 
     experiment: ExperimentSpec
@@ -80,6 +83,7 @@ class TunedModel:
     leaderboard: str
     report: str
     image: str = ""
+    warning: str = ""
 
 
 SearchRun = Callable[[ExperimentSpec, SearchSettings], TunedModel]
@@ -161,6 +165,7 @@ def train_or_search(
         best_values={},
         best_metric=result.metrics.get("val_mIoU", UNMEASURED),
         best_spec=spec_text(experiment),
+        warning=usefulness_warning(result.metrics, "val_"),
         leaderboard=f"No search: {decision.reason}.\n",
         report=f"<!DOCTYPE html><title>No search</title><p>{html.escape(decision.reason)}.</p>\n",
     )
@@ -177,7 +182,10 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
     trial = trial_folder(result.results_dir, result.best_trial)
     take_model(trial, model_dir)
     best = dataclasses.replace(result.read_best_spec(), results_dir=experiment.results_dir)
-    measured = {"val_mIoU": result.best_mean_iou, "num_trials": float(result.num_trials)}
+    measured = validated_metrics(model_dir) | {
+        "val_mIoU": result.best_mean_iou,
+        "num_trials": float(result.num_trials),
+    }
     if result.baseline_mean_iou is not None:
         measured["baseline_val_mIoU"] = result.baseline_mean_iou
     return TunedModel(
@@ -186,9 +194,16 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
         best_values=result.best_values,
         best_metric=result.best_mean_iou,
         best_spec=spec_text(best),
+        warning=result.warning,
         leaderboard=markdown_from_csv(result.leaderboard.read_text(encoding="utf-8")),
         report=result.report.read_text(encoding="utf-8"),
     )
+
+
+def validated_metrics(model_dir: Path) -> dict[str, float]:
+    """Return what the validation of a model's best epoch measured."""
+    metrics = metrics_of_best_epoch(model_dir / EPOCH_METRICS_FILE)
+    return {name: value for name, value in metrics.items() if name.startswith("val_")}
 
 
 def take_model(trial: Path, model_dir: Path) -> None:
@@ -255,7 +270,8 @@ def leave_outputs(
     Returns:
         Metadata of the model, the leaderboard and the report.
     """
-    write_text(Path(leaderboard), tuned.leaderboard)
+    warning = f"**Warning:** {tuned.warning}\n\n" if tuned.warning else ""
+    write_text(Path(leaderboard), warning + tuned.leaderboard)
     write_text(Path(report), tuned.report)
     steps.replace_links_by_files(model_dir)
     model = model_metadata(tuned.experiment, model_dir, figures(tuned.figures))

@@ -17,13 +17,14 @@ from mal.automl.space import as_overrides, build_search_space
 from mal.cluster import ClusterClient, JobSettings, WaitLimits
 from mal.cluster.experiment_watch import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
+from mal.evaluation.baselines import usefulness_warning
 from mal.lifecycle import steps, training_job
 from mal.lifecycle.lineage import StepArtifact
 from mal.lifecycle.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.spec.schema import action_schema
-from mal.stages.tune import TunedModel, spec_text, take_model
+from mal.stages.tune import TunedModel, spec_text, take_model, validated_metrics
 from mal.storage import fetch_results
 
 
@@ -90,16 +91,28 @@ def search_on_katib(
     best = load_spec("train", spec_as_dict(experiment), as_overrides(best_values))
     records = records_of(finished.trials)
     assert finished.best.metric is not None, "the watch asks for it"
+    measured = validated_metrics(Path(model.path))
+    warning = usefulness_warning(measured, "val_")
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / REPORT_FILE
         facts = {"experiment": f"{finished.namespace}/{finished.name}", "results": root}
         write_search_report(
-            page, records, study_of(space, records), has_baseline=False, facts=facts
+            page,
+            records,
+            study_of(space, records),
+            has_baseline=False,
+            facts=facts,
+            warning=warning,
         )
         report = page.read_text(encoding="utf-8")
     return TunedModel(
         experiment=best,
-        figures={f"val_{METRIC}": finished.best.metric, "num_trials": float(len(records))},
+        figures={
+            **measured,
+            f"val_{METRIC}": finished.best.metric,
+            "num_trials": float(len(records)),
+        },
+        warning=warning,
         best_values=best_values,
         best_metric=finished.best.metric,
         best_spec=spec_text(best),

@@ -42,6 +42,7 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
     category_margin: float = 0.05,
     category_floor: float = 0.0,
     max_parity_diff: float = 0.001,
+    min_gain: float = 0.0,
     registry: str = "",
     model_name: str = "mal",
 ) -> RetrainOutputs:
@@ -69,6 +70,8 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         category_margin: The same for the IoU of every single category.
         category_floor: Least IoU of every category.
         max_parity_diff: Most that the exported model may differ from PyTorch.
+        min_gain: How much better than the best masks without training the mean IoU of a first
+            model must be; -1 does not ask.
         registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
         model_name: Name of the registered model there.
     """
@@ -116,6 +119,7 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
             "category_margin": category_margin,
             "category_floor": category_floor,
             "max_parity_diff": max_parity_diff,
+            "min_gain": min_gain,
             "registry": registry,
             "model_name": model_name,
             "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,

@@ -139,6 +139,7 @@ INTERFACES = {
             "category_margin",
             "category_floor",
             "max_parity_diff",
+            "min_gain",
             "registry",
             "model_name",
             "run_id",

@@ -267,7 +267,7 @@ def test_names_used_by_two_categories_stay_apart() -> None:
 def test_metrics_are_plain_json_values() -> None:
     truth = (0, 0, 4, 4)
     metrics = compute_metrics(set_of_boxes([(0, 1, truth, truth)]), [predict_rectangle(0, truth)])
-    assert {type(v) for v in metrics.values()} <= {float, int, dict, type(None)}
+    assert {type(v) for v in metrics.values()} <= {float, int, bool, dict, type(None)}
 
 
 def test_instances_are_grouped_by_size_with_all_sizes_present() -> None:

@@ -81,3 +81,37 @@ def test_a_better_challenger_is_never_refused_where_a_worse_one_passes(step: int
     worse, better = figures(0.5 + step / 50), figures(0.5 + step / 50 + 0.01)
     champion = figures(0.6)
     assert ask(better, champion).is_passed >= ask(worse, champion).is_passed
+
+
+def with_baselines(own: float, **ious: float | None) -> dict[str, Any]:
+    return {**figures(own, own), "mean_iou_instances": own, "baselines": ious}
+
+
+GAIN = "mean IoU of objects"
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "min_gain", "expected"),
+    [
+        pytest.param(with_baselines(0.7, box=0.5, ellipse=0.6), None, 0.0, [], id="better"),
+        pytest.param(with_baselines(0.55, box=0.5, ellipse=0.6), None, 0.0, [GAIN], id="worse"),
+        pytest.param(
+            with_baselines(0.7, box=0.5, training_free=0.72), None, 0.0, [GAIN], id="training-free"
+        ),
+        pytest.param(with_baselines(0.62, box=0.6), None, 0.05, [GAIN], id="too small a gain"),
+        pytest.param(with_baselines(0.4, box=0.6), None, -1.0, [], id="switched off"),
+        pytest.param(with_baselines(0.7, box=None), None, 0.0, [], id="no baseline was measured"),
+        pytest.param(
+            with_baselines(0.55, box=0.6), figures(0.55, 0.55), 0.0, [], id="has a champion"
+        ),
+    ],
+)
+def test_a_first_model_must_beat_what_needs_no_training(
+    challenger: dict[str, Any],
+    champion: dict[str, Any] | None,
+    min_gain: float,
+    expected: list[str],
+) -> None:
+    settings = GateSettings(min_gain=min_gain)
+    decision = judge(challenger, champion, parity_diff=1e-6, settings=settings)
+    assert failed(decision) == expected

@@ -56,10 +56,19 @@ def test_an_evaluation_shows_every_category_beside_its_plain_boxes() -> None:
         "num_instances": 4,
         "per_category": {"cat": {"iou": 0.71, "count": 4}},
         "box_iou_per_category": {"cat": 0.52},
+        "mean_iou_instances": 0.7,
+        "box_iou": 0.5,
+        "ellipse_iou": 0.72,
+        "baselines": {"box": 0.5, "ellipse": 0.72, "grabcut": None},
+        "num_crowds_skipped": 2,
     }
     text = evaluation_markdown(WITH_VAL, metrics)
     assert text.startswith("## mIoU 0.7000")
     assert "| cat | 0.71 | 0.52 | 4 |" in text
+    assert "| inscribed ellipse, no training | 0.72 |" in text
+    assert "GrabCut" not in text
+    assert "**Warning:** the model is not worth using" in text
+    assert "measured 4 objects; left out: 2 crowds" in text
 
 
 def test_an_evaluation_without_masks_says_so() -> None:

@@ -89,7 +89,7 @@ def test_boxes_that_cannot_be_used_are_counted(trained: Trained, tmp_path: Path)
     metrics = evaluate(trained, arguments(trained, data, tmp_path))
     assert metrics["num_unusable_skipped"] == 4
     assert metrics["num_instances"] == 8
-    assert "4 unusable annotations skipped" in (tmp_path / "report.html").read_text()
+    assert "4 annotations that cannot be used" in (tmp_path / "report.html").read_text()
 
 
 def test_an_exported_model_measures_like_its_checkpoint(
@@ -157,3 +157,54 @@ def test_a_folder_of_a_job_stands_for_its_checkpoint(
     told = json.loads((results / "manifest.json").read_text())["inputs"]["evaluate.checkpoint"]
     assert told["uri"].startswith(f"{folder}/")
     assert told["sha256"] == sha256_of_file(trained.result.checkpoint)
+
+
+def with_box_masks(data: TinySet) -> TinySet:
+    """Return the set with the corners of each box as its mask."""
+    document = data.document()
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return data.rewritten(document, "box_masks.json")
+
+
+def test_masks_that_are_the_boxes_measure_nothing(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = with_box_masks(trained.data)
+    assert main(["evaluate", *arguments(trained, data, tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["mIoU"] is None
+    assert metrics["is_useful"] is None
+    assert "its masks are the boxes themselves" in capsys.readouterr().out
+    assert "its masks are the boxes themselves" in (tmp_path / "report.html").read_text()
+    assert "its masks are the boxes themselves" in (tmp_path / "status.json").read_text()
+
+
+def test_a_model_that_needs_no_training_to_be_beaten_says_so(
+    trained: Trained, tmp_path: Path
+) -> None:
+    # The threshold makes every mask empty.
+    overrides = arguments(trained, trained.data, tmp_path, "train.mask_thres=[0.999999]")
+    metrics = evaluate(trained, overrides)
+    assert metrics["is_useful"] is False
+    assert metrics["baselines"]["box"] == metrics["box_iou"]
+    warnings = [
+        json.loads(line)["message"]
+        for line in (tmp_path / "status.json").read_text().splitlines()
+        if json.loads(line)["verbosity"] == "WARNING"
+    ]
+    assert any("not worth using" in message for message in warnings)
+    assert "not worth using" in (tmp_path / "report.html").read_text()
+
+
+def test_what_was_measured_and_what_was_left_out_is_printed(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    areas = sorted(a["bbox"][2] * a["bbox"][3] for a in trained.data.document()["annotations"])
+    overrides = arguments(trained, trained.data, tmp_path, f"evaluate.min_box_area={areas[1]}")
+    assert main(["evaluate", *overrides]) == 0
+    num_left = sum(area > areas[1] for area in areas)
+    printed = capsys.readouterr().out
+    assert f"measured {num_left} objects" in printed
+    assert f"{len(areas) - num_left} outside the limits evaluate.min_box_area" in printed

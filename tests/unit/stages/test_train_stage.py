@@ -16,6 +16,7 @@ from tiny_sets import TINY_VIT, TinySet, training_spec, write_tiny_set
 
 from mal.cli import main
 from mal.errors import AnnotationError, SpecError, StorageError
+from mal.labeling.training_free import TrainingFreeModel
 from mal.runtime import Interrupted
 from mal.stages import run_train
 from mal.training.callbacks import Checkpoints
@@ -294,3 +295,52 @@ def test_a_signal_between_two_batches_stops_the_run_after_a_checkpoint(
         run_train(spec)
     assert interrupt.value.exit_code == 143
     assert (tmp_path / "run" / "mal_model_latest.pth").exists()
+
+
+def messages_of(folder: Path, verbosity: str) -> list[str]:
+    lines = (folder / "status.json").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [entry["message"] for entry in entries if entry["verbosity"] == verbosity]
+
+
+def test_validation_masks_that_are_the_boxes_choose_no_best(data: TinySet, tmp_path: Path) -> None:
+    document = data.document()
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    val = data.rewritten(document, "box_masks.json")
+    more = ("train.validation_interval=1",)
+    result = run_train(training_spec(data, tmp_path / "run", *more, val=val))
+    assert "val_mIoU" not in result.metrics
+    assert result.best_checkpoint.resolve() == result.checkpoint.resolve()
+    warnings = messages_of(result.results_dir, "WARNING")
+    assert any("its masks are the boxes themselves" in message for message in warnings)
+
+
+def test_a_model_that_loses_to_what_needs_no_training_says_so(
+    data: TinySet, tmp_path: Path
+) -> None:
+    more = ("train.mask_thres=[0.999999]",)  # every mask is empty
+    result = run_train(training_spec(data, tmp_path / "run", *more, val=data))
+    assert {"val_box_iou", "val_ellipse_iou"} <= result.metrics.keys()
+    warnings = messages_of(result.results_dir, "WARNING")
+    assert any("not worth using" in message for message in warnings)
+
+
+def test_the_training_free_masks_of_a_frozen_backbone_are_measured_once(
+    data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(
+        "mal.stages.train.TrainingFreeModel",
+        lambda *args: measured.append(TrainingFreeModel(*args)) or measured[-1],
+    )
+    more = ("model.freeze_backbone=true", "evaluate.training_free=true",
+            "train.validation_interval=1")  # fmt: skip
+    spec = training_spec(data, tmp_path / "run", *more, val=data, network=TINY_VIT)
+    result = run_train(spec)
+    lines = (result.results_dir / "metrics.jsonl").read_text().splitlines()
+    figures = [json.loads(line)["val_training_free_iou"] for line in lines]
+    assert len(figures) == 2
+    assert figures[0] == figures[1]
+    assert len(measured) == 1

@@ -53,3 +53,13 @@ def test_a_validation_set_with_masks_is_what_trials_are_ranked_by(
     data: TinySet, tmp_path: Path
 ) -> None:
     assert require_measurable(training_spec(data, tmp_path / "out", val=data)).boxes.has_masks()
+
+
+def test_masks_that_are_the_boxes_rank_no_trials(data: TinySet, tmp_path: Path) -> None:
+    document = data.document()
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    val = data.rewritten(document, "box_masks.json")
+    with pytest.raises(SpecError, match="its masks are the boxes themselves"):
+        require_measurable(training_spec(data, tmp_path / "out", val=val))

@@ -95,14 +95,14 @@ def test_auto_without_masks_trains_plainly_and_says_why(
     spec = training_spec(without_masks, tmp_path / "model", val=without_masks)
     with caplog.at_level("INFO", logger="mal"):
         tuned = train_or_search(spec, policy="auto", settings=SETTINGS, search=search_called)
-    assert "dataset.val_ann_path must have masks to rank trials" in tuned.leaderboard
+    assert "dataset.val_ann_path must have true masks to rank trials" in tuned.leaderboard
     assert (tmp_path / "model" / "mal_model_latest.pth").exists()
     assert tuned.best_metric == tuning.UNMEASURED
 
 
 def test_on_without_masks_is_an_error(without_masks: TinySet, tmp_path: Path) -> None:
     spec = training_spec(without_masks, tmp_path / "model", val=without_masks)
-    with pytest.raises(SpecError, match="must have masks to rank trials"):
+    with pytest.raises(SpecError, match="must have true masks to rank trials"):
         train_or_search(spec, policy="on", settings=SETTINGS, search=search_called)
 
 
