@@ -87,7 +87,7 @@ def centred_unit_box(margin_rate: float) -> Tensor:
 
 
 def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
-    """Write the model, its description, encoder and decoder; all appear when all agree with PyTorch.
+    """Write model, description, encoder and decoder; all appear when all agree with PyTorch.
 
     Returns:
         Largest difference of probabilities from PyTorch.
