@@ -120,10 +120,10 @@ def made(
     overrides = [*FEW_STEPS, *case.overrides]
     if case.arch:
         overrides.append(f"train.pretrained_model_path={weights_for(case.arch, folder)}")
-    with started_pipeline(case.recipe, overrides, photographs, folder / "runs") as pipeline:
+    log = folder / "pipeline.log"
+    with started_pipeline(case.recipe, overrides, photographs, folder, log) as pipeline:
         by_commands = run_commands(case.recipe, overrides, photographs, folder)
-        printed, _ = pipeline.communicate()
-    assert pipeline.returncode == 0, printed
+    assert pipeline.returncode == 0, log.read_text()
     latest = folder / "runs" / "latest"
     by_pipeline = Made(
         latest / "model", latest / "metrics.json", latest / "labels.json", latest / "onnx"
@@ -132,7 +132,7 @@ def made(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "MAL_CACHE_DIR": str(folder.parent / "cache"), "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "MAL_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
 def run_commands(recipe: str, overrides: list[str], data: SmallSet, folder: Path) -> Made:
@@ -171,8 +171,8 @@ def run_commands(recipe: str, overrides: list[str], data: SmallSet, folder: Path
 
 
 def started_pipeline(
-    recipe: str, overrides: list[str], data: SmallSet, output: Path
-) -> subprocess.Popen[str]:
+    recipe: str, overrides: list[str], data: SmallSet, folder: Path, log: Path
+) -> subprocess.Popen[bytes]:
     parameters = [
         f"spec=recipe:{recipe}",
         "automl_policy=off",
@@ -182,14 +182,12 @@ def started_pipeline(
         *(f"overrides={override}" for override in overrides),
     ]
     options = [part for parameter in parameters for part in ("-p", parameter)]
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "pipelines", "run", "auto_label", "--output", str(output),
-            *options,
-        ],
-        cwd=REPOSITORY, env=environment(output), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pipelines", "run", "auto_label"]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*command, "--output", str(folder / "runs"), *options],
+            cwd=REPOSITORY, env=environment(folder), stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
 @pytest.fixture(params=DRIVERS)
