@@ -111,7 +111,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
     return write_small_set(tmp_path_factory.mktemp("photographs"))
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+@pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
 def made(
     request: pytest.FixtureRequest, photographs: SmallSet, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Made]:
