@@ -1,6 +1,9 @@
 # The commands of this repository. `make` alone lists them.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs and is new enough: a shim of pyenv may only say that it is not installed.
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
+  "$$name" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo "$$name" && break; done)
 VENV ?= .venv
 DEMO_DIR ?= demo-data
 RUNS_DIR ?= runs
@@ -77,10 +80,12 @@ clean: ## Remove what was made here, but not .venv
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo "MAL needs Python 3.11 or newer, got\
+	  $(or $(PYTHON),none). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[kfp,export]'
+	$(PIP) install --quiet -c constraints.txt -e '.[kfp,export,automl]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
