@@ -80,8 +80,8 @@ clean: ## Remove what was made here, but not .venv
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 $(BIN)/python:
-	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo "MAL needs Python 3.11 or newer, got\
-	  $(or $(PYTHON),none). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo >&2 \
+	  "MAL needs Python 3.11 or newer, got $(or $(PYTHON),none). Install it, or name one: make PYTHON=FILE"; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
