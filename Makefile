@@ -10,8 +10,12 @@ RUNS_DIR ?= runs
 TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
-# pip, and not another installer: it honours the machine's own package places.
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# pip, and not another installer: it honours the machine's own package places. It warns where it
+# cannot keep a cache, as for a user without a home, and an old one where it runs a setup.py itself.
+HAS_CACHE = cache="$${PIP_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/pip}"; \
+  mkdir -p "$$cache" 2>/dev/null && test -w "$$cache"
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check $(shell $(HAS_CACHE) || echo --no-cache-dir) \
+  install --use-pep517 --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -82,16 +86,17 @@ clean: ## Remove what was made here, but not .venv
 $(BIN)/python:
 	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo >&2 \
 	  "MAL needs Python 3.11 or newer, got $(or $(PYTHON),none). Install it, or name one: make PYTHON=FILE"; exit 2; }
-	"$(PYTHON)" -m venv $(VENV)
+	@"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[kfp,export,automl]'
+	@echo "Installing into $(VENV): some minutes, most of them for PyTorch"
+	@$(INSTALL) -e '.[kfp,export,automl]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.runtime
 
 $(VENV)/.release: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[release]'
+	$(INSTALL) -e '.[release]'
 	touch $@

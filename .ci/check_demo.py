@@ -31,13 +31,15 @@ def run_make(*targets: str) -> list[str]:
     command = " ".join(["make", *targets])
     if process.returncode:
         sys.exit(f"{command} must end with 0, got {process.returncode}")
-    print(f"{command}: {time.monotonic() - started_s:.0f} s")
+    sys.stdout.write(f"{command}: {time.monotonic() - started_s:.0f} s\n")
     return lines
 
 
 def problems_of(lines: list[str]) -> list[str]:
     """Return what is not as README.md promises."""
-    problems = [line for line in lines if re.search(r"Traceback|No module named|WARNING:", line)]
+    problems = [
+        line for line in lines if re.search(r"Traceback|No module named|WARNING|DEPRECATION", line)
+    ]
     rows = [[cell.strip() for cell in line.split("│")] for line in lines]
     measured = [row[2:5] for row in rows if "all, mean over objects" in row]
     if not measured:
@@ -76,7 +78,7 @@ def main() -> int:
         sys.exit("make alone must list the commands")
     problems = problems_of(run_make("demo"))
     for problem in problems:
-        print(f"check_demo: {problem}", file=sys.stderr)
+        sys.stderr.write(f"check_demo: {problem}\n")
     return 1 if problems else 0
 
 
