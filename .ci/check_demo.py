@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 OUTPUTS = ("dataset", "model", "metrics", "report", "labels", "onnx")
+ALARMING = re.compile("Traceback|No module named|WARNING|DEPRECATION")
 MIN_MASK_IOU = 0.8  # README.md promises 0.86; another processor rounds otherwise
 
 
