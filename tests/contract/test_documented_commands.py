@@ -16,18 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from documents import DOCUMENTS, REPOSITORY, Block, Command, read_blocks
 from object_store import serving_s3
 from tiny_sets import TINY_SPEC
 
+from mal.cluster import read_job_settings
 from mal.data.synthetic import generate_demo_dataset
 
+JOB_SETTINGS = ("environment:\n", "training_runtime:")
 # By the first words of a block. It is read, not run.
 FRAGMENTS = {
     "spec.yaml + recipe:NAME + key=value": "a diagram",
     "cli    ": "the layers",
-    "environment:\n": "settings of a job",
-    "training_runtime:": "a setting of a job",
+    **dict.fromkeys(JOB_SETTINGS, "settings of a job, which are read below"),
     "STORE/champion.json": "the files of a model store",
     "-p backend=katib": "options of a command",
 }
@@ -201,6 +203,13 @@ def test_every_mark_stands_for_something_in_the_documents() -> None:
         (SHORTENED, run),
     ):
         assert {mark_of(text, marks) for text in marked} - {""} == set(marks)
+
+
+@pytest.mark.parametrize("start", JOB_SETTINGS)
+def test_settings_of_a_job_are_known(start: str) -> None:
+    (block,) = (block for block in all_blocks() if block.text.startswith(start))
+    required = dict.fromkeys(("name", "namespace", "image"), "any")
+    assert read_job_settings(yaml.safe_load(block.text), **required, outputs_uri="s3://b/out")
 
 
 @pytest.mark.slow
