@@ -54,9 +54,9 @@ NOT_RUN = {
 # By the first words of a command: options that end it early, as the documents explain them.
 SHORTENED = {
     "mal train": "train.max_steps=2",
-    "mal automl": "--trials 2 train.max_steps=2",
+    "mal automl": "--trials 1 train.max_steps=2",
     "python -m pipelines run auto_label": "-p overrides=train.max_steps=2",
-    "python -m pipelines run tune": "-p trials=2 -p overrides=train.max_steps=2",
+    "python -m pipelines run tune": "-p trials=1 -p overrides=train.max_steps=2",
     "docs/measure_points.sh DEMO": "train.max_steps=2",
 }
 # By the first words of a block of Python: what a reader has before it.
@@ -162,7 +162,7 @@ def clone(tmp_path: Path) -> Path:
     write_coco_set(folder)
     (folder / "tao_spec.yaml").write_text(TINY_SPEC, encoding="utf-8")
     (folder / "images.lock").write_text(DIGESTS, encoding="utf-8")
-    write_backbone(folder / "W")
+    write_backbone(folder / "W.safetensors")
     (folder / "step_of_a_pipeline.py").write_text(STEP_OF_A_PIPELINE, encoding="utf-8")
     return folder
 
@@ -183,7 +183,7 @@ def variables(clone: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "D": "DEMO",
-            "W": "W",
+            "W": "W.safetensors",
         }
 
 
