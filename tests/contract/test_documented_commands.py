@@ -54,6 +54,7 @@ NOT_RUN = {
 # By the first words of a command: options that end it early, as the documents explain them.
 SHORTENED = {
     "mal train": "train.max_steps=2",
+    "mal train    -e recipe:coco": "train.max_steps=2 train.cached_crops=16",
     "mal automl": "--trials 1 train.max_steps=2",
     "python -m pipelines run auto_label": "-p overrides=train.max_steps=2",
     "python -m pipelines run tune": "-p trials=1 -p overrides=train.max_steps=2",
