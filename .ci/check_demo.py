@@ -37,9 +37,7 @@ def run_make(*targets: str) -> list[str]:
 
 def problems_of(lines: list[str]) -> list[str]:
     """Return what is not as README.md promises."""
-    problems = [
-        line for line in lines if re.search(r"Traceback|No module named|WARNING|DEPRECATION|telemetry", line)
-    ]
+    problems = [line for line in lines if ALARMING.search(line)]
     rows = [[cell.strip() for cell in line.split("│")] for line in lines]
     measured = [row[2:5] for row in rows if "all, mean over objects" in row]
     if not measured:
