@@ -29,7 +29,7 @@ importlib.metadata.MetadataPathFinder.find_distributions = staticmethod(find_pre
 
 
 def run_without(
-    packages: Iterable[str], arguments: Sequence[str], folder: Path, *, timeout_s: float = 280
+    packages: Iterable[str], arguments: Sequence[str], folder: Path
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with arguments, in a folder, as if packages were not installed."""
     site = folder / "site"
@@ -43,6 +43,5 @@ def run_without(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), repository])},
         capture_output=True,
         text=True,
-        timeout=timeout_s,
         check=False,
     )
