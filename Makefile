@@ -1,14 +1,21 @@
 # The commands of this repository. `make` alone lists them.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs and is new enough: a shim of pyenv may only say that it is not installed.
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
+  "$$name" -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo "$$name" && break; done)
 VENV ?= .venv
 DEMO_DIR ?= demo-data
 RUNS_DIR ?= runs
 TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
-# pip, and not another installer: it honours the machine's own package places.
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# pip, and not another installer: it honours the machine's own package places. It warns where it
+# cannot keep a cache, as for a user without a home, and an old one where it runs a setup.py itself.
+HAS_CACHE = cache="$${PIP_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/pip}"; \
+  mkdir -p "$$cache" 2>/dev/null && test -w "$$cache"
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check $(shell $(HAS_CACHE) || echo --no-cache-dir) \
+  install --use-pep517 --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -77,16 +84,19 @@ clean: ## Remove what was made here, but not .venv
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo >&2 \
+	  "MAL needs Python 3.11 or newer, got $(or $(PYTHON),none). Install it, or name one: make PYTHON=FILE"; exit 2; }
+	@"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[kfp,export]'
+	@echo "Installing into $(VENV): some minutes, most of them for PyTorch"
+	@$(INSTALL) -e '.[kfp,export,automl]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.runtime
 
 $(VENV)/.release: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[release]'
+	$(INSTALL) -e '.[release]'
 	touch $@

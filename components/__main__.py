@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 
 from components._generated import generated_files
+from mal.errors import MissingExtraError
+
+EXIT_USER_ERROR = 2
 
 _SUFFIX_BY_COMMAND = {"compile": ".yaml", "readme": ".md"}
 
@@ -20,7 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"command must be compile or readme, got {', '.join(sorted(unknown))}")
     suffixes = {_SUFFIX_BY_COMMAND[name] for name in options.commands or _SUFFIX_BY_COMMAND}
-    for path, text in generated_files().items():
+    try:
+        files = generated_files()
+    except ModuleNotFoundError as error:
+        known = MissingExtraError.of(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"error: {known}\n")
+        return EXIT_USER_ERROR
+    for path, text in files.items():
         if path.suffix in suffixes:
             path.write_text(text, encoding="utf-8")
             sys.stdout.write(f"{path}\n")

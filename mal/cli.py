@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
-from mal.errors import MalError, SpecError
+from mal.errors import MalError, MissingExtraError, SpecError
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_failure(error: BaseException, *, resumes: bool) -> int:
     """Say on stderr what happened; returns the exit code."""
+    error = MissingExtraError.of(error) or error
     exit_code = getattr(error, "exit_code", None)
     if isinstance(error, MalError):
         code, message = EXIT_USER_CAN_MEND, str(error)

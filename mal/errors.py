@@ -8,6 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Of the packages that mal imports itself; pyproject.toml has those that each extra installs.
+EXTRA_BY_PACKAGE = {
+    "boto3": "s3",
+    "botocore": "s3",
+    "kfp": "kfp",
+    "kfp_server_api": "kfp",
+    "kubernetes": "cluster",
+    "matplotlib": "automl",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "optuna": "automl",
+    "tenacity": "cluster",
+    "wandb": "wandb",
+}
+
 
 class MalError(Exception):
     """A failure that the user can mend; the message says how."""
@@ -58,3 +74,11 @@ class MissingExtraError(MalError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} must be installed for this. Run: pip install 'mal[{extra}]'.")
+
+    @classmethod
+    def of(cls, error: BaseException) -> MissingExtraError | None:
+        """Return the error that a failed import of an optional package stands for, if it does."""
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in EXTRA_BY_PACKAGE:
+            return cls(package, EXTRA_BY_PACKAGE[package])
+        return None

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mal.errors import MalError
+from mal.errors import MalError, MissingExtraError
 from pipelines import _lineage, _promote, _schedule, _submit
 from pipelines._registry import Pipeline, find_pipeline, list_pipelines
 from pipelines._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
@@ -20,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except MalError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (MalError, ModuleNotFoundError) as error:
+        known = MissingExtraError.of(error) or error
+        if not isinstance(known, MalError):
+            raise
+        sys.stderr.write(f"error: {known}\n")
         return EXIT_USER_ERROR
 
 

@@ -101,7 +101,8 @@ def _execute(
     with (
         # kfp deletes the workspace after the run: never let it be a folder with data.
         tempfile.TemporaryDirectory(prefix="mal-workspace-", ignore_cleanup_errors=True) as scratch,
-        _environment(PYTHONUNBUFFERED="1"),
+        # What a step leaves there goes with the run, and /tmp may be closed to us.
+        _environment(PYTHONUNBUFFERED="1", TMPDIR=scratch),
         warnings.catch_warnings(),
         writing_to(log),
         runner.running_steps_of_kfp(),

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mal.automl.samplers import distribution_of
 from mal.automl.settings import DEFAULT_NUM_TRAININGS, Algorithm, SearchSettings
 from mal.automl.space import Options, Parameter, Value
-from mal.automl.study import TrialEnd, TrialRecord
+from mal.automl.trial_record import TrialEnd, TrialRecord
 from mal.cluster.katib import KatibParameter, KatibSearch, KatibTrial
 from mal.errors import SpecError
 from mal.spec.convert import yaml_text

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mal.automl.study import TrialEnd, TrialRecord
+from mal.automl.trial_record import TrialEnd, TrialRecord
 
 _END_ORDER = (
     TrialEnd.COMPLETE, TrialEnd.PRUNED, TrialEnd.RUNNING, TrialEnd.FAILED, TrialEnd.REFUSED,

@@ -21,7 +21,7 @@ import optuna
 
 from mal.artifacts import write_text
 from mal.automl.leaderboard import leaderboard_csv, short_value
-from mal.automl.study import TrialEnd, TrialRecord, best_of
+from mal.automl.trial_record import TrialEnd, TrialRecord, best_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

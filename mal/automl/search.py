@@ -21,13 +21,14 @@ from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.leaderboard import leaderboard_csv, values_text
 from mal.automl.settings import Budget, SearchSettings
 from mal.automl.space import Parameter, as_overrides, value_of
-from mal.automl.study import SearchStudy, TrialEnd, TrialRecord
+from mal.automl.study import SearchStudy
 from mal.automl.trial import (
     TrialProcess,
     delete_checkpoints,
     keep_linked_checkpoints,
     trial_folder,
 )
+from mal.automl.trial_record import TrialEnd, TrialRecord
 from mal.errors import SpecError
 from mal.runtime import StopRequest
 from mal.spec.experiment import ExperimentSpec

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +17,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mal.automl.samplers import BaselineSampler, pruner_for, sampler_for, suggest
 from mal.automl.settings import Algorithm
 from mal.automl.space import Parameter
+from mal.automl.trial_record import TrialEnd, TrialRecord, best_of
 from mal.errors import SpecError
 
 STUDY_FILE = "study.db"
 STUDY_NAME = "mal"
 
 _FINGERPRINT, _VALUES, _REASON, _REFUSED = "fingerprint", "values", "reason", "is_refused"
-
-
-class TrialEnd(StrEnum):
-    """How a trial ended."""
-
-    COMPLETE = "complete"
-    PRUNED = "pruned"
-    FAILED = "failed"
-    REFUSED = "refused"
-    RUNNING = "running"
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the study has it.
-
-    Attributes:
-        number: 0 is the baseline.
-        end: How it ended.
-        values: Of the searched keys.
-        mean_iou: Its best validation mIoU, or None before the first.
-        num_epochs: Measured epochs.
-        duration_s: From its start to its end; 0 while it runs.
-        reason: Why it failed, was refused, or was ended early.
-    """
-
-    number: int
-    end: TrialEnd
-    values: Mapping[str, Any]
-    mean_iou: float | None
-    num_epochs: int
-    duration_s: float
-    reason: str
 
 
 class SearchStudy:
@@ -169,12 +135,6 @@ class SearchStudy:
     def best(self) -> TrialRecord | None:
         """Return the best trial so far."""
         return best_of(self.records())
-
-
-def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the complete trial of the highest mIoU, the earliest of equals."""
-    complete = [record for record in records if record.end is TrialEnd.COMPLETE]
-    return max(complete, key=lambda r: (r.mean_iou or 0.0, -r.number), default=None)
 
 
 def _record(frozen: FrozenTrial) -> TrialRecord:

@@ -25,7 +25,7 @@ from mal.artifacts import (
     write_text,
     writing_atomically,
 )
-from mal.errors import ArtifactError, MalError, SpecError
+from mal.errors import ArtifactError, MalError, MissingExtraError, SpecError
 from mal.lifecycle.lineage_note import Noted, with_note
 from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
 from mal.runtime import Interrupted, set_up_logging
@@ -66,8 +66,11 @@ def running_step() -> Iterator[None]:
     set_up_logging()
     try:
         yield
-    except MalError as error:
-        sys.stderr.write(f"{ERROR_PREFIX}{error}\n")
+    except (MalError, ModuleNotFoundError) as error:
+        known = MissingExtraError.of(error) or error
+        if not isinstance(known, MalError):
+            raise
+        sys.stderr.write(f"{ERROR_PREFIX}{known}\n")
         sys.exit(EXIT_USER_ERROR)
     except Interrupted as interrupt:
         sys.stderr.write(f"{interrupt}\n")

@@ -42,7 +42,8 @@ from mal.storage import ResultsFolder, describe_inputs
 
 if TYPE_CHECKING:
     from mal.automl.search import SearchPlan
-    from mal.automl.study import SearchStudy, TrialRecord
+    from mal.automl.study import SearchStudy
+    from mal.automl.trial_record import TrialRecord
 
 log = logging.getLogger(__name__)
 

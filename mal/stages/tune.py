@@ -6,7 +6,6 @@ The route is chosen inside one step, because kfp.local cannot choose between the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 import json
 import logging
@@ -127,15 +126,19 @@ def tune(
     if backend not in ("local", "katib"):
         raise SpecError(f"backend must be local or katib, got {backend!r}. Choose one.")
     experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=model.path)
-    search: SearchRun = search_here
-    if backend == "katib":
+
+    def search_as_asked(experiment: ExperimentSpec, settings: SearchSettings) -> TunedModel:
+        if backend == "local":
+            return search_here(experiment, settings)
+        # It imports Optuna, which a plain training does without.
         from mal.stages.tune_katib import KatibPlace, search_on_katib
 
         limits = WaitLimits(start_timeout_s=start_timeout_s)
         place = KatibPlace(image, namespace, outputs_uri, job, limits)
-        search = functools.partial(search_on_katib, data, model, place)
+        return search_on_katib(data, model, place, experiment, settings)
+
     return train_or_search(
-        experiment, policy=policy, settings=search_settings(**asked), search=search
+        experiment, policy=policy, settings=search_settings(**asked), search=search_as_asked
     )
 
 

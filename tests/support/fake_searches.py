@@ -14,7 +14,8 @@ from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.search import Search, SearchPlan
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space
-from mal.automl.study import SearchStudy, TrialRecord
+from mal.automl.study import SearchStudy
+from mal.automl.trial_record import TrialRecord
 from mal.runtime import StopRequest
 from mal.spec import load_spec
 from mal.spec.schema import action_schema

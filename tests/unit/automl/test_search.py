@@ -26,7 +26,7 @@ from fake_trial import BEST_LR, HIGHEST_LR, final_figure
 from mal.automl.devices import Slot
 from mal.automl.search import MAX_REFUSALS_IN_A_ROW, Search
 from mal.automl.settings import Algorithm, Budget, SearchSettings
-from mal.automl.study import TrialEnd
+from mal.automl.trial_record import TrialEnd
 from mal.errors import SpecError
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import load_spec

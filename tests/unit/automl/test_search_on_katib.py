@@ -7,7 +7,7 @@ import pytest
 from mal.automl.katib import katib_search, records_of, study_of, values_of
 from mal.automl.settings import Algorithm, Budget, SearchSettings
 from mal.automl.space import build_search_space
-from mal.automl.study import TrialEnd, best_of
+from mal.automl.trial_record import TrialEnd, best_of
 from mal.cluster.katib import KatibTrial
 from mal.errors import SpecError
 from mal.spec.schema import action_schema

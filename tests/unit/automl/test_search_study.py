@@ -13,7 +13,8 @@ from fake_searches import BASELINE_LR, plan_in, study_of
 from mal.automl.samplers import sampler_for, suggest
 from mal.automl.settings import Algorithm, SearchSettings
 from mal.automl.space import build_search_space
-from mal.automl.study import SearchStudy, TrialEnd
+from mal.automl.study import SearchStudy
+from mal.automl.trial_record import TrialEnd
 from mal.errors import SpecError
 from mal.spec.schema import action_schema
 
