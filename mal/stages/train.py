@@ -17,18 +17,23 @@ from mal.artifacts import (
     ESTIMATED_BOXES_FILE,
     EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    RUN_FILE,
     STATUS_FILE,
 )
-from mal.data.crop_dataset import ImageReader
+from mal.data.crop_dataset import ImageReader, TrainingCrops, select_training_boxes
 from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
 from mal.evaluation.metrics import rows_to_measure
 from mal.jobs import places_of
+from mal.labeling.box_estimation import rows_without_box
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
+from mal.model.checkpoint import read_checkpoint
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.claim import Claim, claim_folder
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model
@@ -44,10 +49,14 @@ from mal.stages.memory import (
 from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
+from mal.stages.run_identity import identity_of_training
 from mal.stages.session import Session, recording
 from mal.status import Status
+from mal.storage import describe_inputs, fetch_file
+from mal.storage.uris import parse_remote_uri
 from mal.training.callbacks import kpi_of
-from mal.training.trainer import Measure, TrainingRun, train_network
+from mal.training.compilation import require_compiler
+from mal.training.trainer import Measure, TrainingRun, build_student, train_network
 from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
@@ -57,6 +66,8 @@ _RESTORED = (
     EPOCH_METRICS_FILE,
     ESTIMATED_BOXES_FILE,
     EXPERIMENT_FILE,
+    MANIFEST_FILE,
+    RUN_FILE,
     RUN_ID_FILE,
     STATUS_FILE,
 )
@@ -90,8 +101,12 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
             key="dataset.train",
             with_masks=spec.train.supervision == "mask",
         )
+        validation = _open_validation_set(spec, session)
         device = choose_device(spec, spec.train.gpu_ids)
-        metrics = _train_within_memory(reader, spec, device, stop, session)
+        data = _Data(reader, validation)
+        claim = _claim(data, spec, device, session, inputs) if session.is_first else None
+        training = _Training(data, claim, device, stop, session)
+        metrics = training.run_within_memory(claim.spec if claim else spec)
         session.status.write(Status.RUNNING, "training finished", kpi=kpi_of(metrics))
     return TrainResult(
         results_dir=session.path,
@@ -101,82 +116,123 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     )
 
 
-def _train_within_memory(
-    reader: ImageReader,
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a training reads.
+
+    Attributes:
+        training: The boxes to learn from.
+        validation: Those to measure on, or None where there are no masks to do so.
+    """
+
+    training: ImageReader
+    validation: ImageReader | None
+
+
+def _claim(
+    data: _Data,
     spec: ExperimentSpec,
     device: torch.device,
-    stop: StopRequest,
     session: Session,
-) -> dict[str, float]:
-    """Train; with `train.oom_fallback` again and again at the next smaller setting until it fits.
+    inputs: Mapping[str, str],
+) -> Claim:
+    """Make the results folder this training's.
 
     Raises:
-        MemoryShortageError: It does not fit.
+        SpecError: The folder has another run.
     """
-    has_shrunk = False
-    while True:
-        try:
-            start = agree_on_start(spec, session.path, has_shrunk=has_shrunk)
-            spec = start.spec
-            return _train_once(reader, start, device, stop, session)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            spec = _shrink(spec, error, device, session)
-        # Only now does nothing refer to the network any more: the error's frames did.
-        free_memory()
-        stop.raise_if_received()
-        has_shrunk = True
-
-
-def _train_once(
-    reader: ImageReader, start: Start, device: torch.device, stop: StopRequest, session: Session
-) -> dict[str, float]:
-    run = TrainingRun(
-        folder=session.path,
-        device=device,
-        seed=start.spec.train.seed,
-        stop=stop,
-        measure=_validation(start.spec, SizePrior.from_boxes(reader.boxes), stop, session),
-        on_start=lambda: session.write_spec(start.spec),
-        on_checkpoint=session.upload,
-        warm_from=start.warm_from,
+    weights = spec.train.pretrained_model_path
+    if not session.has_model and parse_remote_uri(weights) is not None:
+        fetch_file(weights)  # so that its content can be described
+    described = describe_inputs(inputs)
+    asked = identity_of_training(spec, data.training, data.validation, described)
+    return claim_folder(
+        session, spec, asked, described, lambda: _require_startable(data.training, spec, device)
     )
-    reader = with_boxes_to_train_on(reader, start, run)
-    return train_network(reader, start.spec, run, start.resume_from)
 
 
-def _shrink(
-    spec: ExperimentSpec, error: Exception, device: torch.device, session: Session
-) -> ExperimentSpec:
-    """Return the spec of the next try; the curve of the last one ends.
+def _require_startable(reader: ImageReader, spec: ExperimentSpec, device: torch.device) -> None:
+    """Fail where the training would, before an earlier run's results are removed for it.
 
     Raises:
-        MemoryShortageError: There is none, or nobody asked for one.
+        AnnotationError: No box can be trained on.
+        ArtifactError: Weights cannot be loaded.
+        SpecError: Nothing can be compiled here.
     """
-    # Of several ranks the others wait inside the step that did not fit into this one's memory.
-    is_alone = Worker.current().num_ranks == 1
-    smaller = fallback_of(spec) if spec.train.oom_fallback and is_alone else None
-    checkpoint = ""
-    if (session.path / LATEST_CHECKPOINT).exists():
-        checkpoint = f"{session.results.uri.rstrip('/')}/{LATEST_CHECKPOINT}"
-    if smaller is None or (checkpoint and smaller.model.arch != spec.model.arch):
-        raise training_shortage(spec, error, device, checkpoint) from error
-    message = (
-        f"{name_training_shortage(spec, error, device)}: training again with "
-        f"{name_changes(smaller_training(spec))} (train.oom_fallback)"
-    )
-    log.warning("%s", message)
-    session.status.write(Status.RUNNING, message, verbosity="WARNING")
-    (session.path / EPOCH_METRICS_FILE).unlink(missing_ok=True)
-    shutil.rmtree(session.path / FIRST_RUN_FOLDER, ignore_errors=True)
-    return smaller
+    if spec.train.compile:
+        require_compiler(device)
+    if not len(rows_without_box(reader.boxes)):
+        crops = TrainingCrops(reader, select_training_boxes(reader, spec), spec, seed=0)
+        crops[0, 0]  # the next readable image stands in for one that is not
+    given = spec.train.resume_training_checkpoint_path
+    checkpoint = read_checkpoint(fetch_file(given)) if given else None
+    build_student(spec, checkpoint, warm_from=None)
 
 
-def _validation(
-    spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest, session: Session
-) -> Measure | None:
-    """Return how to measure on the validation set, or None where it has no masks."""
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """A training in a results folder that is its own.
+
+    Attributes:
+        data: What it reads.
+        claim: Of the folder; None on ranks that do not write.
+        device: Where to train.
+        stop: Remembers signals.
+        session: Of the action.
+    """
+
+    data: _Data
+    claim: Claim | None
+    device: torch.device
+    stop: StopRequest
+    session: Session
+
+    def run_within_memory(self, spec: ExperimentSpec) -> dict[str, float]:
+        """Train; with `train.oom_fallback` again at the next smaller setting until it fits.
+
+        Raises:
+            MemoryShortageError: It does not fit.
+        """
+        has_shrunk = False
+        while True:
+            try:
+                start = agree_on_start(spec, self.session.path, has_shrunk=has_shrunk)
+                spec = start.spec
+                return self._run_once(start)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                spec = _shrink(spec, error, self.device, self.session)
+            # Only now does nothing refer to the network any more: the error's frames did.
+            free_memory()
+            self.stop.raise_if_received()
+            has_shrunk = True
+
+    def _run_once(self, start: Start) -> dict[str, float]:
+        prior = SizePrior.from_boxes(self.data.training.boxes)
+        run = TrainingRun(
+            folder=self.session.path,
+            device=self.device,
+            seed=start.spec.train.seed,
+            stop=self.stop,
+            measure=_validation(self.data.validation, start.spec, prior, self.stop),
+            on_start=lambda: self._record_start(start.spec),
+            on_checkpoint=self.session.upload,
+            warm_from=start.warm_from,
+        )
+        reader = with_boxes_to_train_on(self.data.training, start, run)
+        return train_network(reader, start.spec, run, start.resume_from)
+
+    def _record_start(self, spec: ExperimentSpec) -> None:
+        """Write the spec in use and, on the rank that writes, which run the folder has."""
+        self.session.write_spec(spec)
+        if self.claim is not None:
+            self.session.run = self.claim.started(spec)
+            self.session.run.write(self.session.path)
+
+
+def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader | None:
+    """Return the validation set, or None where there are no masks to measure with."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
         _say_unmeasured(session, "there is no validation set")
@@ -187,8 +243,17 @@ def _validation(
     if not reader.boxes.has_masks():
         _say_unmeasured(session, "the validation set has no masks")
         return None
+    return reader
+
+
+def _validation(
+    reader: ImageReader | None, spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest
+) -> Measure | None:
+    """Return how to measure on the validation set, or None without one."""
+    if reader is None:
+        return None
     prior = SizePrior.for_set(reader.boxes, trained_prior)
-    reader = _sample_boxes(reader, spec)
+    sampled = _sample_boxes(reader, spec)
 
     def measure(module: Any) -> Mapping[str, float]:
         ensemble = NetworkEnsemble(
@@ -203,7 +268,7 @@ def _validation(
             return ensemble(*inputs)
 
         try:
-            return _measure(predict_unless_stopped, reader, prior, spec)
+            return _measure(predict_unless_stopped, sampled, prior, spec)
         finally:
             module.set_training_modes()
 
