@@ -95,6 +95,7 @@ KEY_ROLES: Mapping[str, Role] = MappingProxyType(
     {key: role for role, names in _ROLE_NAMES.items() for key in _iterate_names(names)}
 )
 DATA_KEYS = tuple(key for key, role in KEY_ROLES.items() if role is Role.DATA)
+LENGTH_KEYS = tuple(key for key, role in KEY_ROLES.items() if role is Role.LENGTH)
 
 
 def is_of_training(key: str) -> bool:

@@ -28,11 +28,11 @@ from mal.stages.run_identity import (
     RunIdentity,
     RunRecord,
     code_versions,
+    describe_refusal,
     differences,
-    record_of_checkpoint,
-    resolved_values,
 )
 from mal.stages.session import Session
+from mal.stages.training_identity import record_of_checkpoint, resolved_values
 from mal.status import Status
 from mal.storage import describe_input
 from mal.training.step_profile import PROFILE_FILE
@@ -121,6 +121,9 @@ def claim_folder(
         ArtifactError: Its checkpoint cannot be read.
     """
     known, checkpoint = RunRecord.read(session.path), _any_checkpoint(session.path)
+    may_overwrite = spec.train.overwrite
+    # Never kept: whoever starts from this spec would empty another folder with it.
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
     if known is None and checkpoint is not None:
         known = record_of_checkpoint(
             session.path, checkpoint, asked, may_be_smaller=spec.train.oom_fallback
@@ -133,8 +136,15 @@ def claim_folder(
         if not changed:
             _warn_of_other_code(known)
             return _recorded(session, Claim(spec, known, asked, inputs))
-        _require_overwritable(session, spec, known, changed, has_model=checkpoint is not None)
+        if known.identity.action != "train":
+            raise SpecError(
+                f"train.results_dir must not be that of mal {known.identity.action}, got "
+                f"{session.results.uri}. Choose another."
+            )
         if checkpoint is not None:
+            if not may_overwrite:
+                raise SpecError(describe_refusal(session.results.uri, changed))
+            _require_start_outside(session, spec)
             require_startable()
             log.warning("train.overwrite: removing run %s of %s", known.run_id, known.started)
         else:
@@ -183,34 +193,12 @@ def _with_known_weights(
     return dataclasses.replace(spec, train=train), asked, {**inputs, WEIGHTS_KEY: weights}
 
 
-def _require_overwritable(
-    session: Session,
-    spec: ExperimentSpec,
-    known: RunRecord,
-    changed: list[str],
-    *,
-    has_model: bool,
-) -> None:
-    """Check that an earlier run may be removed.
+def _require_start_outside(session: Session, spec: ExperimentSpec) -> None:
+    """Check that the folder to empty has not what the training starts from.
 
     Raises:
-        SpecError: It may not.
+        SpecError: It has.
     """
-    uri = session.results.uri
-    if known.identity.action != "train":
-        raise SpecError(
-            f"train.results_dir must not be that of mal {known.identity.action}, got {uri}. "
-            "Choose another."
-        )
-    if not has_model:
-        return
-    if not spec.train.overwrite:
-        raise SpecError(
-            f"results_dir must hold no other run, got {uri}, whose run differs in\n"
-            + "".join(f"  {line}\n" for line in changed)
-            + "Choose another with results_dir=FOLDER, or remove that run and train anew with "
-            "train.overwrite=true."
-        )
     given = spec.train.resume_training_checkpoint_path
     if given and is_of_folder(spec, session.path, given):
         raise SpecError(

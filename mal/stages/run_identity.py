@@ -1,4 +1,4 @@
-"""`run.json`: which run a results folder belongs to, and whether a training is that run.
+"""`run.json`: which run a results folder belongs to, and what makes another one of it.
 
 It is written before the first step and travels with the first upload, so that a run that is killed
 at any moment leaves a folder that says what its weights were learned from.
@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from mal.artifacts import MANIFEST_FILE, RUN_FILE, write_json
-from mal.data.crop_dataset import ImageReader
-from mal.model.checkpoint import read_training_spec
+from mal.artifacts import RUN_FILE, write_json
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.identity import DATA_KEYS, Role, identity_values, role_of
+from mal.spec.identity import DATA_KEYS
 from mal.spec.load import iterate_settings
-from mal.spec.sources import flatten
-from mal.stages.memory import ARCH_KEY, BATCH_KEY, CROP_KEY
 from mal.storage import redact_uri
-from mal.storage.fingerprints import sha256_of_listing
 
 FORMAT = 1
 SEED_KEY = "train.seed"
 WEIGHTS_KEY = "train.pretrained_model_path"
 
 _DIGESTS = ("sha256_of_images", "sha256", "sha256_of_listing", "uri")
-_RESOLVED_KEYS = (SEED_KEY, CROP_KEY, ARCH_KEY, BATCH_KEY)
 _CODE = ("mal", "torch")
 _SHOWN_DIGITS = 12
 
@@ -131,46 +124,21 @@ def code_versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in _CODE}
 
 
-def identity_of_training(
-    spec: ExperimentSpec, reader: ImageReader, validation: ImageReader | None, inputs: Inputs
-) -> RunIdentity:
-    """Return the identity of a training whose data are open.
-
-    Args:
-        spec: As it was asked for.
-        reader: The training set.
-        validation: The validation set, where one is measured.
-        inputs: The descriptions of the data keys.
-    """
-    unread = {"dataset.val_ann_path", "dataset.val_img_dir"} if validation is None else set()
-    data = {key: dict(facts) for key, facts in inputs.items() if key not in unread}
-    data["dataset.train_img_dir"]["sha256_of_images"] = _sha256_of_images(reader)
-    if validation is not None:
-        data["dataset.val_img_dir"]["sha256_of_images"] = _sha256_of_images(validation)
-    values = identity_values(spec, is_measured=validation is not None)
-    return RunIdentity("train", values, data)
-
-
-def _sha256_of_images(reader: ImageReader) -> str:
-    """Digest names and sizes of the annotated images that are there.
-
-    Not of all that lie in the folder: one that grows while a run waits is no other training set. A
-    folder, the same behind s3:// and an archive of it have the same digest, which costs a `stat` an
-    image (0.2 s for 10 000).
-    """
-    names = ((index, image.file_name) for index, image in enumerate(reader.boxes.images))
-    return sha256_of_listing(
-        (name, reader.path_of(index).stat().st_size)
-        for index, name in names
-        if index not in reader.missing
-    )
-
-
 def differences(known: RunRecord, asked: RunIdentity) -> list[str]:
     """Name what makes a training another run than the known one, each `key: old -> new`."""
     if known.identity.action != asked.action:
         return [f"action: {known.identity.action} -> {asked.action}"]
     return [*_spec_differences(known, asked), *_data_differences(known.identity, asked)]
+
+
+def describe_refusal(uri: str, changed: Sequence[str]) -> str:
+    """Say that a folder has another run, how that differs, and what to do."""
+    return (
+        f"results_dir must hold no other run, got {uri}, whose run differs in\n"
+        + "".join(f"  {line}\n" for line in changed)
+        + "Choose another with results_dir=FOLDER, or remove that run and start anew with "
+        "train.overwrite=true."
+    )
 
 
 def _spec_differences(known: RunRecord, asked: RunIdentity) -> Iterator[str]:
@@ -217,57 +185,3 @@ def _named(facts: Mapping[str, str]) -> str:
 
 def _shown(value: Any) -> str:
     return "''" if value == "" else str(value)
-
-
-def record_of_checkpoint(
-    folder: Path, checkpoint: Path, asked: RunIdentity, *, may_be_smaller: bool
-) -> RunRecord | None:
-    """Return what a folder without `run.json` says of its run; None where it says nothing.
-
-    Version 0.1.0 wrote none. Its checkpoints carry the spec in use, and a finished run's manifest
-    the digests of its data; without these the uris count.
-
-    Args:
-        folder: With a checkpoint.
-        checkpoint: It.
-        asked: The identity of the training that wants to go on.
-        may_be_smaller: Whether `train.oom_fallback` may have come down to the checkpoint's size.
-
-    Raises:
-        ArtifactError: The checkpoint cannot be read.
-    """
-    saved = read_training_spec(checkpoint)
-    if saved is None:
-        return None
-    sections = {key.rpartition(".")[0] for key in asked.spec} - {""}
-    content = flatten(saved, sections)
-    values = {key: content.get(key, value) for key, value in asked.spec.items()}
-    manifest = _manifest_inputs(folder)
-    data = {
-        key: dict(manifest.get(key, {"uri": str(content[key])}))
-        for key in DATA_KEYS
-        if content.get(key) and key in asked.data
-    }
-    identity = RunIdentity("train", values, data)
-    keys = (CROP_KEY, ARCH_KEY, BATCH_KEY) if may_be_smaller else ()
-    smaller = {key: asked.spec[key] for key in keys}  # where a run starts these are compared
-    return RunRecord(identity, data, resolved=smaller, is_adopted=True)
-
-
-def _manifest_inputs(folder: Path) -> Mapping[str, Mapping[str, str]]:
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
-        inputs: Mapping[str, Mapping[str, str]] = manifest["inputs"]
-        return inputs if manifest["action"] == "train" else {}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def resolved_values(asked: RunIdentity, spec: ExperimentSpec) -> dict[str, Any]:
-    """Return the values in use that are others than those asked for."""
-    in_use = {
-        key: functools.reduce(getattr, key.split("."), spec)
-        for key in _RESOLVED_KEYS
-        if role_of(key) is Role.IDENTITY
-    }
-    return {key: value for key, value in in_use.items() if value != asked.spec[key]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import tempfile
@@ -65,7 +66,8 @@ class Session:
         return any(self.path.glob("mal_model_*.pth"))
 
     def write_spec(self, spec: ExperimentSpec) -> None:
-        """Write `experiment.yaml`, the resolved spec."""
+        """Write `experiment.yaml`, the resolved spec; a wish to overwrite is not kept."""
+        spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
         write_text(self.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
 
     def upload(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping
@@ -49,8 +50,8 @@ from mal.stages.memory import (
 from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
-from mal.stages.run_identity import identity_of_training
 from mal.stages.session import Session, recording
+from mal.stages.training_identity import identity_of_training
 from mal.status import Status
 from mal.storage import describe_inputs, fetch_file
 from mal.storage.uris import parse_remote_uri
@@ -229,6 +230,33 @@ class _Training:
         if self.claim is not None:
             self.session.run = self.claim.started(spec)
             self.session.run.write(self.session.path)
+
+
+def _shrink(
+    spec: ExperimentSpec, error: Exception, device: torch.device, session: Session
+) -> ExperimentSpec:
+    """Return the spec of the next try; the curve of the last one ends.
+
+    Raises:
+        MemoryShortageError: There is none, or nobody asked for one.
+    """
+    # Of several ranks the others wait inside the step that did not fit into this one's memory.
+    is_alone = Worker.current().num_ranks == 1
+    smaller = fallback_of(spec) if spec.train.oom_fallback and is_alone else None
+    checkpoint = ""
+    if (session.path / LATEST_CHECKPOINT).exists():
+        checkpoint = f"{session.results.uri.rstrip('/')}/{LATEST_CHECKPOINT}"
+    if smaller is None or (checkpoint and smaller.model.arch != spec.model.arch):
+        raise training_shortage(spec, error, device, checkpoint) from error
+    message = (
+        f"{name_training_shortage(spec, error, device)}: training again with "
+        f"{name_changes(smaller_training(spec))} (train.oom_fallback)"
+    )
+    log.warning("%s", message)
+    session.status.write(Status.RUNNING, message, verbosity="WARNING")
+    (session.path / EPOCH_METRICS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(session.path / FIRST_RUN_FOLDER, ignore_errors=True)
+    return smaller
 
 
 def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader | None:

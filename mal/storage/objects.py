@@ -222,7 +222,7 @@ def age_of_object_s(uri: RemoteUri) -> float | None:
     try:
         text = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
         now = email.utils.parsedate_to_datetime(text)
-        return max(0.0, (now - answer["LastModified"]).total_seconds())
+        return max(0.0, float((now - answer["LastModified"]).total_seconds()))
     except (KeyError, TypeError, ValueError):
         return None
 

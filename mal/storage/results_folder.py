@@ -146,7 +146,8 @@ class ResultsFolder:
         local = {path.relative_to(self.path).as_posix() for path in self._own_files()}
         for pattern in patterns:
             for name in sorted(n for n in {*local, *remote} if fnmatch.fnmatchcase(n, pattern)):
-                if self._remote is not None and remote.pop(name, None):
+                if self._remote is not None and name in remote:
+                    del remote[name]
                     delete_object(self._remote.child(name))
                     uploaded.pop(name, None)
                 local.discard(name)

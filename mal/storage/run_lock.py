@@ -271,7 +271,7 @@ class RemoteLock:
         return _Seen(_facts_of(found[0]), found[1]) if found else None
 
     def _is_mine(self, seen: _Seen) -> bool:
-        return seen.facts.get("token") == self._facts["token"]
+        return bool(seen.facts.get("token") == self._facts["token"])
 
 
 def _staging_id(staging: Path) -> str:
