@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from fake_searches import use_fake_trials
 from fake_trial import final_figure
-from filelock import FileLock
 
 from mal.cli import main
 from mal.jobs.inference import parent_model
 from mal.spec import load_spec
-from mal.stages.automl import LOCK_FILE
+from mal.storage import ResultsFolder
 from mal.storage.cache import cache_dir
 
 BASELINE_LR = 1e-5
@@ -109,8 +108,7 @@ def test_a_search_that_finishes_no_trial_says_why(
 def test_a_folder_in_which_a_search_runs_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "automl").mkdir()
-    with FileLock(tmp_path / "automl" / LOCK_FILE):
+    with ResultsFolder(str(tmp_path / "automl")).held():
         assert run(tmp_path) == 2
     assert "results_dir must not be in use" in capsys.readouterr().err
     assert not (tmp_path / "automl" / "study.db").exists()
