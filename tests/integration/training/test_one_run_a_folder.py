@@ -1,14 +1,16 @@
 """A results folder belongs to one run: whatever is tried, its files name what its weights saw."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from tiny_sets import HYBRID, TinySet, training_overrides, write_tiny_set
 
 from mal.artifacts import sha256_of_file
 from mal.cli import main
+from mal.runtime import set_up_logging
+from mal.storage import objects
 
 SLOW_RUN = ("train.num_epochs=5000", "train.checkpoint_interval=2")
 
@@ -26,6 +30,8 @@ SLOW_RUN = ("train.num_epochs=5000", "train.checkpoint_interval=2")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAL_CACHE_DIR", str(tmp_path / "cache"))
+    set_up_logging()
+    monkeypatch.setattr(logging.getLogger("mal"), "propagate", True)
 
 
 @pytest.fixture
@@ -254,7 +260,7 @@ def test_a_run_that_starts_from_another_folders_checkpoint_is_a_run_of_its_own(
 
 
 def test_another_version_of_mal_goes_on_and_the_manifest_names_both(
-    data: TinySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: TinySet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
     assert main(arguments(data, folder)) == 0
@@ -262,9 +268,105 @@ def test_another_version_of_mal_goes_on_and_the_manifest_names_both(
     run["code"][0]["mal"] = "0.0.9"
     (folder / "run.json").write_text(json.dumps(run))
     assert main(arguments(data, folder, "train.max_steps=3")) == 0
-    assert "a run that was trained with mal 0.0.9" in capsys.readouterr().err
+    assert "a run that was trained with mal 0.0.9" in caplog.text
     code = json.loads((folder / "manifest.json").read_bytes())["run"]["code"]
     assert [versions["mal"] == "0.0.9" for versions in code] == [True, False]
+
+
+@contextlib.contextmanager
+def serving(port_file: Path) -> Iterator[str]:
+    """Serve a store of its own, in a process of its own; yields its address."""
+    program = (
+        "import pathlib, time; from moto.server import ThreadedMotoServer as S;"
+        "s = S('127.0.0.1', port=0); s.start();"
+        f"pathlib.Path({str(port_file)!r}).write_text(str(s.get_host_and_port()[1]) + '\\n');"
+        "time.sleep(3600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    try:
+        end_s = time.monotonic() + 120
+        while not (port_file.exists() and port_file.read_text().endswith("\n")):
+            assert process.poll() is None
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port_file.read_text().strip()}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """Two real servers, each with an empty bucket `bucket`."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "tester-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with serving(tmp_path / "one") as one, serving(tmp_path / "two") as two:
+        for address in (one, two):
+            boto3.client("s3", endpoint_url=address).create_bucket(Bucket="bucket")
+        yield one, two
+    objects._client_of_process.cache_clear()
+
+
+def use_store(monkeypatch: pytest.MonkeyPatch, address: str) -> Any:
+    """Let mal speak to a store from now on; returns a client of it."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    objects._client_of_process.cache_clear()
+    return boto3.client("s3")
+
+
+def fetched(client: Any, folder: Path) -> Path:
+    """Fetch what a store has of a run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for entry in client.list_objects_v2(Bucket="bucket")["Contents"]:
+        path = folder / entry["Key"].removeprefix("run/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file("bucket", entry["Key"], str(path))
+    return folder
+
+
+def test_a_deleted_remote_folder_and_another_server_hold_nothing_of_an_earlier_run(
+    data: TinySet,
+    other: TinySet,
+    tmp_path: Path,
+    stores: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri, here = "s3://bucket/run", tmp_path / "fetched"
+    client = use_store(monkeypatch, stores[0])
+    assert main(arguments(data, uri)) == 0
+    first = lineage_of(fetched(client, here))
+    assert first.annotations == sha256_of_file(data.annotations)
+
+    second_client = use_store(monkeypatch, stores[1])
+    assert main(arguments(other, uri)) == 0
+    second = lineage_of(fetched(second_client, here))
+    assert second.annotations == sha256_of_file(other.annotations)
+
+    client = use_store(monkeypatch, stores[0])
+    assert main(arguments(other, uri)) == 2
+    assert lineage_of(fetched(client, here)) == first
+    for entry in client.list_objects_v2(Bucket="bucket")["Contents"]:
+        client.delete_object(Bucket="bucket", Key=entry["Key"])
+    assert main(arguments(other, uri)) == 0
+    assert lineage_of(fetched(client, here)).annotations == sha256_of_file(other.annotations)
+
+    assert main(arguments(data, uri, "train.overwrite=true")) == 0
+    anew = lineage_of(fetched(client, here))
+    assert anew.annotations == first.annotations
+    assert anew.run_id != first.run_id
+    keys = {entry["Key"] for entry in client.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert not {key for key in keys if "lock" in key}
 
 
 def start(command: Sequence[str], **variables: str) -> subprocess.Popen[str]:
