@@ -51,6 +51,7 @@ from mal.spec.load import spec_as_dict
 from mal.stages import run_train
 from mal.stages.automl import require_optuna, run_automl
 from mal.stages.trial import require_measurable
+from mal.storage.run_lock import LOCK_NAME
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
 
 def take_model(trial: Path, model_dir: Path) -> None:
     """Make the model's folder of a trial's: its best checkpoint is also the latest."""
-    own = shutil.ignore_patterns(SPEC_FILE, LOG_FILE)
+    own = shutil.ignore_patterns(SPEC_FILE, LOG_FILE, LOCK_NAME)
     if model_dir.exists():
         shutil.rmtree(model_dir)  # of the step's earlier try
     shutil.copytree(trial, model_dir, symlinks=True, ignore=own)
