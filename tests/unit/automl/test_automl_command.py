@@ -138,14 +138,14 @@ def test_another_search_in_a_used_folder_is_refused_and_named_unless_it_may_over
     assert run(tmp_path, "--trials", "2", *ranges, boxes) == 0
     board = (tmp_path / "automl" / "leaderboard.csv").read_text()
     others = {
-        "--range train.lr": (("--range", "train.lr=1e-5:5e-3:log"), boxes),
-        "train.wd": (ranges, boxes, "train.wd=0.1"),
-        "dataset.train_ann_path": (ranges, boxes),
+        "--range train.lr": ("--range", "train.lr=1e-5:5e-3:log", boxes),
+        "train.min_lr_rate": (*ranges, boxes, "train.min_lr_rate=0.5"),
+        "dataset.train_ann_path": (*ranges, boxes),
     }
-    for told, (other_ranges, *overrides) in others.items():
+    for told, options in others.items():
         if told.startswith("dataset"):
             (tmp_path / "boxes.json").write_text("{ }")
-        assert run(tmp_path, "--trials", "3", *other_ranges, *overrides) == 2
+        assert run(tmp_path, "--trials", "3", *options) == 2
         assert f"{told}: " in capsys.readouterr().err
         assert (tmp_path / "automl" / "leaderboard.csv").read_text() == board
     assert run(tmp_path, "--trials", "3", *ranges, boxes, "train.overwrite=true") == 0

@@ -16,6 +16,7 @@ import pytest
 
 from mal.errors import StorageError
 from mal.storage import ResultsFolder, run_lock
+from mal.storage.objects import write_object
 from mal.storage.run_lock import LOCK_NAME, RemoteLock, holding_folder
 from mal.storage.uris import RemoteUri
 
@@ -175,7 +176,7 @@ def unconditional(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(content: bytes, uri: RemoteUri, *, expected_etag: str) -> str:
         del expected_etag
-        run_lock.write_object(content, uri)
+        write_object(content, uri)
         return "written"
 
     monkeypatch.setattr(run_lock, "write_object_if", write)
