@@ -71,13 +71,11 @@ class Claim:
     Attributes:
         spec: As it was asked for, with the run's own weights where it goes on without naming them.
         record: What `run.json` says.
-        asked: The identity that was asked for.
         inputs: uri and digest by spec key, as they are now.
     """
 
     spec: ExperimentSpec
     record: RunRecord
-    asked: RunIdentity
     inputs: Inputs
 
     def started(self, spec: ExperimentSpec) -> RunRecord:
@@ -135,7 +133,7 @@ def claim_folder(
         changed = differences(known, asked)
         if not changed:
             _warn_of_other_code(known)
-            return _recorded(session, Claim(spec, known, asked, inputs))
+            return _recorded(session, Claim(spec, known, inputs))
         if known.identity.action != "train":
             raise SpecError(
                 f"train.results_dir must not be that of mal {known.identity.action}, got "
@@ -154,7 +152,7 @@ def claim_folder(
         session.write_spec(spec)
     starts_from = _checkpoint_to_start_from(spec)
     record = RunRecord(asked, inputs, starts_from=starts_from, code=(code_versions(),))
-    return _recorded(session, Claim(spec, record, asked, inputs))
+    return _recorded(session, Claim(spec, record, inputs))
 
 
 def _recorded(session: Session, claim: Claim) -> Claim:

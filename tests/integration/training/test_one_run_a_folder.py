@@ -416,3 +416,34 @@ def test_of_two_at_the_same_time_one_trains(data: TinySet, other: TinySet, tmp_p
     assert sorted(process.returncode for process in both) == [0, 2], told
     trained = (data, other)[[process.returncode for process in both].index(0)]
     assert lineage_of(folder).annotations == sha256_of_file(trained.annotations)
+
+
+def test_a_service_that_names_the_runs_own_checkpoint_may_leave_its_first_weights_out(
+    data: TinySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(data, tmp_path / "first")) == 0
+    weights = tmp_path / "first" / "mal_model_best.pth"
+    folder = tmp_path / "run"
+    assert main(arguments(data, folder, f"train.pretrained_model_path={weights}")) == 0
+    more = "train.max_steps=3"
+    assert main(arguments(data, folder, more)) == 2
+    told = f"train.pretrained_model_path: {weights} (sha256 {sha256_of_file(weights)[:12]}) -> none"
+    assert told in capsys.readouterr().err
+    own = f"train.resume_training_checkpoint_path={folder / 'mal_model_latest.pth'}"
+    assert main(arguments(data, folder, more, own)) == 0
+    assert lineage_of(folder).spec["train"]["pretrained_model_path"] == str(weights)
+
+
+def test_another_action_does_not_take_a_trainings_manifest_away(
+    data: TinySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(arguments(data, folder)) == 0
+    first = lineage_of(folder)
+    spec = str(folder / "experiment.yaml")
+    checkpoint = f"evaluate.checkpoint={folder / 'mal_model_latest.pth'}"
+    val = [f"dataset.val_ann_path={data.annotations}", f"dataset.val_img_dir={data.images}"]
+    results = f"evaluate.results_dir={folder}"
+    assert main(["evaluate", "-e", spec, checkpoint, *val, results]) == 2
+    assert "evaluate.results_dir must not be the results folder" in capsys.readouterr().err
+    assert lineage_of(folder) == first
