@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 EXPERIMENT_FILE = "experiment.yaml"
 STATUS_FILE = "status.json"
 MANIFEST_FILE = "manifest.json"
+RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 EPOCH_METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
@@ -167,6 +168,7 @@ def write_manifest(
     inputs: Mapping[str, Mapping[str, str]],
     outside: Collection[Path] = (),
     maker: Mapping[str, str | None] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `manifest.json`: outputs with size and sha256, inputs, versions, commit and image.
 
@@ -176,6 +178,7 @@ def write_manifest(
         inputs: uri and digest by spec key.
         outside: Outputs that need not lie in the folder; those that do not go by their whole path.
         maker: `made_by` of what made the results, where that was not this process.
+        run: What the results folder's run is known by.
     """
     files = sorted({p for p in (*results_dir.rglob("*"), *outside) if p.is_file()})
     sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
@@ -187,11 +190,13 @@ def write_manifest(
                 "sha256": sha256_of(path.resolve()),
             }
             for path in files
-            if path.name not in (MANIFEST_FILE, STATUS_FILE) and path.suffix != PARTIAL_SUFFIX
+            if path.name not in (MANIFEST_FILE, STATUS_FILE)
+            and (path in outside or not path.name.startswith("."))
         },
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **_package_versions()},
         **(made_by() if maker is None else maker),
+        **({"run": run} if run else {}),
     }
     path = results_dir / MANIFEST_FILE
     write_json(path, manifest)

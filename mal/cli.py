@@ -200,7 +200,7 @@ def _run_action(args: argparse.Namespace) -> int:
     set_up_logging()
     with handling_stop_signals():
         result = getattr(stages, f"run_{args.action}")(spec)
-    from mal.stages.session import results_uri
+    from mal.jobs import results_uri
 
     _print_result(args.action, result, results_uri(args.action, spec))
     return 0

@@ -32,6 +32,7 @@ from mal.automl.trial_record import TrialEnd, TrialRecord
 from mal.errors import SpecError
 from mal.runtime import StopRequest
 from mal.spec.experiment import ExperimentSpec
+from mal.spec.identity import LENGTH_KEYS, identity_values
 from mal.spec.load import load_spec, spec_as_dict, write_experiment_yaml
 
 if TYPE_CHECKING:
@@ -69,13 +70,22 @@ class SearchPlan:
         return {parameter.key: value_of(self.base, parameter.key) for parameter in self.space}
 
     @property
-    def fingerprint(self) -> str:
-        """Of all that decides what the trials are; the budget may change."""
-        content = spec_as_dict(self.base)
-        content["results_dir"] = content["train"]["results_dir"] = ""
+    def identity_values(self) -> dict[str, Any]:
+        """All that decides what the trials are, by name; the budget may change, and the data."""
         settings = self.settings
-        asked = [settings.algorithm, settings.seed, list(settings.trial_overrides)]
-        text = json.dumps([content, [repr(p) for p in self.space], asked])
+        return {
+            **identity_values(self.base, is_measured=True),
+            **{key: value_of(self.base, key) for key in LENGTH_KEYS},
+            **{f"--range {parameter.key}": parameter.describe() for parameter in self.space},
+            "--algorithm": str(settings.algorithm),
+            "--seed": settings.seed,
+            "--trial": list(settings.trial_overrides),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of it."""
+        text = json.dumps(self.identity_values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def trial_spec(

@@ -23,7 +23,8 @@ from mal.errors import SpecError
 STUDY_FILE = "study.db"
 STUDY_NAME = "mal"
 
-_FINGERPRINT, _VALUES, _REASON, _REFUSED = "fingerprint", "values", "reason", "is_refused"
+# Version 0.1.0 wrote another one, of all keys, as "fingerprint": its searches go on unchecked here.
+_FINGERPRINT, _VALUES, _REASON, _REFUSED = "identity", "values", "reason", "is_refused"
 
 
 class SearchStudy:

@@ -23,6 +23,7 @@ from mal.jobs.inference import (
     resume_model,
 )
 from mal.jobs.job_spec import load_job_spec
+from mal.jobs.written_files import require_inputs_kept, results_uri
 
 __all__ = [
     "ANNOTATIONS_FILE",
@@ -41,6 +42,8 @@ __all__ = [
     "parent_model_folder",
     "places_of",
     "ptm_if_no_resume_model",
+    "require_inputs_kept",
+    "results_uri",
     "resume_model",
     "root_keys",
     "snapshot_uris",

@@ -191,6 +191,12 @@ class TrainSpec:
         "Checkpoint to go on from, where the results folder has none: its own latest comes first.",
     )
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
+    overwrite: bool = setting(
+        False,
+        "Ours. Where the results folder holds another run: remove that one's results and train "
+        "anew, instead of ending with an error. The same run goes on.",
+        is_searchable=False,
+    )
     pretrained_model_path: str = setting(
         "",
         "Weights to start from: local or s3:// .pth/.ckpt/.safetensors of a backbone (MAE, DeiT, "

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from mal.artifacts import (
     BEST_CHECKPOINT,
     EPOCH_METRICS_FILE,
     EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    MANIFEST_FILE,
     REPORT_FILE,
+    RUN_FILE,
+    STATUS_FILE,
     write_json,
     write_manifest,
     write_text,
@@ -28,17 +30,25 @@ from mal.artifacts import (
 from mal.automl.cost import TrialCost, measure_cost
 from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
-from mal.automl.space import build_search_space
+from mal.automl.space import build_search_space, value_of
 from mal.automl.trial import trial_folder
-from mal.errors import MalError, MissingExtraError, SpecError, StorageError
+from mal.errors import MalError, MissingExtraError, SpecError
 from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
-from mal.jobs import places_of
+from mal.jobs import places_of, require_inputs_kept, results_uri
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
+from mal.stages.run_identity import (
+    WEIGHTS_KEY,
+    RunIdentity,
+    RunRecord,
+    code_versions,
+    describe_refusal,
+    differences,
+)
 from mal.status import MONITORED_METRIC, Status, StatusLog
-from mal.storage import ResultsFolder, describe_inputs
+from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
 
 if TYPE_CHECKING:
     from mal.automl.search import SearchPlan
@@ -48,8 +58,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ACTION = "automl"
-LOCK_FILE = ".search.lock"
-_RESTORED = ("study.db", "cost-*.json", "status.json", "trials/*")
+_STUDY_FILE = "study.db"
+_RESTORED = (
+    RUN_FILE, EXPERIMENT_FILE, _STUDY_FILE, "cost-*.json", STATUS_FILE, "trials/*",
+)  # fmt: skip
+# All that a search writes; what says whose it is goes last.
+_SEARCH_FILES = (
+    LATEST_CHECKPOINT, BEST_CHECKPOINT, "trials/*", _STUDY_FILE, "cost-*.json", "leaderboard.csv",
+    "best_spec.yaml", REPORT_FILE, MANIFEST_FILE, EXPERIMENT_FILE, STATUS_FILE, RUN_FILE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,11 +134,14 @@ def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
     from mal.automl.search import SearchPlan
 
     results = ResultsFolder(search_uri(spec))
+    require_inputs_kept(ACTION, spec)
+    may_overwrite = spec.train.overwrite
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
     plan = SearchPlan(results.path, spec, space, settings, slots)
     with (
         handling_stop_signals() as stop,
-        _alone_in(results),
-        _recording(results, spec) as status,
+        results.held(),
+        _recording(plan, results, may_overwrite=may_overwrite) as status,
     ):
         study = _search(plan, results, status, stop)
         result = _result(plan, study)
@@ -153,7 +173,7 @@ def search_uri(spec: ExperimentSpec) -> str:
     """
     if not spec.results_dir:
         raise SpecError("results_dir must be set, got ''. Write results_dir=FOLDER.")
-    return f"{spec.results_dir.rstrip('/')}/{ACTION}"
+    return results_uri(ACTION, spec)
 
 
 def _search(
@@ -293,16 +313,20 @@ def _write_report(plan: SearchPlan, study: SearchStudy, warning: str) -> None:
 
 
 @contextmanager
-def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusLog]:
+def _recording(
+    plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool
+) -> Iterator[StatusLog]:
     """Record the search as every action is recorded."""
+    results.adopt_remote_state()
     results.restore(_RESTORED)
+    record = _claim(plan, results, may_overwrite=may_overwrite)
     status = StatusLog(results.path)
     try:
-        write_text(results.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
+        write_text(results.path / EXPERIMENT_FILE, write_experiment_yaml(plan.base))
         status.write(Status.STARTED, f"{ACTION} started")
+        results.upload()
         yield status
-        inputs = describe_inputs(places_of("train", spec))
-        write_manifest(results.path, action=ACTION, inputs=inputs)
+        write_manifest(results.path, action=ACTION, inputs=record.inputs, run=record.summary())
         status.write(Status.SUCCESS, f"{ACTION} finished")
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -313,29 +337,57 @@ def _recording(results: ResultsFolder, spec: ExperimentSpec) -> Iterator[StatusL
     results.upload()
 
 
-def _kpi(mean_iou: float | None) -> dict[str, float | None]:
-    return {f"val_{MONITORED_METRIC}": mean_iou, MONITORED_METRIC: mean_iou}
-
-
-@contextmanager
-def _alone_in(results: ResultsFolder) -> Iterator[None]:
-    """Keep another search out of the folder; a killed one keeps nobody out.
+def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> RunRecord:
+    """Make the folder this search's; an earlier one goes on, or goes.
 
     Raises:
-        StorageError: One is running there.
+        SpecError: The folder has another search, or a training.
     """
-    lock = FileLock(results.path / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StorageError(
-            f"results_dir must not be in use, got {results.uri}, in which a search runs. Wait for "
-            "its end, or choose another results_dir."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    inputs = _describe_fetched(plan.base)
+    asked = RunIdentity(ACTION, plan.identity_values, inputs)
+    known = RunRecord.read(results.path) or _record_of_earlier_version(results.path, asked)
+    if known is not None:
+        changed = differences(known, asked)
+        if not changed:
+            return known
+        if known.identity.action != ACTION or (
+            (results.path / _STUDY_FILE).exists() and not may_overwrite
+        ):
+            raise SpecError(describe_refusal(results.uri, changed))
+        log.warning("removing the search of %s in %s", known.started, results.uri)
+        results.remove(_SEARCH_FILES)
+    record = RunRecord(asked, inputs, code=(code_versions(),))
+    record.write(results.path)
+    return record
+
+
+def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
+    """Describe what the trials read; what cannot be fetched, a trial says so."""
+    keys = {**places_of("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
+    for key, uri in keys.items():
+        with contextlib.suppress(MalError):
+            if uri and key.endswith("_img_dir"):
+                open_image_folder(uri)
+            elif "://" in uri:
+                fetch_file(uri)
+    return describe_inputs(keys)
+
+
+def _record_of_earlier_version(folder: Path, asked: RunIdentity) -> RunRecord | None:
+    """Return what a search of version 0.1.0, which wrote no `run.json`, says of itself."""
+    if not (folder / _STUDY_FILE).exists() or not (folder / EXPERIMENT_FILE).exists():
+        return None
+    spec = load_spec("train", folder / EXPERIMENT_FILE)
+    values = {
+        key: asked.spec[key] if key.startswith("--") else value_of(spec, key) for key in asked.spec
+    }
+    uris = {**places_of("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
+    data = {key: {"uri": uri} for key, uri in uris.items() if uri}
+    return RunRecord(RunIdentity(ACTION, values, data), data, is_adopted=True)
+
+
+def _kpi(mean_iou: float | None) -> dict[str, float | None]:
+    return {f"val_{MONITORED_METRIC}": mean_iou, MONITORED_METRIC: mean_iou}
 
 
 def _with_plain_seed(spec: ExperimentSpec) -> ExperimentSpec:

@@ -146,11 +146,10 @@ def training_shortage(
         checkpoint: What the run has so far, '' for nothing; it is of the network in use.
     """
     found, changes = name_training_shortage(spec, error, device), smaller_training(spec)
-    needs_network = ARCH_KEY in changes or CROP_KEY in changes
     wishes = [name_changes(changes)]
     if ARCH_KEY in changes and spec.train.pretrained_model_path:
         wishes.append("its weights as train.pretrained_model_path")
-    if checkpoint and needs_network:
+    if checkpoint and changes:  # a results folder belongs to one run
         wishes.append("another train.results_dir")
         if ARCH_KEY not in changes:
             wishes.append(f"train.pretrained_model_path={checkpoint}")

@@ -14,11 +14,11 @@ from mal.artifacts import LATEST_CHECKPOINT
 from mal.distributed.group import file_of_first, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
+from mal.jobs import results_uri
 from mal.model.checkpoint import read_training_spec
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
-from mal.stages.session import results_uri
 from mal.storage import fetch_file
 from mal.storage.uris import parse_remote_uri
 
@@ -153,7 +153,7 @@ def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
     """
     given = spec.train.resume_training_checkpoint_path
     latest = folder / LATEST_CHECKPOINT
-    if given and _is_of(spec, folder, given):
+    if given and is_of_folder(spec, folder, given):
         log.info("going on from %s of this folder, as train.resume_training_checkpoint_path says",
                  Path(given).name)  # fmt: skip
         own = folder / Path(given).name
@@ -175,7 +175,7 @@ def _resume_checkpoint(spec: ExperimentSpec, folder: Path) -> Path | None:
     return fetch_file(given)
 
 
-def _is_of(spec: ExperimentSpec, folder: Path, checkpoint: str) -> bool:
+def is_of_folder(spec: ExperimentSpec, folder: Path, checkpoint: str) -> bool:
     """Whether a checkpoint lies in this run's own result folder, local or remote."""
     if parse_remote_uri(checkpoint) is None:
         return Path(checkpoint).resolve().parent == folder.resolve()

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mal.artifacts import EXPERIMENT_FILE, LATEST_CHECKPOINT, write_manifest, write_text
+from mal.artifacts import (
+    EXPERIMENT_FILE,
+    MANIFEST_FILE,
+    RUN_FILE,
+    write_manifest,
+    write_text,
+)
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
-from mal.jobs import missing_places
+from mal.jobs import missing_places, require_inputs_kept, results_uri
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs
+
+if TYPE_CHECKING:
+    from mal.stages.run_identity import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +47,8 @@ class Session:
         status: Its status log.
         is_first: Whether this process writes the results.
         outputs: Files that the spec may place elsewhere, for the manifest.
+        run: Which run the folder belongs to, where the action says so: its inputs are then those of
+            the manifest, however often the run is started.
     """
 
     def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
@@ -42,6 +56,7 @@ class Session:
         self.status = StatusLog(results.path)
         self.is_first = is_first
         self.outputs: list[Path] = []
+        self.run: RunRecord | None = None
 
     @property
     def path(self) -> Path:
@@ -50,12 +65,12 @@ class Session:
 
     @property
     def has_model(self) -> bool:
-        """Whether an earlier training left a model here, and what it was trained with."""
-        files = (LATEST_CHECKPOINT, EXPERIMENT_FILE)
-        return all((self.path / name).exists() for name in files)
+        """Whether an earlier training left a model here."""
+        return any(self.path.glob("mal_model_*.pth"))
 
     def write_spec(self, spec: ExperimentSpec) -> None:
-        """Write `experiment.yaml`, the resolved spec."""
+        """Write `experiment.yaml`, the resolved spec; a wish to overwrite is not kept."""
+        spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
         write_text(self.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
 
     def warn(self, message: str) -> None:
@@ -94,13 +109,45 @@ def recording(
         restored: Files of an earlier run to fetch from a remote result folder.
     """
     require_runnable(action, spec)
+    require_inputs_kept(action, spec)
     worker = Worker.current()
     if not worker.is_first:
         with _assisting(worker) as session, _naming_remedies(action, spec):
             yield session
         return
     results = ResultsFolder(results_uri(action, spec))
-    results.restore(restored)
+    with results.held():
+        results.adopt_remote_state()
+        results.restore((RUN_FILE, MANIFEST_FILE))
+        if action != "train":
+            _require_own_folder(action, results)
+        results.restore(restored)
+        with _recording_in(results, action, spec, inputs) as session:
+            yield session
+
+
+def _require_own_folder(action: str, results: ResultsFolder) -> None:
+    """Check that the folder is no training's or search's: its manifest would be lost.
+
+    Raises:
+        SpecError: It is.
+    """
+    owner = ""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        owner = json.loads((results.path / MANIFEST_FILE).read_bytes())["action"]
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        owner = json.loads((results.path / RUN_FILE).read_bytes())["action"]
+    if owner in ("train", "automl"):
+        raise SpecError(
+            f"{action}.results_dir must not be the results folder of mal {owner}, got "
+            f"{results.uri}. Choose another."
+        )
+
+
+@contextmanager
+def _recording_in(
+    results: ResultsFolder, action: str, spec: ExperimentSpec, inputs: Mapping[str, str]
+) -> Iterator[Session]:
     session = Session(results)
     try:
         if not session.has_model:
@@ -111,8 +158,9 @@ def recording(
         write_manifest(
             session.path,
             action=action,
-            inputs=describe_inputs(inputs),
+            inputs=session.run.inputs if session.run else describe_inputs(inputs),
             outside=session.outputs,
+            run=session.run.summary() if session.run else None,
         )
         session.status.write(Status.SUCCESS, f"{action} finished")
     except BaseException as error:
@@ -157,11 +205,3 @@ def _naming_remedies(action: str, spec: ExperimentSpec) -> Iterator[None]:
         if action == "train":  # before the training, which knows more of its own shortage
             raise training_shortage(spec, error, device, checkpoint="") from error
         raise prediction_shortage(action, spec, error, device) from error
-
-
-def results_uri(action: str, spec: ExperimentSpec) -> str:
-    """Return `<action>.results_dir`, or `<results_dir>/<action>`."""
-    own: str = getattr(spec, action).results_dir
-    if own:
-        return own
-    return f"{spec.results_dir.rstrip('/')}/{action}"

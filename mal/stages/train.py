@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping
@@ -17,22 +18,27 @@ from mal.artifacts import (
     ESTIMATED_BOXES_FILE,
     EXPERIMENT_FILE,
     LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    RUN_FILE,
     STATUS_FILE,
 )
 from mal.data.box_masks import NO_MASKS
-from mal.data.crop_dataset import ImageReader
+from mal.data.crop_dataset import ImageReader, TrainingCrops, select_training_boxes
 from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
 from mal.evaluation.baselines import usefulness_warning
 from mal.evaluation.metrics import rows_to_measure
 from mal.jobs import places_of
+from mal.labeling.box_estimation import rows_without_box
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.labeling.training_free import TrainingFreeModel
 from mal.model.backbone import ViTBackbone
+from mal.model.checkpoint import read_checkpoint
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
+from mal.stages.claim import Claim, claim_folder
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
 from mal.stages.measure import measure_model, without_box_masks
@@ -49,9 +55,13 @@ from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import Start, agree_on_start
 from mal.stages.session import Session, recording
+from mal.stages.training_identity import identity_of_training
 from mal.status import Status
+from mal.storage import describe_inputs, fetch_file
+from mal.storage.uris import parse_remote_uri
 from mal.training.callbacks import kpi_of
-from mal.training.trainer import Measure, TrainingRun, train_network
+from mal.training.compilation import require_compiler
+from mal.training.trainer import Measure, TrainingRun, build_student, train_network
 from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
@@ -61,6 +71,8 @@ _RESTORED = (
     EPOCH_METRICS_FILE,
     ESTIMATED_BOXES_FILE,
     EXPERIMENT_FILE,
+    MANIFEST_FILE,
+    RUN_FILE,
     RUN_ID_FILE,
     STATUS_FILE,
 )
@@ -94,8 +106,12 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
             key="dataset.train",
             with_masks=spec.train.supervision == "mask",
         )
+        validation = _open_validation_set(spec, session)
         device = choose_device(spec, spec.train.gpu_ids)
-        metrics = _train_within_memory(reader, spec, device, stop, session)
+        data = _Data(reader, validation)
+        claim = _claim(data, spec, device, session, inputs) if session.is_first else None
+        training = _Training(data, claim, device, stop, session)
+        metrics = training.run_within_memory(claim.spec if claim else spec)
         if session.is_first and (warning := usefulness_warning(metrics, "val_")):
             session.warn(warning)
         session.status.write(Status.RUNNING, "training finished", kpi=kpi_of(metrics))
@@ -107,49 +123,119 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     )
 
 
-def _train_within_memory(
-    reader: ImageReader,
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a training reads.
+
+    Attributes:
+        training: The boxes to learn from.
+        validation: Those to measure on, or None where there are no masks to do so.
+    """
+
+    training: ImageReader
+    validation: ImageReader | None
+
+
+def _claim(
+    data: _Data,
     spec: ExperimentSpec,
     device: torch.device,
-    stop: StopRequest,
     session: Session,
-) -> dict[str, float]:
-    """Train; with `train.oom_fallback` again and again at the next smaller setting until it fits.
+    inputs: Mapping[str, str],
+) -> Claim:
+    """Make the results folder this training's.
 
     Raises:
-        MemoryShortageError: It does not fit.
+        SpecError: The folder has another run.
     """
-    has_shrunk = False
-    while True:
-        try:
-            start = agree_on_start(spec, session.path, has_shrunk=has_shrunk)
-            spec = start.spec
-            return _train_once(reader, start, device, stop, session)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            spec = _shrink(spec, error, device, session)
-        # Only now does nothing refer to the network any more: the error's frames did.
-        free_memory()
-        stop.raise_if_received()
-        has_shrunk = True
-
-
-def _train_once(
-    reader: ImageReader, start: Start, device: torch.device, stop: StopRequest, session: Session
-) -> dict[str, float]:
-    run = TrainingRun(
-        folder=session.path,
-        device=device,
-        seed=start.spec.train.seed,
-        stop=stop,
-        measure=_validation(start.spec, SizePrior.from_boxes(reader.boxes), stop, session),
-        on_start=lambda: session.write_spec(start.spec),
-        on_checkpoint=session.upload,
-        warm_from=start.warm_from,
+    weights = spec.train.pretrained_model_path
+    if not session.has_model and parse_remote_uri(weights) is not None:
+        fetch_file(weights)  # so that its content can be described
+    described = describe_inputs(inputs)
+    asked = identity_of_training(spec, data.training, data.validation, described)
+    return claim_folder(
+        session, spec, asked, described, lambda: _require_startable(data.training, spec, device)
     )
-    reader = with_boxes_to_train_on(reader, start, run)
-    return train_network(reader, start.spec, run, start.resume_from)
+
+
+def _require_startable(reader: ImageReader, spec: ExperimentSpec, device: torch.device) -> None:
+    """Fail where the training would, before an earlier run's results are removed for it.
+
+    Raises:
+        AnnotationError: No box can be trained on.
+        ArtifactError: Weights cannot be loaded.
+        SpecError: Nothing can be compiled here.
+    """
+    if spec.train.compile:
+        require_compiler(device)
+    if not len(rows_without_box(reader.boxes)):
+        crops = TrainingCrops(reader, select_training_boxes(reader, spec), spec, seed=0)
+        crops[0, 0]  # the next readable image stands in for one that is not
+    given = spec.train.resume_training_checkpoint_path
+    checkpoint = read_checkpoint(fetch_file(given)) if given else None
+    build_student(spec, checkpoint, warm_from=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """A training in a results folder that is its own.
+
+    Attributes:
+        data: What it reads.
+        claim: Of the folder; None on ranks that do not write.
+        device: Where to train.
+        stop: Remembers signals.
+        session: Of the action.
+    """
+
+    data: _Data
+    claim: Claim | None
+    device: torch.device
+    stop: StopRequest
+    session: Session
+
+    def run_within_memory(self, spec: ExperimentSpec) -> dict[str, float]:
+        """Train; with `train.oom_fallback` again at the next smaller setting until it fits.
+
+        Raises:
+            MemoryShortageError: It does not fit.
+        """
+        has_shrunk = False
+        while True:
+            try:
+                start = agree_on_start(spec, self.session.path, has_shrunk=has_shrunk)
+                spec = start.spec
+                return self._run_once(start)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                spec = _shrink(spec, error, self.device, self.session)
+            # Only now does nothing refer to the network any more: the error's frames did.
+            free_memory()
+            self.stop.raise_if_received()
+            has_shrunk = True
+
+    def _run_once(self, start: Start) -> dict[str, float]:
+        prior = SizePrior.from_boxes(self.data.training.boxes)
+        run = TrainingRun(
+            folder=self.session.path,
+            device=self.device,
+            seed=start.spec.train.seed,
+            stop=self.stop,
+            measure=_validation(self.data.validation, start.spec, prior, self.stop),
+            on_start=lambda: self._record_start(start.spec),
+            on_checkpoint=self.session.upload,
+            warm_from=start.warm_from,
+        )
+        reader = with_boxes_to_train_on(self.data.training, start, run)
+        return train_network(reader, start.spec, run, start.resume_from)
+
+    def _record_start(self, spec: ExperimentSpec) -> None:
+        """Write the spec in use and, on the rank that writes, which run the folder has."""
+        self.session.write_spec(spec)
+        if self.claim is not None:
+            self.session.run = self.claim.started(spec)
+            self.session.run.write(self.session.path)
 
 
 def _shrink(
@@ -179,10 +265,8 @@ def _shrink(
     return smaller
 
 
-def _validation(
-    spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest, session: Session
-) -> Measure | None:
-    """Return how to measure on the validation set, or None where it has no masks."""
+def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader | None:
+    """Return the validation set, or None where there are no masks to measure with."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
         _say_unmeasured(session, "there is no validation set")
@@ -194,8 +278,17 @@ def _validation(
     if not reader.boxes.has_masks():
         _say_unmeasured(session, f"the validation set measures nothing: {reason or NO_MASKS}")
         return None
+    return reader
+
+
+def _validation(
+    reader: ImageReader | None, spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest
+) -> Measure | None:
+    """Return how to measure on the validation set, or None without one."""
+    if reader is None:
+        return None
     prior = SizePrior.for_set(reader.boxes, trained_prior)
-    reader = _sample_boxes(reader, spec)
+    sampled = _sample_boxes(reader, spec)
     # A frozen backbone gives the same masks at every validation: they are measured once.
     training_free: dict[str, float] | None = None
 
@@ -213,9 +306,9 @@ def _validation(
 
         nonlocal training_free
         try:
-            metrics = _measure(predict_unless_stopped, reader, prior, spec)
+            metrics = _measure(predict_unless_stopped, sampled, prior, spec)
             if training_free is None:
-                training_free = _measure_training_free(module, reader, prior, spec)
+                training_free = _measure_training_free(module, sampled, prior, spec)
             return metrics | training_free
         finally:
             module.set_training_modes()

@@ -52,6 +52,7 @@ from mal.spec.load import spec_as_dict
 from mal.stages import run_train
 from mal.stages.automl import require_optuna, run_automl
 from mal.stages.trial import require_measurable
+from mal.storage.run_lock import LOCK_NAME
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def validated_metrics(model_dir: Path) -> dict[str, float]:
 
 def take_model(trial: Path, model_dir: Path) -> None:
     """Make the model's folder of a trial's: its best checkpoint is also the latest."""
-    own = shutil.ignore_patterns(SPEC_FILE, LOG_FILE)
+    own = shutil.ignore_patterns(SPEC_FILE, LOG_FILE, LOCK_NAME)
     if model_dir.exists():
         shutil.rmtree(model_dir)  # of the step's earlier try
     shutil.copytree(trial, model_dir, symlinks=True, ignore=own)

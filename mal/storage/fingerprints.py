@@ -45,7 +45,7 @@ def _describe_local(path: Path) -> dict[str, str]:
         for file in path.rglob("*")
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
-    return {"sha256_of_listing": _sha256_of_listing(images)}
+    return {"sha256_of_listing": sha256_of_listing(images)}
 
 
 def _describe(remote: RemoteUri) -> dict[str, str]:
@@ -57,10 +57,11 @@ def _describe(remote: RemoteUri) -> dict[str, str]:
         return {"sha256": sha256_of_file(path)} if path else {}
     prefix_length = len(remote.folder_prefix)
     images = ((image.uri.key[prefix_length:], image.size) for image in list_images(remote))
-    return {"sha256_of_listing": _sha256_of_listing(images)}
+    return {"sha256_of_listing": sha256_of_listing(images)}
 
 
-def _sha256_of_listing(images: Iterable[tuple[str, int]]) -> str:
+def sha256_of_listing(images: Iterable[tuple[str, int]]) -> str:
+    """Digest names and sizes of files, in any order."""
     digest = hashlib.sha256()
     for name, size in sorted(images):
         digest.update(f"{size} {name}\n".encode(errors="surrogateescape"))

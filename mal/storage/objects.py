@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import email.utils
 import functools
 import logging
 import os
@@ -181,6 +182,58 @@ def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> st
                 return None
             raise
     return str(answer["ETag"].strip('"'))
+
+
+def write_object(content: bytes, uri: RemoteUri) -> None:
+    """Write a small object, whatever is there.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    with _explaining(uri, "write"):
+        _client(uri.scheme).put_object(Bucket=uri.bucket, Key=uri.key, Body=content)
+
+
+def delete_object(uri: RemoteUri) -> None:
+    """Delete an object; one that is not there counts as deleted.
+
+    Raises:
+        StorageError: It may not be deleted.
+    """
+    with _explaining(uri, "delete"):
+        _client(uri.scheme).delete_object(Bucket=uri.bucket, Key=uri.key)
+
+
+def age_of_object_s(uri: RemoteUri) -> float | None:
+    """Return how long ago an object was written, by the store's own clock.
+
+    None where there is no object, or the store does not say what time it is.
+
+    Raises:
+        StorageError: It may not be read.
+    """
+    client = _client(uri.scheme)
+    with _explaining(uri, "read"):
+        try:
+            answer = client.get_object(Bucket=uri.bucket, Key=uri.key)
+        except client.exceptions.NoSuchKey:
+            return None
+        answer["Body"].close()
+    try:
+        text = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
+        now = email.utils.parsedate_to_datetime(text)
+        return max(0.0, float((now - answer["LastModified"]).total_seconds()))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def store_address(scheme: str) -> str:
+    """Return the endpoint of the store that a scheme stands for: two stores have two.
+
+    Raises:
+        StorageError: The client is not configured.
+    """
+    return str(_client(scheme).meta.endpoint_url).rstrip("/").lower()
 
 
 def copy_object(source: RemoteUri, target: RemoteUri) -> None:

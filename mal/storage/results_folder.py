@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fnmatch
 import json
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from mal.artifacts import MANIFEST_FILE, STATUS_FILE, write_json, writing_atomically
+from mal.artifacts import MANIFEST_FILE, RUN_FILE, STATUS_FILE, write_json, writing_atomically
 from mal.errors import StorageError
 from mal.storage.archives import relative_path_of
 from mal.storage.cache import cache_dir, fetch_object, key_of, naming_cache_trouble
-from mal.storage.objects import StoredObject, copy_object, list_objects, upload_object
+from mal.storage.objects import (
+    StoredObject,
+    copy_object,
+    delete_object,
+    list_objects,
+    read_object,
+    store_address,
+    upload_object,
+)
+from mal.storage.run_lock import RemoteLock, holding_folder
 from mal.storage.uris import parse_remote_uri
 
 _WRITTEN_LAST = (MANIFEST_FILE, STATUS_FILE)
 
 _Fingerprint = list[int | str]
 
+log = logging.getLogger(__name__)
+
 
 class ResultsFolder:
     """Where a run writes; a remote folder has a local twin in the cache.
 
-    Of several processes of a run only rank 0 uploads. Nothing is ever deleted remotely.
+    Of several processes of a run only rank 0 uploads. The remote folder decides what there is:
+    what was uploaded and is gone there is gone here. Only `remove` deletes remotely.
 
     Attributes:
         uri: As it was given.
@@ -33,13 +47,16 @@ class ResultsFolder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._lock: RemoteLock | None = None
         self._remote = parse_remote_uri(uri)
         if self._remote is None:
             self.path = Path(uri).expanduser()
             self._make_local_folder()
             return
-        staging = cache_dir() / "results" / key_of(self._remote.scheme, self._remote.bucket,
-                                                   self._remote.folder_prefix)  # fmt: skip
+        remote = self._remote
+        address = store_address(remote.scheme)
+        key = key_of(address, remote.scheme, remote.bucket, remote.folder_prefix)
+        self._staging = staging = cache_dir() / "results" / key
         self._uploaded_file = staging / "uploaded.json"
         self.path = staging / (PurePosixPath(self._remote.key).name or self._remote.bucket)
         with naming_cache_trouble(uri):
@@ -49,6 +66,98 @@ class ResultsFolder:
     def is_remote(self) -> bool:
         """Whether `upload` and `restore` do anything."""
         return self._remote is not None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here, on any machine.
+
+        Raises:
+            StorageError: Another one does, and the message says which.
+        """
+        if self._remote is None:
+            with holding_folder(self.path, self.uri):
+                yield
+            return
+        with (
+            holding_folder(self._staging, self.uri) as is_alone,
+            RemoteLock(self._remote, self._staging, is_alone=is_alone) as lock,
+        ):
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def adopt_remote_state(self) -> None:
+        """Forget what is gone from the remote folder, at the start of a run.
+
+        A file that was never uploaded stays. Where all that had been uploaded is gone, or the
+        remote folder has another run by now, such files belong to no run any more: they are moved
+        out of the way, and the log names where to.
+        """
+        if self._remote is None:
+            return
+        remote, uploaded = self._list_remote(), self._read_uploaded()
+        gone = [name for name in uploaded if name not in remote]
+        has_left = bool(uploaded) and len(gone) == len(uploaded)
+        is_over = has_left or (RUN_FILE in remote and self._is_other_run())
+        for name in uploaded if is_over else gone:
+            (self.path / name).unlink(missing_ok=True)
+        if gone or is_over:
+            self._write_uploaded(
+                {} if is_over else {n: f for n, f in uploaded.items() if n not in gone}
+            )
+        rest = self._local_files() if is_over else []
+        if rest:
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+            aside = self._staging / f"set-aside-{stamp}"
+            with naming_cache_trouble(self.uri):
+                self.path.rename(aside)
+                self.path.mkdir()
+            log.warning(
+                "%s does not hold the run any more that was uploaded from here: what of it was not "
+                "uploaded (%d files) is in %s", self.uri, len(rest), aside,
+            )  # fmt: skip
+
+    def _is_other_run(self) -> bool:
+        """Whether the remote folder's run is not the one whose files are here."""
+        assert self._remote is not None
+        path = self.path / RUN_FILE
+        found = read_object(self._remote.child(RUN_FILE))
+        try:
+            mine, theirs = (
+                json.loads(content)["run_id"]
+                for content in (path.read_bytes(), found[0] if found else b"")
+            )
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        return bool(mine != theirs)
+
+    def remove(self, patterns: Sequence[str]) -> None:
+        """Delete files by name or pattern (`*` crosses folders), here and remotely.
+
+        They go in the order of the patterns.
+
+        Raises:
+            StorageError: One may not be deleted.
+        """
+        remote = self._list_remote() if self._remote else {}
+        uploaded = self._read_uploaded() if self._remote else {}
+        local = {path.relative_to(self.path).as_posix() for path in self._own_files()}
+        for pattern in patterns:
+            for name in sorted(n for n in {*local, *remote} if fnmatch.fnmatchcase(n, pattern)):
+                if self._remote is not None and name in remote:
+                    del remote[name]
+                    delete_object(self._remote.child(name))
+                    uploaded.pop(name, None)
+                local.discard(name)
+                (self.path / name).unlink(missing_ok=True)
+        if self._remote is not None:
+            self._write_uploaded(uploaded)
+
+    def _own_files(self) -> list[Path]:
+        """Every file and link, broken links too."""
+        return [p for p in self.path.rglob("*") if p.is_symlink() or p.is_file()]
 
     def restore(self, names: Sequence[str] = ("*",)) -> list[Path]:
         """Fetch what an earlier run, perhaps on another machine, left in the remote folder.
@@ -88,6 +197,8 @@ class ResultsFolder:
         """
         if self._remote is None:
             return 0
+        if self._lock is not None:
+            self._lock.require_held()
         remote_sizes = {name: stored.size for name, stored in self._list_remote().items()}
         uploaded = self._read_uploaded()
         num_written = 0
@@ -115,18 +226,21 @@ class ResultsFolder:
             upload_object(path, self._remote.child(name))
 
     def _local_files(self) -> list[Path]:
-        """Every finished file: links after what they point to, the run's status at the very end."""
+        """Every finished file: whose they are first, links after their targets, status last."""
         files = [
             path
             for path in self.path.rglob("*")
             if path.is_file() and not path.name.startswith(".")
         ]
-        return sorted(files, key=lambda p: (p.name in _WRITTEN_LAST, p.is_symlink(), p))
+        return sorted(
+            files, key=lambda p: (p.name != RUN_FILE, p.name in _WRITTEN_LAST, p.is_symlink(), p)
+        )
 
     def _list_remote(self) -> dict[str, StoredObject]:
         assert self._remote is not None
         prefix_length = len(self._remote.folder_prefix)
-        return {stored.uri.key[prefix_length:]: stored for stored in list_objects(self._remote)}
+        found = {stored.uri.key[prefix_length:]: stored for stored in list_objects(self._remote)}
+        return {name: stored for name, stored in found.items() if _is_result(name)}
 
     def _read_uploaded(self) -> dict[str, _Fingerprint]:
         """Read what this machine knows to be remote; lost or broken, files are written again."""
@@ -170,7 +284,11 @@ def fetch_results(uri: str, folder: Path, patterns: Sequence[str] = ("*",)) -> s
         found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
     else:
         found = {s.uri.key[len(remote.folder_prefix) :]: s for s in list_objects(remote)}
-    wanted = {n for n in found if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+    wanted = {
+        name
+        for name in found
+        if _is_result(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
     for name in sorted(wanted):
         source, path = found[name], folder / relative_path_of(name, uri)
         if isinstance(source, StoredObject):
@@ -179,6 +297,11 @@ def fetch_results(uri: str, folder: Path, patterns: Sequence[str] = ("*",)) -> s
             with naming_cache_trouble(uri), writing_atomically(path) as temporary:
                 shutil.copyfile(source, temporary)
     return wanted
+
+
+def _is_result(name: str) -> bool:
+    """Whether a name is that of a result, and of no lock or half-written file."""
+    return not PurePosixPath(name).name.startswith(".")
 
 
 def _fingerprint(path: Path, root: Path) -> _Fingerprint:

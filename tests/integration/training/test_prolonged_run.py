@@ -166,7 +166,7 @@ def test_which_of_two_checkpoints_a_run_goes_on_from_is_said(
     [
         (["device=cuda"], "device must be cpu"),
         (["dataset.train_ann_path=absent.json"], "absent.json"),
-        (["dataset.crop_size=64"], "must be of this network"),
+        (["dataset.crop_size=64"], "dataset.crop_size: 32 -> 64"),
         (["train.resume_training_checkpoint_path=FOREIGN"], "got a foreign one"),
     ],
     ids=["device", "data", "network", "checkpoint"],

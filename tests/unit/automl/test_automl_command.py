@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from fake_searches import use_fake_trials
 from fake_trial import final_figure
-from filelock import FileLock
 
+from mal.artifacts import sha256_of_file
 from mal.cli import main
 from mal.jobs.inference import parent_model
 from mal.spec import load_spec
-from mal.stages.automl import LOCK_FILE
+from mal.storage import ResultsFolder
 from mal.storage.cache import cache_dir
 
 BASELINE_LR = 1e-5
@@ -109,8 +109,7 @@ def test_a_search_that_finishes_no_trial_says_why(
 def test_a_folder_in_which_a_search_runs_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "automl").mkdir()
-    with FileLock(tmp_path / "automl" / LOCK_FILE):
+    with ResultsFolder(str(tmp_path / "automl")).held():
         assert run(tmp_path) == 2
     assert "results_dir must not be in use" in capsys.readouterr().err
     assert not (tmp_path / "automl" / "study.db").exists()
@@ -128,3 +127,32 @@ def test_a_search_in_a_bucket_goes_on_from_another_machine(s3: Any) -> None:
         f"search/automl/{name}"
         for name in ("mal_model_best.pth", "best_spec.yaml", "report.html", "study.db")
     } <= names
+
+
+def test_another_search_in_a_used_folder_is_refused_and_named_unless_it_may_overwrite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranges = ("--range", "train.lr=1e-6:5e-3:log")
+    (tmp_path / "boxes.json").write_text("{}")
+    boxes = f"dataset.train_ann_path={tmp_path / 'boxes.json'}"
+    assert run(tmp_path, "--trials", "2", *ranges, boxes) == 0
+    board = (tmp_path / "automl" / "leaderboard.csv").read_text()
+    others = {
+        "--range train.lr": ("--range", "train.lr=1e-5:5e-3:log", boxes),
+        "train.min_lr_rate": (*ranges, boxes, "train.min_lr_rate=0.5"),
+        "dataset.train_ann_path": (*ranges, boxes),
+    }
+    for told, options in others.items():
+        if told.startswith("dataset"):
+            (tmp_path / "boxes.json").write_text("{ }")
+        assert run(tmp_path, "--trials", "3", *options) == 2
+        assert f"{told}: " in capsys.readouterr().err
+        assert (tmp_path / "automl" / "leaderboard.csv").read_text() == board
+    assert run(tmp_path, "--trials", "3", *ranges, boxes, "train.overwrite=true") == 0
+    record, manifest = (
+        json.loads((tmp_path / "automl" / name).read_bytes())
+        for name in ("run.json", "manifest.json")
+    )
+    assert record["inputs"] == manifest["inputs"]
+    digest = sha256_of_file(tmp_path / "boxes.json")
+    assert manifest["inputs"]["dataset.train_ann_path"]["sha256"] == digest

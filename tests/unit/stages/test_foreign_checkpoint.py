@@ -229,8 +229,9 @@ def test_it_cannot_be_resumed_at_another_crop(
     data: TinySet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run_train(training_spec(data, tmp_path / "run", network=TINY_VIT))
-    same_folder = training_overrides(data, first.results_dir)
-    assert main(["train", *TINY_VIT, *same_folder, "dataset.crop_size=48"]) == 2
+    resume = f"train.resume_training_checkpoint_path={first.checkpoint}"
+    elsewhere = [*training_overrides(data, tmp_path / "other"), resume]
+    assert main(["train", *TINY_VIT, *elsewhere, "dataset.crop_size=48"]) == 2
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("mal: checkpoint to go on from must")
     assert (
@@ -238,7 +239,7 @@ def test_it_cannot_be_resumed_at_another_crop(
         in error
     )
     assert "train.pretrained_model_path" in error
-    spec = training_spec(data, tmp_path / "run", "train.num_epochs=3", network=TINY_VIT)
+    spec = training_spec(data, tmp_path / "other", resume, "train.num_epochs=3", network=TINY_VIT)
     changed = dataclasses.replace(spec, train=dataclasses.replace(spec.train, batch_size=1))
     assert run_train(changed).checkpoint.exists()
 

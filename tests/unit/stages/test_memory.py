@@ -216,7 +216,8 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
             MemoryError(), CPU, "x.pth",
             (
                 "train must fit into memory, got out of memory at dataset.crop_size 256 and "
-                "train.batch_size 2 on cpu. Run again with train.batch_size=1, or set "
+                "train.batch_size 2 on cpu. Run again with train.batch_size=1, another "
+                "train.results_dir and train.pretrained_model_path=x.pth, or set "
                 "train.oom_fallback=true."
             ),
         ),

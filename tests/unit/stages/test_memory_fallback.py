@@ -191,8 +191,8 @@ def test_out_of_memory_in_mid_run_loses_nothing(
     trained = torch.load(first.checkpoint, weights_only=True)["state_dict"]
     limit(larger_than(MIDDLE))
     result = run_train(
-        training_spec(data, folder, f"dataset.crop_size={LARGE}", frozen, "train.seed=77",
-                      FALLBACK, network=TINY_VIT)
+        training_spec(data, folder, f"dataset.crop_size={LARGE}", frozen, FALLBACK,
+                      network=TINY_VIT)
     )  # fmt: skip
     assert any("starting from the student of" in line for line in caplog.messages)
     checkpoint = torch.load(result.checkpoint, weights_only=True)
@@ -265,6 +265,9 @@ def test_a_restarted_first_run_goes_on_at_the_size_it_came_down_to(
     limit(lambda *_: (folder / "estimated_boxes.json").exists())
     assert main(arguments(with_points(data), folder, SMALL)) == 2
     (folder / "estimated_boxes.json").unlink()
+    run = json.loads((folder / "run.json").read_bytes())
+    run["spec"]["dataset.crop_size"] = MIDDLE  # what had been asked for
+    (folder / "run.json").write_text(json.dumps(run))
     limit(lambda *_: False)
     assert main(arguments(with_points(data), folder, MIDDLE, FALLBACK, "train.num_epochs=4")) == 0
     assert saved_crop(first_run) == SMALL

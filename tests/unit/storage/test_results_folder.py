@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mal.errors import StorageError
-from mal.storage import ResultsFolder, fetch_results, results_folder
+from mal.storage import ResultsFolder, fetch_results, objects, results_folder
 from mal.storage.objects import upload_object
 from mal.storage.uris import RemoteUri
 
@@ -173,3 +173,124 @@ def test_results_that_would_leave_the_folder_are_refused(s3: Any, tmp_path: Path
     with pytest.raises(StorageError):
         fetch_results(URI, tmp_path / "a" / "b" / "all")
     assert not (tmp_path / "a" / "evil").exists()
+
+
+def write_marked_run(folder: Path, run_id: str, epoch: int) -> None:
+    write_run(folder, epoch)
+    (folder / "run.json").write_text(f'{{"run_id": "{run_id}"}}')
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def set_aside(folder: ResultsFolder) -> set[str]:
+    return {p.name for p in folder.path.parent.glob("set-aside-*/*")}
+
+
+def delete_all(s3: Any) -> None:
+    for entry in s3.list_objects_v2(Bucket="bucket").get("Contents", ()):
+        s3.delete_object(Bucket="bucket", Key=entry["Key"])
+
+
+def test_a_run_whose_remote_folder_was_deleted_is_gone_here_too(s3: Any) -> None:
+    folder = ResultsFolder(URI)
+    write_marked_run(folder.path, "a", 1)
+    folder.upload()
+    delete_all(s3)
+    again = ResultsFolder(URI)
+    again.adopt_remote_state()
+    assert again.path == folder.path
+    assert (names_in(again.path), set_aside(again)) == (set(), set())
+    assert again.upload() == 0
+
+
+def test_a_finished_run_that_could_never_be_uploaded_stays(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ResultsFolder(URI)
+    write_marked_run(folder.path, "a", 1)
+
+    def refuse(path: Path, uri: RemoteUri) -> None:
+        raise StorageError(f"{uri}: 503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results_folder, "upload_object", refuse)
+        with pytest.raises(StorageError, match="503"):
+            folder.upload()
+    again = ResultsFolder(URI)
+    again.adopt_remote_state()
+    assert again.upload() == 4
+    assert remote_files(s3)["mal_model_latest.pth"] == b"weights 1"
+
+
+def test_what_was_not_uploaded_of_a_deleted_run_is_kept_out_of_the_way(
+    s3: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ResultsFolder(URI)
+    write_marked_run(folder.path, "a", 1)
+    folder.upload()
+    (folder.path / "mal_model_epoch_002.pth").write_bytes(b"weights 2")
+    delete_all(s3)
+    again = ResultsFolder(URI)
+    with caplog.at_level("WARNING", "mal"):
+        again.adopt_remote_state()
+    assert names_in(again.path) == set()
+    assert set_aside(again) == {"mal_model_epoch_002.pth"}
+    assert "set-aside-" in caplog.text
+
+
+def test_a_file_that_was_deleted_remotely_is_deleted_here_and_the_others_stay(s3: Any) -> None:
+    folder = ResultsFolder(URI)
+    write_marked_run(folder.path, "a", 1)
+    write_marked_run(folder.path, "a", 2)
+    folder.upload()
+    s3.delete_object(Bucket="bucket", Key="runs/7/train/mal_model_epoch_001.pth")
+    again = ResultsFolder(URI)
+    again.adopt_remote_state()
+    assert "mal_model_epoch_001.pth" not in names_in(again.path)
+    assert again.upload() == 0
+    assert (again.path / "mal_model_latest.pth").read_bytes() == b"weights 2"
+
+
+def test_another_run_in_the_remote_folder_takes_the_place_of_the_one_here(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ResultsFolder(URI)
+    write_marked_run(here.path, "a", 1)
+    here.upload()
+    late = here.path / "mal_model_epoch_001.pth"
+    os.utime(late, (late.stat().st_mtime + 9e5,) * 2)  # this machine's clock is ahead
+    with monkeypatch.context() as patch:
+        patch.setenv("MAL_CACHE_DIR", str(tmp_path / "other-machine"))
+        there = ResultsFolder(URI)
+        there.restore()
+        there.remove(["*"])
+        (there.path / "mal_model_epoch_001.pth").write_bytes(b"of b")
+        (there.path / "run.json").write_text('{"run_id": "b"}')
+        there.upload()
+    again = ResultsFolder(URI)
+    again.adopt_remote_state()
+    again.restore()
+    assert names_in(again.path) == {"run.json", "mal_model_epoch_001.pth"}
+    assert late.read_bytes() == b"of b"
+
+
+def test_removing_names_what_goes_and_touches_nothing_else(s3: Any) -> None:
+    folder = ResultsFolder(URI)
+    write_marked_run(folder.path, "a", 1)
+    (folder.path / "notes.txt").write_text("mine")
+    folder.upload()
+    s3.put_object(Bucket="bucket", Key="runs/7/train/mal_model_epoch_000.pth", Body=b"elsewhere")
+    folder.remove(["mal_model_*", "run.json", "status.json"])
+    assert names_in(folder.path) == {"notes.txt"}
+    assert set(remote_files(s3)) == {"notes.txt"}
+
+
+def test_two_stores_with_a_bucket_of_the_same_name_have_two_local_folders(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ResultsFolder(URI).path
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    objects._client_of_process.cache_clear()
+    assert ResultsFolder(URI).path != first
