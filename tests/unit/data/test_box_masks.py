@@ -48,7 +48,12 @@ def nothing(_box: list[float]) -> None:
     return None
 
 
-BOXES = [[4, 4, 20, 16], [30.4, 8.7, 22.2, 30.9], [2, 30, 12, 26], [20, 44, 40, 12]]
+BOXES: list[list[float]] = [
+    [4, 4, 20, 16],
+    [30.4, 8.7, 22.2, 30.9],
+    [2, 30, 12, 26],
+    [20, 44, 40, 12],
+]
 
 
 def reason(tmp_path: Path, boxes: list[list[float]], *segments: Segment) -> str:
@@ -94,12 +99,12 @@ def test_outlines_are_not_taken_for_boxes(tmp_path: Path, segments: list[Segment
 
 
 def test_a_box_across_the_border_is_recognised_by_its_visible_part(tmp_path: Path) -> None:
-    outside = [[-6.0, 10, 20, 20], [50, 40, 30, 40]]
+    outside: list[list[float]] = [[-6.0, 10, 20, 20], [50, 40, 30, 40]]
     assert "2 of the 2 looked at" in reason(tmp_path, outside, corners)
 
 
 def test_objects_of_few_pixels_are_left_out_where_there_are_larger_ones(tmp_path: Path) -> None:
-    tiny = [[x, 2.0, 3, 3] for x in range(4, 60, 8)]
+    tiny: list[list[float]] = [[x, 2.0, 3, 3] for x in range(4, 60, 8)]
     assert reason(tmp_path, tiny, filled_rle) != ""
     assert reason(tmp_path, [*tiny, BOXES[2]], *[filled_rle] * len(tiny), diamond) == ""
 

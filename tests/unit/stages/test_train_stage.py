@@ -330,11 +330,14 @@ def test_a_model_that_loses_to_what_needs_no_training_says_so(
 def test_the_training_free_masks_of_a_frozen_backbone_are_measured_once(
     data: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = []
-    monkeypatch.setattr(
-        "mal.stages.train.TrainingFreeModel",
-        lambda *args: measured.append(TrainingFreeModel(*args)) or measured[-1],
-    )
+    made = []
+
+    class Counted(TrainingFreeModel):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr("mal.stages.train.TrainingFreeModel", Counted)
     more = ("model.freeze_backbone=true", "evaluate.training_free=true",
             "train.validation_interval=1")  # fmt: skip
     spec = training_spec(data, tmp_path / "run", *more, val=data, network=TINY_VIT)
@@ -343,4 +346,4 @@ def test_the_training_free_masks_of_a_frozen_backbone_are_measured_once(
     figures = [json.loads(line)["val_training_free_iou"] for line in lines]
     assert len(figures) == 2
     assert figures[0] == figures[1]
-    assert len(measured) == 1
+    assert len(made) == 1
