@@ -30,7 +30,7 @@ def filled_rle(box: list[float]) -> dict[str, Any]:
     x, y, w, h = (round(value) for value in box)
     mask = np.zeros((SIDE, SIDE), dtype=np.uint8, order="F")
     mask[y : y + h, x : x + w] = 1
-    rle = coco_mask.encode(mask)
+    rle: Any = coco_mask.encode(mask)
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
