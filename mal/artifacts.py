@@ -7,6 +7,7 @@ nothing half-written under a name that anybody reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +66,8 @@ ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE = companions_of(ONNX_FIL
 
 
 @contextlib.contextmanager
-def writing_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it on success, delete it on failure."""
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield a new file in the folder of `path` that nobody reads; delete it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
@@ -75,11 +76,38 @@ def writing_atomically(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield a temporary path for each; rename all of them on success, delete all on failure.
+
+    Earlier files of these names stay until all new ones are on the disk. The renames follow each
+    other at once but are not one operation: the last path is the one that readers look for first.
+
+    Raises:
+        IsADirectoryError: One of the names is a folder's.
+    """
+    for path in paths:
+        if path.is_dir():  # found at its rename, it would separate the files
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(temporary_beside(path)) for path in paths]
+        yield temporaries
+        for temporary in temporaries:
+            temporary.chmod(0o644)
+            _flush_to_disk(temporary)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it on success, delete it on failure."""
+    with writing_together([path]) as (temporary,):
+        yield temporary
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -99,7 +127,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file; NaN is refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def point_at(link: Path, target: Path) -> None:

@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
     )
+    running.add_argument(
+        "--fresh",
+        action="store_true",
+        help="take nothing of earlier runs in DIR: neither finished steps nor checkpoints",
+    )
     running.set_defaults(command=_run)
 
     for module in (_submit, _schedule, _promote, _lineage):
@@ -105,16 +110,38 @@ def _run(options: argparse.Namespace) -> int:
     arguments = image_arguments(pipeline) | parse_arguments(pipeline, options.assignments)
     output_dir = options.output.expanduser().resolve()
     try:
-        run = run_locally(pipeline, arguments, output_dir=output_dir, shown=sys.stdout)
+        run = run_locally(
+            pipeline,
+            arguments,
+            output_dir=output_dir,
+            shown=sys.stdout,
+            is_fresh=options.fresh,
+        )
     except StepCrashedError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_FAILURE
     except RunInterruptedError as interrupt:
-        sys.stderr.write(f"interrupted; what was made is in {output_dir}\n")
+        _write_last(
+            f"interrupted; what was made is in {output_dir}. To go on from there, run the same "
+            "command again, without --fresh.\n"
+        )
         return interrupt.exit_code
     print_summary(run, Console(file=sys.stdout))
     sys.stdout.write(f"{output_dir}\n")
     return 0
+
+
+def _write_last(line: str) -> None:
+    """Write to stderr, and keep the exit code where terminal or pipe are closed.
+
+    Python exits with 120 when it cannot flush its streams at the end.
+    """
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line)):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

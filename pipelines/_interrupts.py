@@ -1,4 +1,4 @@
-"""Let the running step end by itself when the run is interrupted.
+"""Let the running steps end by themselves when the run is interrupted, and start no other.
 
 Leaving the run at once would close the step's output under it, and a training step would lose its
 last checkpoint to a broken pipe.
@@ -7,15 +7,24 @@ last checkpoint to a broken pipe.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_EXIT_CODE_BASE = 128
+_WAITING = (
+    "interrupted: the running step writes what it has and ends; interrupt again to hasten it\n"
+)
 
 
 class RunInterruptedError(BaseException):
-    """The run was asked to end; `exit_code` is the shell's for the signal."""
+    """The run was asked to end; `exit_code` is the shell's for the signal.
+
+    Not an Exception: kfp takes an Exception of a step for its failure, and goes on.
+    """
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
@@ -23,38 +32,85 @@ class RunInterruptedError(BaseException):
 
 
 class Interrupts:
-    """Which signal came, if any."""
+    """Which signal came first, and the processes that must end because of it.
+
+    Steps are in sessions of their own (see `_step_guard`), so that a signal of the terminal to the
+    whole process group reaches them once, from here.
+    """
 
     def __init__(self) -> None:
         self._exit_code: int | None = None
+        self._num_starting = 0
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.RLock()  # the handler may run while the main thread holds it
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a signal came."""
+        return self._exit_code is not None
 
     def take(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal; pass SIGTERM on to the step. The terminal sends SIGINT to it itself.
+        """Note the signal and ask the running steps to end.
 
         Raises:
-            RunInterruptedError: No step is running, or this is the second signal.
+            RunInterruptedError: No step is running.
         """
-        steps = descendants_of(os.getpid())
-        is_repeated = self._exit_code is not None
-        self._exit_code = _EXIT_CODES[signal.Signals(number)]
-        if number == signal.SIGTERM or is_repeated:
-            for pid in steps:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-        if is_repeated or not steps:
-            raise RunInterruptedError(self._exit_code)
+        with self._lock:
+            is_first = self._exit_code is None
+            if self._exit_code is None:
+                self._exit_code = _EXIT_CODE_BASE + number
+            for process in self._running:
+                process.terminate()
+            if not is_first:
+                return
+            if not self._running and not self._num_starting:
+                raise RunInterruptedError(self._exit_code)
+        with contextlib.suppress(OSError):
+            os.write(2, _WAITING.encode())  # not sys.stderr: it may be in use below this handler
 
     def raise_if_any(self) -> None:
         """Raise RunInterruptedError if a signal came."""
         if self._exit_code is not None:
             raise RunInterruptedError(self._exit_code)
 
+    @contextlib.contextmanager
+    def starting(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start a process that ends with the run, and wait for its end.
+
+        Raises:
+            RunInterruptedError: A signal came before it was started; it was not.
+        """
+        with self._lock:
+            self.raise_if_any()
+            self._num_starting += 1
+            try:
+                process = subprocess.Popen(
+                    command, encoding="utf-8", errors="replace", bufsize=1, **options
+                )
+                self._running.add(process)
+            finally:
+                self._num_starting -= 1
+            if self.is_requested:
+                process.terminate()
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()  # who reads no more must not block it
+            process.wait()
+            with self._lock:
+                self._running.discard(process)
+
 
 @contextlib.contextmanager
-def waiting_for_the_step() -> Iterator[Interrupts]:
-    """Take SIGINT and SIGTERM until the block ends."""
+def taking_interrupts() -> Iterator[Interrupts]:
+    """Take SIGINT, SIGTERM and SIGHUP until the block ends; SIGHUP not where nohup ignores it."""
     interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts.take) for number in _EXIT_CODES}
+    taken = [number for number in SIGNALS if not _is_ignored_hangup(number)]
+    before = {number: signal.signal(number, interrupts.take) for number in taken}
     try:
         yield interrupts
     finally:
@@ -62,18 +118,5 @@ def waiting_for_the_step() -> Iterator[Interrupts]:
             signal.signal(number, handler)
 
 
-def descendants_of(pid: int) -> list[int]:
-    """Return the processes below one, from /proc; none where there is no /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything: the fields count from its last bracket.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found: list[int] = []
-    pending = [pid]
-    while pending:
-        below = children.get(pending.pop(), [])
-        found += below
-        pending += below
-    return found
+def _is_ignored_hangup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN

@@ -11,12 +11,13 @@ from typing import Any, TextIO
 
 from mal.errors import MalError
 from mal.lifecycle.steps import ERROR_PREFIX
-from pipelines._interrupts import waiting_for_the_step
+from pipelines._interrupts import taking_interrupts
 from pipelines._registry import Pipeline
+from pipelines._run_folder import RunFolder, making_run_folder
 from pipelines._step_log import StepLog, StepRecord, writing_to
+from pipelines._step_process import StepRunner, repeatable_steps
 
 LATEST_LINK = "latest"
-RUN_LOG = "run.log"
 _TRACEBACK = "Traceback (most recent call last):"
 _EXTENSIONS = {"system.HTML": ".html", "system.Markdown": ".md"}
 
@@ -45,7 +46,12 @@ class LocalRun:
 
 
 def run_locally(
-    pipeline: Pipeline, arguments: Mapping[str, Any], *, output_dir: Path, shown: TextIO
+    pipeline: Pipeline,
+    arguments: Mapping[str, Any],
+    *,
+    output_dir: Path,
+    shown: TextIO,
+    is_fresh: bool = False,
 ) -> LocalRun:
     """Run a pipeline and gather its outputs.
 
@@ -54,35 +60,39 @@ def run_locally(
         arguments: Its typed arguments.
         output_dir: Where the run's folder is made.
         shown: Where the steps' lines go.
+        is_fresh: Take nothing of earlier runs in `output_dir`.
 
     Raises:
         StepFailedError: A step said what the user can mend.
         StepCrashedError: A step ended otherwise.
-        RunInterruptedError: SIGINT or SIGTERM came; the running step has ended.
+        RunInterruptedError: SIGINT, SIGTERM or SIGHUP came; the running steps have ended.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    earlier = set(output_dir.iterdir())
-    log = StepLog(shown, num_steps=pipeline.num_steps)
-    try:
-        with waiting_for_the_step() as interrupts:
-            try:
-                artifacts = _execute(pipeline, arguments, output_dir, log)
-            finally:
-                interrupts.raise_if_any()
-    except RuntimeError as error:
-        raise _step_error(log, error, _run_folder(pipeline, output_dir, earlier)) from error
-    finally:
-        folder = _run_folder(pipeline, output_dir, earlier)
-        if folder is not None:
-            (folder / RUN_LOG).write_text(log.text, encoding="utf-8")
-    assert folder is not None, "kfp.local makes a folder a run"
-    outputs = _link_outputs({name: artifacts[name] for name in pipeline.output_names}, folder)
-    _link(output_dir / LATEST_LINK, folder)
-    return LocalRun(folder, log.steps, outputs)
+    with (
+        taking_interrupts() as interrupts,
+        making_run_folder(pipeline.kfp_name, output_dir) as run,
+        run.log_file.open("a", encoding="utf-8") as kept,
+    ):
+        repeatable = repeatable_steps(pipeline.function.pipeline_spec)
+        runner = StepRunner(run, interrupts, repeatable, is_fresh=is_fresh)
+        log = StepLog(
+            shown,
+            num_steps=pipeline.num_steps,
+            kept=kept,
+            is_stopping=lambda: interrupts.is_requested,
+        )
+        try:
+            artifacts = _execute(pipeline, arguments, runner, log)
+        except RuntimeError as error:
+            interrupts.raise_if_any()
+            raise _step_error(log, error, run) from error
+        interrupts.raise_if_any()
+        outputs = _link_outputs({n: artifacts[n] for n in pipeline.output_names}, run.path)
+        _link(output_dir / LATEST_LINK, run.path)
+    return LocalRun(run.path, log.steps, outputs)
 
 
 def _execute(
-    pipeline: Pipeline, arguments: Mapping[str, Any], output_dir: Path, log: StepLog
+    pipeline: Pipeline, arguments: Mapping[str, Any], runner: StepRunner, log: StepLog
 ) -> Mapping[str, Any]:
     """Return the pipeline's output artifacts by name."""
     from kfp import local
@@ -94,12 +104,13 @@ def _execute(
         _environment(PYTHONUNBUFFERED="1"),
         warnings.catch_warnings(),
         writing_to(log),
+        runner.running_steps_of_kfp(),
     ):
         warnings.filterwarnings("ignore", message=".*non-Python base image.*")
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(output_dir),
+            pipeline_root=str(runner.run.path.parent),
             workspace_root=str(Path(scratch) / "workspace"),
         )
         outputs: Mapping[str, Any] = function(**arguments).outputs
@@ -121,23 +132,19 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_folder(pipeline: Pipeline, output_dir: Path, earlier: set[Path]) -> Path | None:
-    made = sorted(set(output_dir.glob(f"{pipeline.kfp_name}-*")) - earlier)
-    return made[-1] if made else None
-
-
-def _step_error(log: StepLog, error: RuntimeError, folder: Path | None) -> Exception:
+def _step_error(log: StepLog, error: RuntimeError, run: RunFolder) -> Exception:
     failed = next((step for step in log.steps if step.status != "SUCCESS"), None)
     if failed is None:
         return error
-    place = f" The whole log is {folder / RUN_LOG}." if folder else ""
     lines = list(failed.lines)
     starts = [i for i, line in enumerate(lines) if line.startswith(ERROR_PREFIX)]
     if starts and _TRACEBACK not in lines[starts[-1] :]:
         message = "\n".join(lines[starts[-1] :]).removeprefix(ERROR_PREFIX)
         return StepFailedError(f"step {failed.name} failed: {message}")
     last = lines[-1] if lines else "it was ended before it wrote a line"
-    return StepCrashedError(f"step {failed.name} failed unexpectedly: {last}.{place}")
+    return StepCrashedError(
+        f"step {failed.name} failed unexpectedly: {last}. The whole log is {run.log_file}."
+    )
 
 
 def _link_outputs(artifacts: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -154,8 +161,10 @@ def _link_outputs(artifacts: Mapping[str, Any], folder: Path) -> dict[str, Path]
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make or replace a relative symbolic link."""
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=target.is_dir())
+    """Make or replace a relative symbolic link, in one step: another run may do the same."""
+    if link.exists() and not link.is_symlink():
+        return
+    temporary = link.with_name(f".{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=target.is_dir())
+    temporary.replace(link)

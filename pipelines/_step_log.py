@@ -2,7 +2,8 @@
 
 kfp.local writes its own log and the output of every step to stdout. Its own lines carry a clock.
 Steps that run side by side are told apart by the thread that kfp gives each: it writes both what
-the step prints and when it starts and ends. Nothing is lost: `text` keeps every line.
+the step prints and when it starts and ends. Nothing is lost: every line goes to the log of the run
+as it comes.
 """
 
 import contextlib
@@ -48,25 +49,34 @@ class _Writer:
 class StepLog(io.TextIOBase):
     """A stand-in for stdout during a run of kfp.local.
 
+    Args:
+        shown: What people read. Once it is closed, as a terminal or a pipe may be, the run goes on.
+        num_steps: 0: not known beforehand.
+        kept: Gets everything that is written, without colours.
+        is_stopping: While it returns true kfp's announcements of steps are not believed.
+        clock: Seconds.
+
     Attributes:
         steps: Every step that was started, in order.
     """
 
     def __init__(
-        self, shown: TextIO, *, num_steps: int, clock: Callable[[], float] = time.monotonic
+        self,
+        shown: TextIO,
+        *,
+        num_steps: int,
+        kept: TextIO | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps: list[StepRecord] = []
-        self._shown = shown
+        self._shown: TextIO | None = shown
+        self._kept = kept
+        self._is_stopping = is_stopping
         self._num_steps = num_steps
         self._clock = clock
         self._writers: dict[int, _Writer] = {}
         self._lock = threading.Lock()
-        self._everything: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """Everything that was written, without colours."""
-        return "".join(f"{line}\n" for line in self._everything)
 
     def writable(self) -> bool:
         return True
@@ -80,10 +90,15 @@ class StepLog(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        self._shown.flush()
+        """Do nothing: every line is flushed as it is shown."""
 
     def _take(self, line: str, writer: _Writer) -> None:
-        self._everything.append(line)
+        if self._kept is not None:
+            try:
+                self._kept.write(f"{line}\n")
+                self._kept.flush()
+            except OSError:  # a full disk ends the steps that write results, not the others
+                self._kept = None
         runner_line = _RUNNER_LINE.match(line)
         if runner_line:
             self._take_runner_line(runner_line["level"], runner_line["message"], writer)
@@ -92,6 +107,8 @@ class StepLog(io.TextIOBase):
 
     def _take_runner_line(self, level: str, message: str, writer: _Writer) -> None:
         if started := _STARTED.match(message):
+            if self._is_stopping():
+                return
             writer.step = StepRecord(started["step"], self._clock())
             writer.is_in_executor_input = False
             self.steps.append(writer.step)
@@ -116,8 +133,13 @@ class StepLog(io.TextIOBase):
             self._show(f"  {line}" if is_alone else f"  {writer.number}: {line}")
 
     def _show(self, line: str) -> None:
-        self._shown.write(f"{line}\n")
-        self._shown.flush()
+        if self._shown is None:
+            return
+        try:
+            self._shown.write(f"{line}\n")
+            self._shown.flush()
+        except OSError:
+            self._shown = None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mal.errors import SpecError
+
 
 def write_graph(
     module: nn.Module,
@@ -30,14 +32,19 @@ def write_graph(
         path: The file.
         opset_version: Of ONNX.
         dynamic_axes: By input, which axes may be of any size; None: none.
+
+    Raises:
+        SpecError: The exporter does not know the opset.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # It logs a traceback when it cannot convert to an opset, and goes on with another.
+    logging.getLogger("onnxscript").setLevel(logging.CRITICAL)
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter says that it renames the batch axis, which nobody asks for by name.
         warnings.filterwarnings("ignore", message=".*axis name")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        torch.onnx.export(
+        program = torch.onnx.export(
             module,
             tuple(inputs.values()),
             path,
@@ -48,4 +55,10 @@ def write_graph(
             dynamo=True,
             external_data=False,
             verbose=False,
+        )
+    assert program is not None, "the exporter of torch.export returns what it wrote"
+    if (written := program.model.opset_imports[""]) != opset_version:
+        raise SpecError(
+            f"export.opset_version must be one that the exporter can write, got {opset_version} "
+            f"(it wrote {written}). Use {written}, or install a newer onnx."
         )

@@ -7,7 +7,6 @@ lies at the same place of the crop, and that place is a constant of the graph.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 from mal.artifacts import (
     companions_of,
+    json_text,
     sha256_of_file,
-    write_json,
-    writing_atomically,
+    temporary_beside,
+    writing_together,
 )
 from mal.errors import ArtifactError, MissingExtraError
 from mal.export.graph_file import write_graph
@@ -36,7 +36,7 @@ from mal.export.prompted import (
 from mal.labeling.load import load_networks, resolve_checkpoint
 from mal.labeling.onnx_model import run_file
 from mal.model.checkpoint import read_size_prior
-from mal.model.network import MALNetwork, encode_each
+from mal.model.network import MALNetwork, SharedBackbones
 from mal.spec.experiment import ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -64,14 +64,15 @@ class ExportedGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.backbones = SharedBackbones.among(networks)
         self.register_buffer("unit_box", centred_unit_box(margin_rate))
         self.decode = decode_by_size if groups_by_size else MALNetwork.decode
 
     def forward(self, image: Tensor, box_area: Tensor) -> Tensor:
         """Return probabilities, (N, M, M)."""
         unit_box = self.unit_box.expand(image.shape[0], 4)
-        networks = cast("Iterable[MALNetwork]", self.networks)
-        encoded = encode_each(networks, image)
+        networks = list(cast("Iterable[MALNetwork]", self.networks))
+        encoded = self.backbones.encode_each(networks, image)
         probs = [
             self.decode(network, levels, image, unit_box, box_area).sigmoid()
             for network, levels in zip(networks, encoded, strict=True)
@@ -86,78 +87,105 @@ def centred_unit_box(margin_rate: float) -> Tensor:
 
 
 def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
-    """Write the model and its description; both appear only when it agrees with PyTorch.
+    """Write model, description, encoder and decoder; all appear when all agree with PyTorch.
 
     Returns:
         Largest difference of probabilities from PyTorch.
 
     Raises:
         ArtifactError: A model in fp32 differs by more than 1e-3. One in int8 always differs: by how
-            much is reported; what it costs in IoU is for `mal evaluate` to say.
+            much is reported; what it costs in IoU is for `mal evaluate` to say. Or ONNX Runtime
+            cannot open it.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     _require_onnx()
-    path = resolve_checkpoint(spec.export.checkpoint)
-    networks, spec = load_networks(path, spec.export, spec)
-    margin_rate, size = spec.train.test_margin_rate[0], spec.dataset.crop_size
-    is_int8 = spec.export.precision == "int8"
-    graph = ExportedGraph(networks, margin_rate, groups_by_size=is_int8).eval()
-    with writing_atomically(onnx_path) as temporary:
-        if is_int8:
-            with _quantizing(temporary) as plain:
-                _write_graph(graph, size, spec, plain)
-        else:
-            _write_graph(graph, size, spec, temporary)
-        difference = largest_difference(graph, temporary, size, spec)
-        _require_agreement(difference, spec)
-    prompt_difference = _export_prompted(graph, onnx_path, spec)
-    description = {
-        "arch": spec.model.arch,
-        "crop_size": size,
-        "map_size": networks[0].map_size,
-        "margin_rate": margin_rate,
-        "thresholds": list(spec.train.mask_thres),
-        "categories": _categories(spec),
-        "opset": spec.export.opset_version,
-        "precision": spec.export.precision,
-        "sha256": sha256_of_file(onnx_path),
-        "max_abs_diff": difference,
-        "prompt_max_abs_diff": prompt_difference,
-        "size_prior": read_size_prior(path).to_json(),
-        "checkpoint_sha256": sha256_of_file(path),
-    }
-    write_json(onnx_path.with_name(companions_of(onnx_path.name).sidecar), description)
+    checkpoint = resolve_checkpoint(spec.export.checkpoint)
+    networks, spec = load_networks(checkpoint, spec.export, spec)
+    graph = ExportedGraph(
+        networks, spec.train.test_margin_rate[0], groups_by_size=spec.export.precision == "int8"
+    ).eval()
+    companions = companions_of(onnx_path.name)
+    names = (companions.encoder, companions.decoder, companions.sidecar, onnx_path.name)
+    with writing_together([onnx_path.with_name(name) for name in names]) as temporaries:
+        encoder_path, decoder_path, sidecar_path, model_path = temporaries
+        difference = _write_model(graph, model_path, spec)
+        prompt_difference = _write_prompted(graph, encoder_path, decoder_path, spec)
+        facts = {
+            "map_size": networks[0].map_size,
+            "sha256": sha256_of_file(model_path),
+            "max_abs_diff": difference,
+            "prompt_max_abs_diff": prompt_difference,
+        }
+        description = json_text(_describe(spec, checkpoint) | facts)
+        sidecar_path.write_text(description, encoding="utf-8")
     log.info("probabilities of %s differ from PyTorch by %.1e at most", onnx_path.name, difference)
     return difference
 
 
-def _export_prompted(graph: ExportedGraph, onnx_path: Path, spec: ExperimentSpec) -> float:
+def _describe(spec: ExperimentSpec, checkpoint: Path) -> dict[str, Any]:
+    """Return what the description says of the model, whatever its file."""
+    return {
+        "arch": spec.model.arch,
+        "crop_size": spec.dataset.crop_size,
+        "margin_rate": spec.train.test_margin_rate[0],
+        "thresholds": list(spec.train.mask_thres),
+        "categories": _categories(spec),
+        "opset": spec.export.opset_version,
+        "precision": spec.export.precision,
+        "size_prior": read_size_prior(checkpoint).to_json(),
+        "checkpoint_sha256": sha256_of_file(checkpoint),
+    }
+
+
+def _write_model(graph: ExportedGraph, path: Path, spec: ExperimentSpec) -> float:
+    """Write the whole graph; returns its largest difference from PyTorch."""
+    size = spec.dataset.crop_size
+    with _quantizing_if_int8(path, spec) as written:
+        _write_graph(graph, size, spec, written)
+    with _naming_the_opset(spec):
+        difference = largest_difference(graph, path, size, spec)
+    _require_agreement(difference, spec)
+    return difference
+
+
+def _write_prompted(
+    graph: ExportedGraph, encoder_path: Path, decoder_path: Path, spec: ExperimentSpec
+) -> float:
     """Write encoder and decoder; returns their largest difference from PyTorch.
 
     The decoder stays in fp32: its part of the time is small.
     """
     opset, size = spec.export.opset_version, spec.dataset.crop_size
-    companions = companions_of(onnx_path.name)
     encoder = PromptEncoder(list(cast("Iterable[MALNetwork]", graph.networks))).eval()
     decoder = PromptDecoder(
         encoder, unit_box=graph.unit_box, crop_size=size, thresholds=spec.train.mask_thres,
         decode=graph.decode,
     ).eval()  # fmt: skip
-    with (
-        writing_atomically(onnx_path.with_name(companions.encoder)) as encoder_path,
-        writing_atomically(onnx_path.with_name(companions.decoder)) as decoder_path,
-    ):
-        if spec.export.precision == "int8":
-            with _quantizing(encoder_path) as plain:
-                write_encoder(encoder, plain, size, opset)
-        else:
-            write_encoder(encoder, encoder_path, size, opset)
-        write_decoder(decoder, decoder_path, opset)
+    with _quantizing_if_int8(encoder_path, spec) as written:
+        write_encoder(encoder, written, size, opset)
+    write_decoder(decoder, decoder_path, opset)
+    with _naming_the_opset(spec):
         difference = largest_prompted_difference(
             graph, encoder, decoder, encoder_path, decoder_path
         )
-        _require_agreement(difference, spec)
+    _require_agreement(difference, spec)
     return difference
+
+
+@contextmanager
+def _naming_the_opset(spec: ExperimentSpec) -> Iterator[None]:
+    """Say what to do about a new file that ONNX Runtime cannot open.
+
+    A file that it opens but cannot run is a fault of the export: its error stays as it is.
+    """
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"exported model must be one that ONNX Runtime opens, got {error.__cause__} with "
+            f"export.opset_version={spec.export.opset_version}. Use another, such as 18, or a "
+            "newer onnxruntime."
+        ) from error
 
 
 def _require_agreement(difference: float, spec: ExperimentSpec) -> None:
@@ -169,10 +197,12 @@ def _require_agreement(difference: float, spec: ExperimentSpec) -> None:
 
 
 @contextmanager
-def _quantizing(path: Path) -> Iterator[Path]:
-    """Yield where to write a graph in fp32; then write it to `path` in int8."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, attention_as_one_operator():
-        plain = Path(folder) / "fp32.onnx"
+def _quantizing_if_int8(path: Path, spec: ExperimentSpec) -> Iterator[Path]:
+    """Yield where to write a graph in fp32; then write it to `path` in the spec's precision."""
+    if spec.export.precision != "int8":
+        yield path
+        return
+    with temporary_beside(path) as plain, attention_as_one_operator():
         yield plain
         quantize_weights(plain, path)
 

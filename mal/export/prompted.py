@@ -22,7 +22,7 @@ from mal.export.graph_file import write_graph
 from mal.labeling.onnx_model import run_file
 from mal.model.fused_head import STEM_SCALE
 from mal.model.heads import resize_to
-from mal.model.network import MALNetwork, encode_each
+from mal.model.network import MALNetwork, SharedBackbones
 from mal.model.prompt import refine_by_points
 
 _PARITY_POINTS = (3, 1)
@@ -38,6 +38,7 @@ class PromptEncoder(nn.Module):
     def __init__(self, networks: Sequence[MALNetwork]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.backbones = SharedBackbones.among(networks)
         self.stem_size = STEM_SCALE * networks[0].map_size
 
     def forward(self, image: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class PromptEncoder(nn.Module):
         """Return the image as the mask head's stem sees it, and the levels of each backbone."""
         networks = list(cast("Iterable[MALNetwork]", self.networks))
         parts = [resize_to(image, (self.stem_size, self.stem_size))]
-        for levels in encode_each(_one_a_backbone(networks), image):
+        for levels in self.backbones.encode(networks, image):
             parts += levels
         return parts
 
@@ -77,6 +78,7 @@ class PromptDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = encoder.networks
+        self.backbones = encoder.backbones
         with torch.inference_mode():
             parts = encoder.parts(torch.zeros(1, 3, crop_size, crop_size))
         self.shapes = [tuple(part.shape[1:]) for part in parts]
@@ -103,26 +105,15 @@ class PromptDecoder(nn.Module):
         ]
         unit_box = self.unit_box.expand(features.shape[0], 4)
         networks = list(cast("Iterable[MALNetwork]", self.networks))
-        backbones = [network.backbone for network in _one_a_backbone(networks)]
-        num_levels = len(levels) // len(backbones)
+        num_levels = len(levels) // len(self.backbones.owners)
         probs = []
-        for network in networks:
-            first = [backbone is network.backbone for backbone in backbones].index(True)
-            own = levels[first * num_levels :][:num_levels]
+        for network, backbone in zip(networks, self.backbones.backbone_of, strict=True):
+            own = levels[backbone * num_levels :][:num_levels]
             probs.append(self.decode(network, own, stem_image, unit_box, box_area).sigmoid())
         point_BK3 = torch.cat([points / self.crop_size, point_labels[:, :, None]], dim=2)
         return refine_by_points(
             torch.stack(probs).mean(0), levels[num_levels - 1], point_BK3, self.thresholds
         )
-
-
-def _one_a_backbone(networks: Sequence[MALNetwork]) -> list[MALNetwork]:
-    """Return the first network of each backbone."""
-    chosen: list[MALNetwork] = []
-    for network in networks:
-        if all(network.backbone is not other.backbone for other in chosen):
-            chosen.append(network)
-    return chosen
 
 
 def write_encoder(encoder: PromptEncoder, path: Path, crop_size: int, opset_version: int) -> None:

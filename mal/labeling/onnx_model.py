@@ -44,6 +44,7 @@ class OnnxModel:
         self._uri = uri or str(path)
         self._num_threads = num_threads
         self._session = _open_session(path, num_threads)
+        _require_inputs(self._session, path, ("image", "box_area"))
         self.crop_size = int(self._session.get_inputs()[0].shape[2])
         self._fixed_batch = self._session.get_inputs()[0].shape[0]
         sidecar = sidecar or path.with_name(companions_of(path.name).sidecar)
@@ -100,7 +101,16 @@ class OnnxModel:
 
     @functools.cached_property
     def _decoder(self) -> Any:
-        return self._open_beside(self._companions.decoder)
+        names = self._companions
+        decoder = self._open_beside(names.decoder)
+        given = self._encoder.get_outputs()[0].shape[1]
+        wanted = decoder.get_inputs()[0].shape[1]
+        if given != wanted:
+            raise ArtifactError(
+                f"{names.encoder} and {names.decoder} must be of one export, got {given} features "
+                f"for a decoder of {wanted} beside {self._uri}. Export again."
+            )
+        return decoder
 
     @property
     def _companions(self) -> OnnxCompanions:
@@ -138,6 +148,15 @@ def _run_session(session: Any, inputs: Mapping[str, Tensor]) -> NDArray[np.float
     (found,) = session.run(None, arrays)
     result: NDArray[np.float32] = found
     return result
+
+
+def _require_inputs(session: Any, path: Path, wanted: tuple[str, ...]) -> None:
+    given = tuple(value.name for value in session.get_inputs())
+    if given != wanted:
+        raise ArtifactError(
+            f"model file must take {' and '.join(wanted)}, got {', '.join(given) or 'no inputs'} "
+            f"in {path}. Give a model of mal export."
+        )
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

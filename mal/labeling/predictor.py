@@ -28,7 +28,7 @@ from mal.labeling.connected import keep_largest_part
 from mal.labeling.crop_plan import BatchPlan, SizedCrops
 from mal.labeling.map_resize import resize_map
 from mal.labeling.masks import InstanceMask
-from mal.model.network import MALNetwork, encode_each, size_class_of
+from mal.model.network import MALNetwork, SharedBackbones, size_class_of
 from mal.model.precision import chosen_precision
 from mal.model.prompt import refine_by_points
 
@@ -125,6 +125,7 @@ class NetworkEnsemble:
         self.networks = [
             network.to(device).to(memory_format=torch.channels_last).eval() for network in networks
         ]
+        self.backbones = SharedBackbones.among(self.networks)
         self.use_flip = use_flip
         self.device = device
         self.autocast_type = autocast_type
@@ -157,7 +158,7 @@ class NetworkEnsemble:
         with self._autocast():
             for view in [image, image.flip(3)] if self.use_flip else [image]:
                 encoded.append(view)
-                for levels in encode_each(self.networks, view):
+                for levels in self.backbones.encode_each(self.networks, view):
                     encoded += levels
         return encoded
 

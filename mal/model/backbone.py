@@ -99,14 +99,20 @@ class ViTBackbone(VisionTransformer):  # type: ignore[misc]
     def _positions_for(self, num_tokens_a_side: int) -> Tensor:
         """Return position embeddings of another grid: resized once, until they change or move."""
         native = self.pos_embed
+        if torch.compiler.is_compiling():  # a traced tensor has no address, and is nothing to keep
+            return self._resize_positions(num_tokens_a_side)
         state = (native._version, native.data_ptr(), native.device, native.dtype)
         kept_state, kept = self._resized_positions.get(num_tokens_a_side, (None, native))
         if kept_state == state and not torch.is_grad_enabled():
             return kept
-        side = [num_tokens_a_side, num_tokens_a_side]
-        resized: Tensor = resample_abs_pos_embed(native, side, num_prefix_tokens=1)
+        resized = self._resize_positions(num_tokens_a_side)
         if not torch.is_grad_enabled():
             self._resized_positions[num_tokens_a_side] = state, resized
+        return resized
+
+    def _resize_positions(self, num_tokens_a_side: int) -> Tensor:
+        side = [num_tokens_a_side, num_tokens_a_side]
+        resized: Tensor = resample_abs_pos_embed(self.pos_embed, side, num_prefix_tokens=1)
         return resized
 
     def freeze_stages(self, frozen_stages: Sequence[int]) -> None:

@@ -245,10 +245,12 @@ def _load_checked(module: nn.Module, state: State, name: str) -> None:
     fit = _Fit(module.state_dict(), state)
     misfits = set(fit.misfits)
     fitting = {k: v for k, v in state.items() if k in fit.wanted and k not in misfits}
-    log.info("%s: %d weights loaded", name, len(fitting))
-    for what, keys in (("missing", fit.missing), ("ignored", fit.ignored)):
-        names = f": {_name_some(keys)}" if keys else ""
-        log.info("%s: %d weights %s%s", name, len(keys), what, names)
+    others = "".join(
+        f", {len(keys)} {what} ({_name_some(keys)})"
+        for what, keys in (("missing", fit.missing), ("ignored", fit.ignored))
+        if keys
+    )
+    log.info("%s: %d weights loaded%s", name, len(fitting), others)
     if misfits:
         raise ArtifactError(
             f"weights of {name} must have this network's shapes, got {fit.describe_misfits()}. "

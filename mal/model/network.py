@@ -6,7 +6,8 @@ grid, C channels, M side of the mask map.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -127,16 +128,42 @@ class MALNetwork(nn.Module):
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
 
 
-def encode_each(networks: Iterable[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
-    """Return the levels of each network; a backbone that several share is run once."""
-    levels_of: dict[int, list[Tensor]] = {}
-    encoded = []
-    for network in networks:
-        key = id(network.backbone)
-        if key not in levels_of:
-            levels_of[key] = network.encode(image_BCSS)
-        encoded.append(levels_of[key])
-    return encoded
+@dataclass(frozen=True)
+class SharedBackbones:
+    """Which networks share a backbone, as plain numbers.
+
+    It is found before the networks are traced: to `torch.export` (2.14) one module that two others
+    hold is two objects, so that a comparison by identity in traced code finds no sharing.
+
+    Attributes:
+        owners: By backbone, the position of the first network that has it.
+        backbone_of: By network, the position of its backbone in `owners`.
+    """
+
+    owners: tuple[int, ...]
+    backbone_of: tuple[int, ...]
+
+    @classmethod
+    def among(cls, networks: Sequence[MALNetwork]) -> SharedBackbones:
+        """Compare the backbones of networks."""
+        owners: list[int] = []
+        backbone_of = []
+        for position, network in enumerate(networks):
+            known = [networks[owner].backbone is network.backbone for owner in owners]
+            if not any(known):
+                owners.append(position)
+                known.append(True)
+            backbone_of.append(known.index(True))
+        return cls(tuple(owners), tuple(backbone_of))
+
+    def encode(self, networks: Sequence[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
+        """Return the levels of each backbone, in the order of `owners`."""
+        return [networks[owner].encode(image_BCSS) for owner in self.owners]
+
+    def encode_each(self, networks: Sequence[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
+        """Return the levels of each network; a backbone that several share is run once."""
+        levels = self.encode(networks, image_BCSS)
+        return [levels[backbone] for backbone in self.backbone_of]
 
 
 def _without_waiting(rows: Tensor, device: torch.device) -> Tensor:

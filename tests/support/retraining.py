@@ -165,6 +165,8 @@ class World:
             **changes,
         }
         pairs = [part for key, value in parameters.items() for part in ("-p", f"{key}={value}")]
+        if kill_step:  # it must run to die, also where an earlier run has finished it
+            pairs.append("--fresh")
         process = subprocess.run(
             [sys.executable, "-m", "pipelines", "run", "retrain", "--output", str(runs), *pairs],
             cwd=REPOSITORY,

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mal.artifacts import (
     write_manifest,
     write_text,
     writing_atomically,
+    writing_together,
 )
 
 
@@ -71,6 +74,64 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "a.txt", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from mal.artifacts import writing_together
+with writing_together([Path("a"), Path("b")]) as (a, b):
+    a.write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_files_of_a_set_appear_together(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b")]
+    paths[0].write_text("old")
+    with writing_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+        assert paths[0].read_text() == "old"
+        assert not paths[1].exists()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
+
+
+@pytest.mark.parametrize(
+    ("blocked", "error"),
+    [("", ZeroDivisionError), ("b", IsADirectoryError)],
+    ids=["an error between the files", "a folder of the last name"],
+)
+def test_a_set_that_is_not_finished_leaves_the_earlier_one(
+    blocked: str, error: type[Exception], tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("old")
+    if blocked:
+        (tmp_path / blocked).mkdir()
+
+    def fail() -> None:
+        with writing_together([tmp_path / "a", tmp_path / "b"]) as (first, second):
+            first.write_text("new")
+            second.write_text("new")
+            if not blocked:
+                raise ZeroDivisionError
+
+    with pytest.raises(error):
+        fail()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *blocked}
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_killed_writer_of_a_set_leaves_the_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    root = Path(__file__).parents[2]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
+    )  # fmt: skip
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_text() == "old"
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_device_without_room_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from kfp import dsl
+from local_runs import is_running
 from tiny_sets import TINY_SPEC
 
 from mal.artifacts import made_by
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
 from mal.lifecycle.lineage_graph import read_lineage
-from pipelines._interrupts import descendants_of
+from pipelines._step_guard import descendants_of
 
 pytestmark = pytest.mark.integration
 
@@ -243,12 +244,6 @@ def test_a_crashed_step_shows_its_own_traceback_and_where_the_log_is(
     assert "Traceback" not in process.stderr
     assert "RuntimeError: the disk is on fire" in process.stderr
     assert "run.log" in process.stderr
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there, and is not one that its init has yet to reap."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_an_interrupted_run_ends_its_step_and_says_so(

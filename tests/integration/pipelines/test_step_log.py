@@ -68,6 +68,28 @@ def test_steps_are_timed_and_their_end_is_known() -> None:
 
 
 def test_the_log_keeps_every_line_without_colours() -> None:
-    log, _ = logged(RUN, chunk=11)
-    assert len(log.text.splitlines()) == len(RUN.splitlines())
-    assert "\x1b" not in log.text
+    kept = io.StringIO()
+    StepLog(io.StringIO(), num_steps=2, kept=kept).write(RUN)
+    assert len(kept.getvalue().splitlines()) == len(RUN.splitlines())
+    assert "\x1b" not in kept.getvalue()
+
+
+class ClosedTerminal(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_terminal_that_is_closed_stops_neither_steps_nor_log() -> None:
+    kept = io.StringIO()
+    log = StepLog(ClosedTerminal(), num_steps=2, kept=kept)
+    log.write(RUN)
+    assert [step.status for step in log.steps] == ["SUCCESS", "FAILURE"]
+    assert len(kept.getvalue().splitlines()) == len(RUN.splitlines())
+
+
+def test_a_step_that_kfp_announces_after_an_interrupt_is_none() -> None:
+    shown = io.StringIO()
+    log = StepLog(shown, num_steps=2, is_stopping=lambda: True)
+    log.write(RUN)
+    assert log.steps == []
+    assert "step " not in shown.getvalue()

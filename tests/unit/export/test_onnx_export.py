@@ -14,6 +14,7 @@ from tiny_sets import TINY_VIT, Trained, training_spec
 
 from mal.artifacts import sha256_of_file
 from mal.errors import ArtifactError, SpecError
+from mal.export.graph_file import write_graph
 from mal.export.int8 import attention_as_one_operator, decode_by_size
 from mal.export.onnx import ExportedGraph, centred_unit_box, parity_inputs
 from mal.export.prompted import PromptDecoder, PromptEncoder
@@ -183,21 +184,112 @@ def test_in_two_parts_networks_are_what_they_are_in_one(
             torch.testing.assert_close(found, graph(image, area), atol=1.1e-4, rtol=0)
 
 
-def test_a_cut_that_changes_the_model_is_not_exported(
-    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+def with_two_blocks(spec: ExperimentSpec) -> MALNetwork:
+    """Return a network whose ViT is traced in seconds."""
+    network = MALNetwork(spec.model, 32).eval()
+    network.backbone.blocks = network.backbone.blocks[:2]
+    network.backbone.level_blocks = [0, 1][-len(network.backbone.level_channels) :]
+    return network
+
+
+def traced(module: torch.nn.Module, *inputs: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return how many attentions a trace has, and the shape of what it returns."""
+    program = torch.export.export(module.eval(), inputs)
+    nodes = program.graph.nodes
+    num_attentions = sum("scaled_dot_product" in str(node.target) for node in nodes)
+    return num_attentions, tuple(program.module()(*inputs).shape)
+
+
+@pytest.mark.parametrize("head", ["convolutional", "fused"])
+def test_a_backbone_that_networks_share_is_traced_once(
+    head: str, tmp_path: Path, trained: Trained
+) -> None:
+    """The exporter sees two objects where two networks hold one module."""
+    spec = training_spec(trained.data, tmp_path, f"model.mask_head={head}", network=TINY_VIT)
+    first, second = (with_two_blocks(spec) for _ in range(2))
+    second.backbone = first.backbone
+    image, area = parity_inputs(3, 32)
+    graph, encoder = ExportedGraph([first, second], 0.6), PromptEncoder([first, second])
+    assert traced(graph, image, area) == (2, (3, first.map_size, first.map_size))
+    with torch.inference_mode():
+        expected = encoder(image).shape
+    assert traced(encoder, image) == (2, expected)
+
+
+def write_nothing(
+    _module: object, _inputs: object, _output: object, path: Path, **_: object
+) -> None:
+    path.write_bytes(b"nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "message"),
+    [
+        (
+            "mal.export.prompted.refine_by_points",
+            lambda *given: 0.9 * refine_by_points(*given),
+            "must agree with PyTorch",
+        ),
+        ("mal.export.onnx.write_graph", write_nothing, "export.opset_version=18. Use another"),
+    ],
+    ids=["a cut that changes the model", "a file that ONNX Runtime refuses"],
+)
+def test_what_is_not_exported_leaves_the_earlier_export(  # noqa: PLR0917 - a table and fixtures
+    name: str,
+    replacement: object,
+    message: str,
+    exported: Path,
+    tmp_path: Path,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Files that do what their modules do may both be wrong."""
-    monkeypatch.setattr(
-        "mal.export.prompted.refine_by_points", lambda *given: 0.9 * refine_by_points(*given)
-    )
+    earlier = {file.name: file.read_bytes() for file in exported.parent.glob("mal_*")}
+    assert len(earlier) == 4
+    for file_name, content in earlier.items():
+        (tmp_path / file_name).write_bytes(content)
+    monkeypatch.setattr(name, replacement)
     overrides = [
         f"export.checkpoint={trained.result.checkpoint}",
         f"export.results_dir={tmp_path}",
     ]
     spec = load_spec("export", str(trained.result.results_dir / "experiment.yaml"), overrides)
-    with pytest.raises(ArtifactError, match="must agree with PyTorch"):
+    with pytest.raises(ArtifactError, match=message):
         run_export(spec)
-    assert not list(tmp_path.glob("mal_*coder.onnx"))
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("mal_*")} == earlier
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_an_opset_that_the_exporter_replaces_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"export\.opset_version .* got 99 \(it wrote \d+\)"):
+        write_graph(
+            torch.nn.Linear(2, 2), {"input": torch.zeros(1, 2)}, "output", tmp_path / "x.onnx",
+            opset_version=99, dynamic_axes=None,
+        )  # fmt: skip
+
+
+def test_a_graph_of_another_program_is_refused(tmp_path: Path) -> None:
+    write_graph(
+        torch.nn.Linear(2, 2), {"input": torch.zeros(1, 2)}, "output", tmp_path / "x.onnx",
+        opset_version=18, dynamic_axes=None,
+    )  # fmt: skip
+    with pytest.raises(ArtifactError, match="must take image and box_area, got input"):
+        OnnxModel(tmp_path / "x.onnx")
+
+
+def test_an_encoder_of_another_export_is_refused(exported: Path, tmp_path: Path) -> None:
+    for file in exported.parent.glob("mal_*"):
+        shutil.copy(file, tmp_path)
+    write_graph(
+        torch.nn.Flatten(), {"input": torch.zeros(2, 3, 32, 32)}, "features",
+        tmp_path / "mal_encoder.onnx", opset_version=18, dynamic_axes=None,
+    )  # fmt: skip
+    _, area = parity_inputs(2, 32)
+    points = torch.tensor([[[0.5, 0.5, 1.0]], [[0.4, 0.6, 0.0]]])
+    with pytest.raises(ArtifactError, match=r"mal_decoder\.onnx must be of one export, got 3072"):
+        OnnxModel(tmp_path / "mal_model.onnx").decode(
+            [torch.zeros(2, 3072)], torch.zeros(2, 4), area, points
+        )
 
 
 def test_attention_is_itself_again_after_the_export() -> None:

@@ -134,6 +134,16 @@ def test_a_network_takes_crops_of_another_size_without_other_weights(
     assert tiny_vit.state_dict().keys() == weights.keys()
 
 
+def test_a_trace_of_another_crop_size_keeps_nothing(tiny_vit: MALNetwork) -> None:
+    backbone = tiny_vit.backbone.eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.export.export(backbone, (image,)).module()(image)
+    assert not backbone._resized_positions
+    with torch.no_grad():
+        torch.testing.assert_close(traced, backbone(image))
+
+
 def test_resized_positions_follow_those_they_were_made_of(tiny_vit: MALNetwork) -> None:
     image = torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
