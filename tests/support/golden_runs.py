@@ -71,7 +71,10 @@ CASES: Mapping[str, GoldenCase] = {
     "coco": GoldenCase("coco", "coco_open", SHORT_VIT, (VIT, "train.cached_crops=16")),
     # The recipe's own network is a ViT-B at 512 px: its losses are followed with a tiny one.
     "tao": GoldenCase(
-        "tao", "demo", (), ("model.arch=vit-mae-tiny/16", "dataset.crop_size=64", "train.batch_size=4")
+        "tao",
+        "demo",
+        (),
+        ("model.arch=vit-mae-tiny/16", "dataset.crop_size=64", "train.batch_size=4"),
     ),
 }
 MEASURED = [name for name in CASES if name != "tao"]
@@ -213,15 +216,21 @@ def read_metrics() -> dict[str, GoldenMetric]:
         return {}
     with METRICS_FILE.open(encoding="utf-8", newline="") as file:
         rows = [
-            GoldenMetric(**{**row, "value": float(row["value"]), "tolerance": float(row["tolerance"])})  # type: ignore[arg-type]
+            GoldenMetric(
+                row["recipe"], row["set"], row["metric"], float(row["value"]),
+                float(row["tolerance"]), row["commit"], row["machine"],
+            )
             for row in csv.DictReader(file)
-        ]
+        ]  # fmt: skip
     return {row.recipe: row for row in rows}
 
 
 def read_losses() -> dict[str, Any]:
     """Read losses.json, by recipe."""
-    return json.loads(LOSSES_FILE.read_bytes()) if LOSSES_FILE.exists() else {}
+    if not LOSSES_FILE.exists():
+        return {}
+    losses: dict[str, Any] = json.loads(LOSSES_FILE.read_bytes())
+    return losses
 
 
 if __name__ == "__main__":
