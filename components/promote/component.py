@@ -75,16 +75,10 @@ def promote(
             champion_metrics=steps.read_metrics(champion_metrics) if champion_version else None,
             lineage=lineage.described(snapshot, dataset, model, onnx, report),
         )
-        limits = GateSettings(
-            miou_margin=miou_margin,
-            category_margin=category_margin,
-            category_floor=category_floor,
-            max_parity_diff=max_parity_diff,
-            min_gain=min_gain,
-        )
+        gate = GateSettings(miou_margin, category_margin, category_floor, max_parity_diff, min_gain)
         place = registry_of_run(registry, model_name, run_id=run_id, run_name=run_name)
         found = read_detection(Path(snapshot.path))
-        outcome = promotion.settle(found, candidate, candidate.judge(limits), place)
+        outcome = promotion.settle(found, candidate, candidate.judge(gate), place)
         steps.tell(outcome.sentence)
         page = summaries.outcome_markdown(outcome)
         steps.publish(metrics, outcome.figures, summary, page, model=model)

@@ -53,7 +53,9 @@ def test_each_line_is_its_steps_and_nothing_of_the_runner_is_shown(
     assert [(step.status, step.duration_s > 0) for step in run.steps] == [("SUCCESS", True)] * 3
     lines = [line for line in shown.splitlines() if line]
     assert len(lines) == 3 * (1 + NUM_LINES), "a heading a step"
-    assert {line[:4] for line in lines if not line.startswith("step ")} <= {"    ", "  1:", "  2:"}
+    # A step that runs alone needs no number; the third may begin before the second ends.
+    starts = {line[:4] for line in lines if not line.startswith("step ")}
+    assert starts <= {"    ", "  1:", "  2:", "  3:"}
 
 
 @pytest.mark.parametrize("words", [["bad", "good"], ["good", "bad"], ["bad", "bad"]], ids=str)

@@ -15,7 +15,7 @@ from tiny_sets import HYBRID, TINY_VIT, TinySet, training_spec, with_points, wri
 from mal.data.annotations import load_boxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
-from mal.errors import AnnotationError, ArtifactError
+from mal.errors import AnnotationError, SpecError
 from mal.spec import load_spec
 from mal.stages import point_training, run_evaluate, run_train
 from mal.stages.point_training import FIRST_RUN_FOLDER
@@ -138,27 +138,16 @@ def test_an_edited_set_is_estimated_again_and_keeps_its_real_boxes(
 ) -> None:
     spec = training_spec(data, tmp_path / "run")
     run_train(spec)
-    forget_training(tmp_path / "run")
     document = data.document()
     edit(document["annotations"])
     data.rewritten(document, data.annotations.name)
-    run_train(spec)
+    with pytest.raises(SpecError, match=r"dataset\.train_ann_path"):
+        run_train(spec)
+    run_train(training_spec(data, tmp_path / "run", "train.overwrite=true"))
     assert first_runs == [None, None]
     given_N4 = load_boxes(data.annotations, with_masks=False).box_xywh_N4
     is_real_N = ~np.isnan(given_N4).any(1)
     np.testing.assert_array_equal(trained_boxes[1][is_real_N], given_N4[is_real_N])
-
-
-def test_a_run_that_goes_on_with_an_edited_set_asks_its_own_teacher(
-    data: TinySet, tmp_path: Path, first_runs: list[Path | None]
-) -> None:
-    run_train(training_spec(data, tmp_path / "run"))
-    document = data.document()
-    draw_box(document["annotations"])
-    data.rewritten(document, data.annotations.name)
-    run_train(training_spec(data, tmp_path / "run", "train.num_epochs=3"))
-    assert first_runs == [None]
-    assert rows_estimated(tmp_path / "run") == [5, 8, 11]
 
 
 @pytest.mark.parametrize(
@@ -216,12 +205,12 @@ def test_a_set_of_points_only_starts_from_a_checkpoint_with_heads(
         train_from(tmp_path / "backbone.pth", "from backbone")
 
 
-def test_a_first_run_of_another_network_is_named(data: TinySet, tmp_path: Path) -> None:
+def test_a_first_run_of_another_network_is_refused(data: TinySet, tmp_path: Path) -> None:
     folder, one_epoch = tmp_path / "run", "train.num_epochs=1"
     run_train(training_spec(data, folder, one_epoch))
     forget_training(folder)
     (folder / ESTIMATES).unlink()
-    with pytest.raises(ArtifactError, match=rf"this network.*{FIRST_RUN_FOLDER}/mal_model"):
+    with pytest.raises(SpecError, match=r"dataset\.crop_size: 32 -> 48"):
         run_train(training_spec(data, folder, one_epoch, "dataset.crop_size=48"))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from mal.data.check import check_dataset
 
 SQUARE = [[1, 1, 9, 1, 9, 9, 1, 9]]
+TRIANGLE = [[1, 1, 9, 1, 9, 9]]
 
 
 class DataSet:
@@ -161,7 +162,7 @@ def leave_image_without_boxes(data: DataSet) -> None:
 
 
 def annotate_one_mask(data: DataSet) -> None:
-    data.document["annotations"][1]["segmentation"] = SQUARE
+    data.document["annotations"][1]["segmentation"] = TRIANGLE
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,9 @@ def statuses(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "status.json").read_text().splitlines()]
 
 
-def warnings_in(folder: Path) -> list[str]:
-    return [line["message"] for line in statuses(folder) if line["verbosity"] == "WARNING"]
+def shortages_in(folder: Path) -> list[str]:
+    messages = [line["message"] for line in statuses(folder) if line["verbosity"] == "WARNING"]
+    return [message for message in messages if "training again" in message]
 
 
 def saved_crop(path: Path) -> int:
@@ -141,13 +142,13 @@ def test_it_trains_again_at_the_next_size_that_fits(
     assert saved_crop(latest) == saved_crop(best) == SMALL
     written = yaml.safe_load((folder / "experiment.yaml").read_text())
     assert written["dataset"]["crop_size"] == SMALL
-    assert [message.partition(": ")[2] for message in warnings_in(folder)] == [
+    assert [message.partition(": ")[2] for message in shortages_in(folder)] == [
         f"training again with dataset.crop_size={size} (train.oom_fallback)"
         for size in (MIDDLE, SMALL)
     ]
     assert statuses(folder)[-1]["status"] == Status.SUCCESS
     told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert [message for message in told if "oom_fallback" in message] == warnings_in(folder)
+    assert [message for message in told if "oom_fallback" in message] == shortages_in(folder)
 
 
 def test_a_try_that_failed_leaves_no_network_in_memory(
@@ -244,7 +245,7 @@ def test_a_restarted_command_goes_on_at_the_size_it_came_down_to(
     records = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
     assert any(f"came down to dataset.crop_size {SMALL}" in line for line in caplog.messages)
-    assert len(warnings_in(folder)) == 2
+    assert len(shortages_in(folder)) == 2
 
 
 def test_a_first_run_that_outgrows_memory_begins_anew_at_the_next_size(
@@ -340,7 +341,7 @@ def test_another_failure_is_not_tried_again(
     monkeypatch.setattr(MALNetwork, "encode", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         run_train(training_spec(data, tmp_path / "run", FALLBACK, network=TINY_VIT))
-    assert not [message for message in warnings_in(tmp_path / "run") if "again" in message]
+    assert not [message for message in shortages_in(tmp_path / "run") if "again" in message]
 
 
 @pytest.mark.parametrize("action", ["evaluate", "inference"])
@@ -380,7 +381,7 @@ def test_a_damaged_checkpoint_makes_nothing_smaller(
             .err.splitlines()[-1]
             .startswith(f"mal: checkpoint must be readable by PyTorch, got {damaged}")
         )
-        assert [w for w in warnings_in(folder) if "oom_fallback" in w] == []
+        assert [w for w in shortages_in(folder) if "oom_fallback" in w] == []
 
 
 def test_an_export_whose_library_wraps_the_shortage_says_what_ran_out(
