@@ -59,6 +59,7 @@ SHORTENED = {
     "python -m pipelines run auto_label": "-p overrides=train.max_steps=2",
     "python -m pipelines run tune": "-p trials=1 -p overrides=train.max_steps=2",
     "docs/measure_points.sh DEMO": "train.max_steps=2",
+    "python docs/sample_scenes.py": "--boxes 10",
 }
 # By the first words of a block of Python: what a reader has before it.
 PYTHON = {
