@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mal.evaluation.baselines import usefulness_warning
 from pipelines._local import LocalRun
 from pipelines._step_log import StepRecord
 
@@ -20,6 +21,8 @@ def print_summary(run: LocalRun, console: Console) -> None:
     if "metrics" in run.outputs:
         metrics = json.loads(run.outputs["metrics"].read_text(encoding="utf-8"))
         console.print(figures_table(metrics))
+        if warning := usefulness_warning(metrics):
+            console.print(f"Warning: {warning}", highlight=False, markup=False)
     for name, path in run.outputs.items():
         console.print(f"{name:<8} {path}", soft_wrap=True, highlight=False, markup=False)
 
