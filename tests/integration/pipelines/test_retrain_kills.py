@@ -25,7 +25,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Run]:
     with retraining_world(tmp_path_factory.mktemp("kills")) as world:
         world.spec["train"]["max_steps"] = 2
         world.publish(8)
-        return {step: world.retrain(kill_step=step) for step in STEPS} | {"": world.retrain()}
+        died = {step: world.retrain(kill_step=step) for step in STEPS}
+        # A model of two steps loses to masks that need no training.
+        return died | {"": world.retrain(min_gain="-1")}
 
 
 @pytest.mark.parametrize("step", STEPS)
