@@ -18,7 +18,7 @@ from golden_runs import (
 
 from mal.recipes import list_recipes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EXACT, OTHER_PROCESSOR = 1e-5, 1e-2
 
 
