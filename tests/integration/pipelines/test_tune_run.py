@@ -57,7 +57,9 @@ def test_the_pipeline_searches_trains_with_the_best_and_exports(tmp_path: Path) 
     assert len(rows) == 3
     assert best["train"]["lr"] == float(rows[0]["train.lr"])
     assert best["train"]["max_steps"] == 6
-    assert (outputs / "leaderboard.md").read_text().startswith("| rank | trial |")
+    leaderboard = (outputs / "leaderboard.md").read_text()
+    assert leaderboard.startswith("**Warning:** the model is not worth using")  # after six steps
+    assert "\n| rank | trial |" in leaderboard
     assert "AutoML search" in (outputs / "search.html").read_text()
     assert json.loads((outputs / "metrics.json").read_text())["mIoU"] > 0
     assert (outputs / "onnx" / "mal_model.onnx").is_file()
