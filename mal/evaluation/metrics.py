@@ -104,42 +104,6 @@ def measure_masks(
     return Measurement(metrics | compare_with_baselines(metrics), instances)
 
 
-def reason_unmeasured(metrics: Mapping[str, Any]) -> str:
-    """Say why the mask figures of `metrics.json` are None."""
-    if metrics.get("reason_unmeasured"):
-        return str(metrics["reason_unmeasured"])
-    inside = ""
-    if metrics.get("num_outside_limits_skipped"):
-        inside = " inside evaluate.min_box_area and evaluate.min_box_side"
-    if metrics.get("num_without_mask_skipped", 1):
-        return f"no true masks{inside}"
-    return f"no box{inside}" if inside or not metrics["num_crowds_skipped"] else "no box but crowds"
-
-
-def skipped_objects(metrics: Mapping[str, Any]) -> list[str]:
-    """Say how many objects of `metrics.json` were not measured, and why; a phrase a reason."""
-    return [
-        f"{metrics[key]:,} {reason}"
-        for key, reason in (
-            (
-                "num_outside_limits_skipped",
-                "outside the limits evaluate.min_box_area and evaluate.min_box_side",
-            ),
-            ("num_crowds_skipped", "crowds"),
-            ("num_without_mask_skipped", "without a true mask"),
-            ("num_unusable_skipped", "annotations that cannot be used"),
-        )
-        if metrics.get(key)
-    ]
-
-
-def measured_objects(metrics: Mapping[str, Any]) -> str:
-    """Say on one line how many objects were measured, and how many were left out for what."""
-    skipped = skipped_objects(metrics)
-    left_out = f"; left out: {', '.join(skipped)}" if skipped else ""
-    return f"measured {metrics['num_instances']:,} objects{left_out}"
-
-
 def size_of_box(box_area_px2: float) -> str:
     """Name COCO's size class of a box of the original image."""
     if box_area_px2 <= SMALL_MAX_AREA_PX2:

@@ -24,9 +24,8 @@ from mal.evaluation.metrics import (
     category_names,
     instances_by_size,
     mean_over_categories,
-    reason_unmeasured,
-    skipped_objects,
 )
+from mal.evaluation.metrics_text import reason_unmeasured, skipped_objects
 from mal.evaluation.pictures import Picture, draw_object
 from mal.labeling.masks import InstanceMask, PredictedMasks
 

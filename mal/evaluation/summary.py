@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mal.evaluation.metrics import measured_objects, reason_unmeasured
+from mal.evaluation.metrics_text import measured_objects, reason_unmeasured
 
 
 def result_lines(action: str, result: Any) -> Iterator[str]:

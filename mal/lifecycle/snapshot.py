@@ -15,7 +15,6 @@ from typing import Any
 
 from mal.artifacts import sha256_of_file, write_json
 from mal.data.annotations import load_boxes
-from mal.data.box_masks import reason_without_true_masks
 from mal.errors import AnnotationError, ArtifactError
 from mal.storage import ImageFile, describe_images, fetch_file, redact_uri
 
@@ -36,7 +35,7 @@ class SplitSnapshot:
         num_boxes: That can be used, crowds not counted.
         num_crowds: Neither trained nor measured.
         num_categories: Listed by the annotations.
-        has_masks: Whether there are true masks; masks that are the boxes themselves are none.
+        has_masks: Whether any box has a true mask.
         image_bytes: Size of the images that exist.
     """
 
@@ -203,7 +202,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
         num_boxes=len(boxes) - num_crowds,
         num_crowds=num_crowds,
         num_categories=len(boxes.categories),
-        has_masks=not reason_without_true_masks(boxes),
+        has_masks=boxes.has_masks(),
         image_bytes=sum(file.size for file in files.values()),
     )
 

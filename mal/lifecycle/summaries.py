@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mal.evaluation.baselines import BASELINES, usefulness_warning
-from mal.evaluation.metrics import measured_objects, reason_unmeasured
+from mal.evaluation.metrics_text import measured_objects, reason_unmeasured
 from mal.lifecycle.changes import Detection
 from mal.lifecycle.promotion import Outcome
 from mal.lifecycle.snapshot import DatasetManifest

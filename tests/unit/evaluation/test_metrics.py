@@ -18,9 +18,9 @@ from mal.evaluation.metrics import (
     compute_metrics,
     instances_by_size,
     measure_masks,
-    reason_unmeasured,
     size_of_box,
 )
+from mal.evaluation.metrics_text import reason_unmeasured
 
 MASK_FIGURES = (
     "mIoU",
