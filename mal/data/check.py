@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems, load_boxes
-from mal.data.box_masks import reason_masks_are_boxes, reason_without_true_masks
+from mal.data.box_masks import reason_without_true_masks
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -110,15 +110,19 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
         (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
     _check_ids(boxes, errors, notes)
     _check_boxes(boxes, notes)
+    reason = reason_without_true_masks(boxes)
+    if reason and boxes.has_masks():
+        notes.add("masks that measure nothing", reason)
     _check_segmentations(boxes, errors, notes)
     is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
     if folder is not None:
         is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
-    return CheckReport(_summary_of(boxes, annotations), errors, notes, int(is_usable_N.sum()))
+    summary = _summary_of(boxes, annotations, has_true_masks=not reason)
+    return CheckReport(summary, errors, notes, int(is_usable_N.sum()))
 
 
-def _summary_of(boxes: CocoBoxes, annotations: str) -> str:
+def _summary_of(boxes: CocoBoxes, annotations: str, *, has_true_masks: bool) -> str:
     num_boxes, prompts = len(boxes), ""
     if boxes.points is not None:
         num_alone = int(boxes.points.is_without_box_N.sum())
@@ -128,7 +132,7 @@ def _summary_of(boxes: CocoBoxes, annotations: str) -> str:
     return (
         f"{annotations}: {len(boxes.images)} images, {num_boxes} boxes "
         f"({int(boxes.is_crowd_N.sum())} crowds){prompts}, {len(boxes.categories)} categories, "
-        f"{'without' if reason_without_true_masks(boxes) else 'with'} true masks"
+        f"{'with' if has_true_masks else 'without'} true masks"
     )
 
 
@@ -167,8 +171,6 @@ def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
 def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
     if boxes.segmentations is None or not boxes.has_masks():
         return
-    if reason := reason_masks_are_boxes(boxes):
-        notes.add("masks that measure nothing", reason)
     for index, is_given in enumerate(boxes.segmentations.is_given_N):
         if not is_given:
             notes.add("box without a segmentation, others have one", _name_of(boxes, index))
