@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from components._generated import generated_files
 from mal.errors import MissingExtraError
+
+from ._generated import generated_files
 
 EXIT_USER_ERROR = 2
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from components._images import TRAIN_IMAGE
 from mal.cluster import (
     Environment,
     JobSettings,
@@ -22,6 +21,8 @@ from mal.cluster import (
     build_pytorchjob,
     build_trainjob,
 )
+
+from ._images import TRAIN_IMAGE
 
 EXAMPLES_DIR = Path(__file__).parents[1] / "manifests" / "examples"
 

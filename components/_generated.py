@@ -22,7 +22,7 @@ def list_components() -> list[str]:
 
 def load_component(name: str) -> Any:
     """Return the decorated function of a component."""
-    return getattr(importlib.import_module(f"components.{name}.component"), name)
+    return getattr(importlib.import_module(f".{name}.component", __package__), name)
 
 
 def generated_files() -> dict[Path, str]:
@@ -78,7 +78,7 @@ def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
             ),
         ),
         "## Use",
-        f"```python\nfrom components.{name} import {name}\n```",
+        f"```python\nfrom mal.kfp.components.{name} import {name}\n```",
         "or, without this repository,",
         f"```python\nfrom kfp import components\n\n{_LOADING.format(name=name)}\n```",
     ]

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mal.errors import ArtifactError
+
 EXPERIMENT_FILE = "experiment.yaml"
 STATUS_FILE = "status.json"
 MANIFEST_FILE = "manifest.json"
@@ -46,6 +48,21 @@ _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy
 def checkpoint_name(num_epochs: int, num_steps: int) -> str:
     """Name a checkpoint by its finished epochs and optimiser steps."""
     return f"mal_model_epoch_{num_epochs:03d}_step_{num_steps:05d}.pth"
+
+
+def checkpoint_in(model_dir: str | Path) -> Path:
+    """Return the checkpoint of a model folder.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    checkpoint = Path(model_dir) / LATEST_CHECKPOINT
+    if not checkpoint.is_file():
+        raise ArtifactError(
+            f"model must be a folder with {LATEST_CHECKPOINT}, got {model_dir}. "
+            "Give the model output of train."
+        )
+    return checkpoint
 
 
 class OnnxCompanions(NamedTuple):

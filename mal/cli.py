@@ -200,7 +200,7 @@ def _run_action(args: argparse.Namespace) -> int:
     set_up_logging()
     with handling_stop_signals():
         result = getattr(stages, f"run_{args.action}")(spec)
-    from mal.jobs import results_uri
+    from mal.stages.written_files import results_uri
 
     _print_result(args.action, result, results_uri(args.action, spec))
     return 0
@@ -230,7 +230,7 @@ def _run_automl(args: argparse.Namespace) -> int:
 
 
 def _load_spec(args: argparse.Namespace, action: str) -> ExperimentSpec:
-    from mal.jobs import load_job_spec
+    from mal.tao import load_job_spec
 
     job = {name: getattr(args, name) for name in _JOB_OPTIONS}
     is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
@@ -266,7 +266,7 @@ def _print_spec(args: argparse.Namespace) -> int:
 
 
 def _write_schemas(args: argparse.Namespace) -> int:
-    from mal.jobs.metadata import write_metadata
+    from mal.tao.metadata import write_metadata
 
     for path in write_metadata(args.output):
         print(path)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mal.errors import MalError, MissingExtraError
-from pipelines import _lineage, _promote, _schedule, _submit
-from pipelines._registry import Pipeline, find_pipeline, list_pipelines
-from pipelines._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
+
+from . import _lineage, _promote, _schedule, _submit
+from ._registry import Pipeline, find_pipeline, list_pipelines
+from ._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
@@ -104,10 +105,10 @@ def _compiled_path(pipeline: Pipeline, output: Path | None) -> Path:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pipelines._arguments import image_arguments, parse_arguments
-    from pipelines._interrupts import RunInterruptedError
-    from pipelines._local import StepCrashedError, run_locally
-    from pipelines._summary import print_summary
+    from ._arguments import image_arguments, parse_arguments
+    from ._interrupts import RunInterruptedError
+    from ._local import StepCrashedError, run_locally
+    from ._summary import print_summary
 
     pipeline = find_pipeline(options.name)
     arguments = image_arguments(pipeline) | parse_arguments(pipeline, options.assignments)

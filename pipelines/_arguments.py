@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from components._images import TRAIN_IMAGE
 from mal.errors import MalError
-from pipelines._registry import Parameter, Pipeline
-from pipelines._target import images_of
+from mal.kfp.components._images import TRAIN_IMAGE
+
+from ._registry import Parameter, Pipeline
+from ._target import images_of
 
 _PLACE_NAME = re.compile(r"(\w+_)?(images|annotations|store|work_dir)|model")
 _TYPES: Mapping[str, tuple[type, ...]] = {

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mal.artifacts import write_json
-from pipelines._run_folder import RunFolder, is_run_alive, open_lock
-from pipelines._step_inputs import StepOutputs, key_of
+
+from ._run_folder import RunFolder, is_run_alive, open_lock
+from ._step_inputs import StepOutputs, key_of
 
 STEP_RECORD = "step.json"
 _STEP_LOCK = ".step.lock"

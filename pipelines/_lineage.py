@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mal.lifecycle.lineage_graph import lineage_lines, read_lineage
-from mal.lifecycle.lineage_page import write_lineage_page
+from mal.lineage.graph import lineage_lines, read_lineage
+from mal.lineage.page import write_lineage_page
 
 
 def add_command(commands: Any) -> None:

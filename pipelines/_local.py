@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mal.errors import MalError
-from mal.lifecycle.steps import ERROR_PREFIX
-from pipelines._interrupts import taking_interrupts
-from pipelines._registry import Pipeline
-from pipelines._run_folder import RunFolder, making_run_folder
-from pipelines._step_log import StepLog, StepRecord, writing_to
-from pipelines._step_process import StepRunner, repeatable_steps
+from mal.steps.step import ERROR_PREFIX
+
+from ._interrupts import taking_interrupts
+from ._registry import Pipeline
+from ._run_folder import RunFolder, making_run_folder
+from ._step_log import StepLog, StepRecord, writing_to
+from ._step_process import StepRunner, repeatable_steps
 
 LATEST_LINK = "latest"
 _TRACEBACK = "Traceback (most recent call last):"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mal.errors import ArtifactError
-from mal.lifecycle.model_registry import registry_of_run
-from mal.lifecycle.model_store import ModelStore, StoreState
-from mal.lifecycle.promotion import list_versions, promote_version
+from mal.registry.model_registry import registry_of_run
+from mal.registry.model_store import ModelStore, StoreState
+from mal.registry.promotion import list_versions, promote_version
 from mal.storage import list_files, redact_uri
 from mal.storage.uris import parse_remote_uri
 

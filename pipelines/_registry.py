@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components._generated import compiled_yaml
 from mal.errors import MalError
-from pipelines._target import COMMITTED_TARGET, Target, compiling_for
+from mal.kfp.components._generated import compiled_yaml
+
+from ._target import COMMITTED_TARGET, Target, compiling_for
 
 PIPELINES_DIR = Path(__file__).parent
 
@@ -42,7 +43,7 @@ class Pipeline:
     @cached_property
     def function(self) -> Any:
         """The decorated pipeline function; calling it runs or traces the pipeline."""
-        module = importlib.import_module(f"pipelines.{self.name}.pipeline")
+        module = importlib.import_module(f".{self.name}.pipeline", __package__)
         return getattr(module, self.name)
 
     @property

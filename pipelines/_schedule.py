@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mal.errors import ClusterError
-from pipelines._arguments import parse_arguments
-from pipelines._cluster import add_options, connect, talking_to
-from pipelines._registry import find_pipeline
-from pipelines._submit import add_pipeline_options, compiled_file
-from pipelines._target import cluster_target_of
+
+from ._arguments import parse_arguments
+from ._cluster import add_options, connect, talking_to
+from ._registry import find_pipeline
+from ._submit import add_pipeline_options, compiled_file
+from ._target import cluster_target_of
 
 MAX_CONCURRENCY = 1
 NUM_CRON_FIELDS = 6

@@ -17,7 +17,8 @@ import yaml
 
 import mal
 from mal.artifacts import sha256_of_file
-from pipelines._run_folder import RunFolder
+
+from ._run_folder import RunFolder
 
 EXECUTOR_INPUT_OPTION = "--executor_input"
 _MAX_TEXT_BYTES = 1 << 20

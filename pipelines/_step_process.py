@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipelines._earlier_steps import EarlierStep, EarlierSteps, lock_step, write_finished
-from pipelines._interrupts import Interrupts
-from pipelines._run_folder import RunFolder
-from pipelines._step_inputs import digest_inputs, executor_input_of, outputs_of
+from ._earlier_steps import EarlierStep, EarlierSteps, lock_step, write_finished
+from ._interrupts import Interrupts
+from ._run_folder import RunFolder
+from ._step_inputs import digest_inputs, executor_input_of, outputs_of
 
 _GUARD = Path(__file__).with_name("_step_guard.py")
 _COMPONENT_PREFIX = "comp-"

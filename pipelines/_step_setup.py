@@ -2,9 +2,10 @@
 
 from kfp import dsl, kubernetes
 
-from components._images import COMPONENT_IMAGE
 from mal.artifacts import IMAGE_DIGEST_VARIABLE
-from pipelines._target import StepResources, current_target
+from mal.kfp.components._images import COMPONENT_IMAGE
+
+from ._target import StepResources, current_target
 
 CONFIG_MAP = "mal-config"
 CONFIGURED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION")

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.evaluate import evaluate
-from components.export import export
-from components.inference import inference
-from components.snapshot_dataset import snapshot_dataset
-from pipelines._step_setup import prepare
+from mal.kfp.components.evaluate import evaluate
+from mal.kfp.components.export import export
+from mal.kfp.components.inference import inference
+from mal.kfp.components.snapshot_dataset import snapshot_dataset
+
+from ._step_setup import prepare
 
 
 class LabelOutputs(NamedTuple):

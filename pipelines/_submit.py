@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
-from pipelines._arguments import parse_arguments
-from pipelines._cluster import add_options, connect, talking_to
-from pipelines._registry import Pipeline, find_pipeline
-from pipelines._target import Target, add_target_options, cluster_target_of, target_of
+
+from ._arguments import parse_arguments
+from ._cluster import add_options, connect, talking_to
+from ._registry import Pipeline, find_pipeline
+from ._target import Target, add_target_options, cluster_target_of, target_of
 
 
 def add_command(commands: Any) -> None:

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mal.evaluation.baselines import usefulness_warning
-from pipelines._local import LocalRun
-from pipelines._step_log import StepRecord
+
+from ._local import LocalRun
+from ._step_log import StepRecord
 
 _SIZES = ("small", "medium", "large")
 

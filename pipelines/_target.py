@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from components._images import COMMITTED, ImageReferences, image_references
 from mal.errors import MalError
+from mal.kfp.components._images import COMMITTED, ImageReferences, image_references
 
 REGISTRY_VARIABLE = "MAL_REGISTRY"
 TAG_VARIABLE = "MAL_TAG"

@@ -1,3 +1,3 @@
-from components.detect_new_annotations.component import (
+from .component import (
     detect_new_annotations as detect_new_annotations,
 )

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -57,9 +57,11 @@ def detect_new_annotations(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps, summaries
-    from mal.lifecycle.changes import detect_changes
-    from mal.lifecycle.model_store import ModelStore
+    from mal.registry.changes import detect_changes
+    from mal.registry.model_store import ModelStore
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
 
     with steps.running_step():
         found = detect_changes(

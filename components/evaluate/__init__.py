@@ -1,1 +1,1 @@
-from components.evaluate.component import evaluate as evaluate
+from .component import evaluate as evaluate

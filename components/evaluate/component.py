@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import COMPONENT_IMAGE
+from .._images import COMPONENT_IMAGE
 
 
 @dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -32,12 +32,15 @@ def evaluate(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, snapshot, steps, summaries
+    from mal.registry import snapshot
     from mal.stages import run_evaluate
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
 
     with steps.running_step():
         data = snapshot.read_dataset_manifest(Path(dataset.path))
-        steps.tell(f"measuring on the {steps.evaluated_part(data)}")
+        steps.tell(f"measuring on the {data.evaluated_part}")
         experiment = steps.evaluate_spec(
             data,
             model_dir=model.path,

@@ -1,1 +1,1 @@
-from components.export.component import export as export
+from .component import export as export

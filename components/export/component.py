@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import COMPONENT_IMAGE
+from .._images import COMPONENT_IMAGE
 
 
 @dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -26,8 +26,10 @@ def export(
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
-    from mal.lifecycle import lineage, steps, summaries
     from mal.stages import run_export
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
 
     with steps.running_step():
         experiment = steps.export_spec(

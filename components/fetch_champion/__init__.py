@@ -1,1 +1,1 @@
-from components.fetch_champion.component import fetch_champion as fetch_champion
+from .component import fetch_champion as fetch_champion

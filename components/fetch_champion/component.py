@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -27,8 +27,10 @@ def fetch_champion(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, model_fetch, steps
-    from mal.lifecycle.changes import read_detection
+    from mal.registry import model_fetch
+    from mal.registry.changes import read_detection
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
 
     with steps.running_step():
         found = read_detection(Path(snapshot.path))

@@ -1,1 +1,1 @@
-from components.inference.component import inference as inference
+from .component import inference as inference

@@ -1,1 +1,1 @@
-from components.label_shard.component import label_shard as label_shard
+from .component import label_shard as label_shard

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import COMPONENT_IMAGE
+from .._images import COMPONENT_IMAGE
 
 
 @dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -29,8 +29,10 @@ def label_shard(
     import tempfile
     from pathlib import Path
 
-    from mal.lifecycle import label_job, lineage, steps
     from mal.stages import run_inference
+    from mal.steps import label_job
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
 
     with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
         part, spec_facts = label_job.read_shard(shard), {}

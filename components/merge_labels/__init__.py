@@ -1,1 +1,1 @@
-from components.merge_labels.component import merge_labels as merge_labels
+from .component import merge_labels as merge_labels

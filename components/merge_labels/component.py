@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -31,7 +31,9 @@ def merge_labels(
     """
     from pathlib import Path
 
-    from mal.lifecycle import label_job, lineage, steps, summaries
+    from mal.steps import label_job, summaries
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
 
     with steps.running_step():
         num_boxes = label_job.merge_labels(

@@ -1,1 +1,1 @@
-from components.promote.component import promote as promote
+from .component import promote as promote

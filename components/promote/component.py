@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -61,10 +61,13 @@ def promote(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, promotion, steps, summaries
-    from mal.lifecycle.changes import read_detection
-    from mal.lifecycle.gate import GateSettings
-    from mal.lifecycle.model_registry import registry_of_run
+    from mal.registry import promotion
+    from mal.registry.changes import read_detection
+    from mal.registry.gate import GateSettings
+    from mal.registry.model_registry import registry_of_run
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
 
     with steps.running_step():
         candidate = promotion.Candidate(

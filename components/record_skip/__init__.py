@@ -1,1 +1,1 @@
-from components.record_skip.component import record_skip as record_skip
+from .component import record_skip as record_skip

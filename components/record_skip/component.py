@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -26,10 +26,12 @@ def record_skip(
     from pathlib import Path
 
     from mal.artifacts import write_json
-    from mal.lifecycle import lineage, promotion, steps
-    from mal.lifecycle.changes import read_detection
-    from mal.lifecycle.model_registry import registry_of_run
-    from mal.lifecycle.model_store import ModelStore
+    from mal.registry import promotion
+    from mal.registry.changes import read_detection
+    from mal.registry.model_registry import registry_of_run
+    from mal.registry.model_store import ModelStore
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
 
     with steps.running_step():
         found = read_detection(Path(snapshot.path))

@@ -1,1 +1,1 @@
-from components.snapshot_dataset.component import snapshot_dataset as snapshot_dataset
+from .component import snapshot_dataset as snapshot_dataset

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -39,8 +39,11 @@ def snapshot_dataset(
     """
     from pathlib import Path
 
-    from mal.jobs import snapshot_uris
-    from mal.lifecycle import lineage, snapshot, steps, summaries
+    from mal.registry import snapshot
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
+    from mal.tao import snapshot_uris
 
     with steps.running_step():
         uris = snapshot_uris(

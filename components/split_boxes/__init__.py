@@ -1,1 +1,1 @@
-from components.split_boxes.component import split_boxes as split_boxes
+from .component import split_boxes as split_boxes

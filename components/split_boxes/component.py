@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -35,8 +35,9 @@ def split_boxes(
     import tempfile
     from pathlib import Path
 
-    from mal.lifecycle import label_job, steps
-    from mal.lifecycle.model_fetch import fetch_model
+    from mal.registry.model_fetch import fetch_model
+    from mal.steps import label_job
+    from mal.steps import step as steps
 
     with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
         shards = label_job.split_job(

@@ -1,1 +1,1 @@
-from components.train.component import train as train
+from .component import train as train

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import COMPONENT_IMAGE
+from .._images import COMPONENT_IMAGE
 
 
 @dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -30,9 +30,11 @@ def train(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps, summaries
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.registry.snapshot import read_dataset_manifest
     from mal.stages import run_train
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries
 
     with steps.running_step():
         data = read_dataset_manifest(Path(dataset.path))

@@ -1,1 +1,1 @@
-from components.train_distributed.component import train_distributed as train_distributed
+from .component import train_distributed as train_distributed

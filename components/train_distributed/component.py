@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components._images import CONTROL_IMAGE
+from .._images import CONTROL_IMAGE
 
 
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -50,8 +50,10 @@ def train_distributed(
     from pathlib import Path
 
     from mal.cluster import WaitLimits
-    from mal.lifecycle import lineage, steps, summaries, training_job
-    from mal.lifecycle.snapshot import read_dataset_manifest
+    from mal.registry.snapshot import read_dataset_manifest
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import summaries, training_job
 
     with steps.running_step():
         limits = WaitLimits(queue_timeout_s=queue_timeout_s, start_timeout_s=start_timeout_s)

@@ -1,1 +1,1 @@
-from components.tune.component import tune as tune
+from .component import tune as tune

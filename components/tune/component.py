@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import COMPONENT_IMAGE
+from .._images import COMPONENT_IMAGE
 
 
 @dsl.component(base_image=COMPONENT_IMAGE, packages_to_install=[], install_kfp_package=False)
@@ -70,9 +70,10 @@ def tune(
     """
     from pathlib import Path
 
-    from mal.lifecycle import lineage, steps
-    from mal.lifecycle.snapshot import read_dataset_manifest
-    from mal.stages import tune as tuning
+    from mal.registry.snapshot import read_dataset_manifest
+    from mal.steps import metadata as lineage
+    from mal.steps import step as steps
+    from mal.steps import tune as tuning
 
     with steps.running_step():
         tuned = tuning.tune(

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from mal.automl.wording import wish_of
 from mal.errors import SpecError
 from mal.spec.packaged import (
     SKILL_INFO_FILE,
@@ -23,6 +22,7 @@ from mal.spec.packaged import (
     schema_file,
     template_file,
 )
+from mal.tao.automl_intent import wish_of
 
 SCHEMA_FILE, TEMPLATE_FILE = schema_file("train"), template_file("train")
 SEARCHED_KEY = "automl_default_parameters"

@@ -34,7 +34,6 @@ from mal.automl.space import build_search_space, value_of
 from mal.automl.trial import trial_folder
 from mal.errors import MalError, MissingExtraError, SpecError
 from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
-from mal.jobs import places_of, require_inputs_kept, results_uri
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
@@ -47,8 +46,10 @@ from mal.stages.run_identity import (
     describe_refusal,
     differences,
 )
+from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import MONITORED_METRIC, Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
+from mal.tao import places_of
 
 if TYPE_CHECKING:
     from mal.automl.search import SearchPlan

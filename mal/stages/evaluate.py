@@ -16,7 +16,6 @@ from mal.data.size_prior import SizePrior
 from mal.errors import SpecError
 from mal.evaluation.baselines import compare_with_baselines, usefulness_warning
 from mal.evaluation.report import write_report
-from mal.jobs import checkpoint_of, places_of
 from mal.labeling.load import LoadedModel, load_model, prediction_settings
 from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
@@ -30,6 +29,7 @@ from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
 from mal.status import Status
+from mal.tao import checkpoint_of, places_of
 
 log = logging.getLogger(__name__)
 

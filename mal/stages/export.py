@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from mal.artifacts import companions_of
-from mal.jobs import checkpoint_of
 from mal.runtime import handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.results import ExportResult
 from mal.stages.session import recording
 from mal.status import Status
+from mal.tao import checkpoint_of
 
 
 def run_export(spec: ExperimentSpec) -> ExportResult:

@@ -14,7 +14,6 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
-from mal.jobs import checkpoint_of, places_of
 from mal.labeling.label_file import write_labels
 from mal.labeling.load import load_model, prediction_settings
 from mal.labeling.mask_spool import MaskSpool
@@ -29,6 +28,7 @@ from mal.stages.results import InferenceResult
 from mal.stages.session import recording
 from mal.status import Status
 from mal.storage import ResultsFolder
+from mal.tao import checkpoint_of, places_of
 
 
 @on_every_device("inference")

@@ -14,11 +14,11 @@ from mal.artifacts import LATEST_CHECKPOINT
 from mal.distributed.group import file_of_first, value_of_first
 from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
-from mal.jobs import results_uri
 from mal.model.checkpoint import read_training_spec
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.stages.memory import MemoryKeys, iterate_fallbacks, memory_keys
+from mal.stages.written_files import results_uri
 from mal.storage import fetch_file
 from mal.storage.uris import parse_remote_uri
 

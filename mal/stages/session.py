@@ -23,13 +23,14 @@ from mal.artifacts import (
 from mal.distributed.group import explain_loss
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
-from mal.jobs import missing_places, require_inputs_kept, results_uri
 from mal.runtime import choose_device
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
+from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs
+from mal.tao import missing_places
 
 if TYPE_CHECKING:
     from mal.stages.run_identity import RunRecord

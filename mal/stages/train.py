@@ -29,7 +29,6 @@ from mal.data.size_prior import SizePrior
 from mal.distributed.workers import Worker
 from mal.evaluation.baselines import usefulness_warning
 from mal.evaluation.metrics import rows_to_measure
-from mal.jobs import places_of
 from mal.labeling.box_estimation import rows_without_box
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
@@ -59,6 +58,7 @@ from mal.stages.training_identity import identity_of_training
 from mal.status import Status
 from mal.storage import describe_inputs, fetch_file
 from mal.storage.uris import parse_remote_uri
+from mal.tao import places_of
 from mal.training.callbacks import kpi_of
 from mal.training.compilation import require_compiler
 from mal.training.trainer import Measure, TrainingRun, build_student, train_network

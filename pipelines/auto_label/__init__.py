@@ -1,1 +1,1 @@
-from pipelines.auto_label.pipeline import auto_label as auto_label
+from .pipeline import auto_label as auto_label

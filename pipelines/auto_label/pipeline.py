@@ -2,9 +2,10 @@
 
 from kfp import dsl
 
-from components.tune import tune
-from pipelines._step_setup import prepare
-from pipelines._steps import LabelOutputs, take_snapshot, use_model
+from mal.kfp.components.tune import tune
+
+from .._step_setup import prepare
+from .._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label"
 

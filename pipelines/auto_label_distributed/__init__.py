@@ -1,3 +1,3 @@
-from pipelines.auto_label_distributed.pipeline import (
+from .pipeline import (
     auto_label_distributed as auto_label_distributed,
 )

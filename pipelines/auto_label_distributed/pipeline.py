@@ -2,10 +2,11 @@
 
 from kfp import dsl
 
-from components._images import TRAIN_IMAGE
-from components.train_distributed import train_distributed
-from pipelines._step_setup import know_its_run, prepare
-from pipelines._steps import LabelOutputs, take_snapshot, use_model
+from mal.kfp.components._images import TRAIN_IMAGE
+from mal.kfp.components.train_distributed import train_distributed
+
+from .._step_setup import know_its_run, prepare
+from .._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label-distributed"
 

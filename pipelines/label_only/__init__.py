@@ -1,1 +1,1 @@
-from pipelines.label_only.pipeline import label_only as label_only
+from .pipeline import label_only as label_only

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.label_shard import label_shard
-from components.merge_labels import merge_labels
-from components.split_boxes import split_boxes
-from pipelines._step_setup import prepare
+from mal.kfp.components.label_shard import label_shard
+from mal.kfp.components.merge_labels import merge_labels
+from mal.kfp.components.split_boxes import split_boxes
+
+from .._step_setup import prepare
 
 PIPELINE_NAME = "label-only"
 MAX_PARALLEL_SHARDS = 16

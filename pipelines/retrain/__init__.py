@@ -1,1 +1,1 @@
-from pipelines.retrain.pipeline import retrain as retrain
+from .pipeline import retrain as retrain

@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.detect_new_annotations import detect_new_annotations
-from components.evaluate import evaluate
-from components.export import export
-from components.fetch_champion import fetch_champion
-from components.promote import promote
-from components.record_skip import record_skip
-from components.snapshot_dataset import snapshot_dataset
-from components.tune import tune
-from pipelines._step_setup import prepare
+from mal.kfp.components.detect_new_annotations import detect_new_annotations
+from mal.kfp.components.evaluate import evaluate
+from mal.kfp.components.export import export
+from mal.kfp.components.fetch_champion import fetch_champion
+from mal.kfp.components.promote import promote
+from mal.kfp.components.record_skip import record_skip
+from mal.kfp.components.snapshot_dataset import snapshot_dataset
+from mal.kfp.components.tune import tune
+
+from .._step_setup import prepare
 
 PIPELINE_NAME = "retrain"
 

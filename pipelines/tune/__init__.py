@@ -1,1 +1,1 @@
-from pipelines.tune.pipeline import tune as tune
+from .pipeline import tune as tune

@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components._images import TRAIN_IMAGE
-from components.evaluate import evaluate
-from components.export import export
-from components.train import train
-from components.tune import tune as tune_step
-from pipelines._step_setup import know_its_run, prepare
-from pipelines._steps import take_snapshot
+from mal.kfp.components._images import TRAIN_IMAGE
+from mal.kfp.components.evaluate import evaluate
+from mal.kfp.components.export import export
+from mal.kfp.components.train import train
+from mal.kfp.components.tune import tune as tune_step
+
+from .._step_setup import know_its_run, prepare
+from .._steps import take_snapshot
 
 PIPELINE_NAME = "tune"
 

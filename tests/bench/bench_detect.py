@@ -56,8 +56,8 @@ def measure_apart(folder: str) -> tuple[float, ...]:
 
 
 def measure_here(folder: Path) -> tuple[float, ...]:
-    from mal.lifecycle.changes import detect_changes
-    from mal.lifecycle.model_store import ModelStore, StoreState
+    from mal.registry.changes import detect_changes
+    from mal.registry.model_store import ModelStore, StoreState
 
     store = ModelStore(str(folder / "store"))
     computed_s, started_s = time.process_time(), time.perf_counter()

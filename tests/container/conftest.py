@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from containers import REPOSITORY, reason_why_docker_cannot_run
 
-from components._images import COMMITTED, IMAGE_NAMES
 from mal.data.synthetic import generate_demo_dataset
+from mal.kfp.components._images import COMMITTED, IMAGE_NAMES
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from containers import USER, make_writable
 from tiny_sets import TINY_SPEC
 
-from pipelines._registry import find_pipeline
+from mal.kfp.pipelines._registry import find_pipeline
 
 pytestmark = pytest.mark.container
 

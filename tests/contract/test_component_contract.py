@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components import _images
-from components._generated import (
+from mal.kfp.components import _images
+from mal.kfp.components._generated import (
     COMPONENTS_DIR,
     generated_files,
     list_components,
@@ -216,7 +216,7 @@ def test_module_imports_only_the_standard_library_and_kfp_at_its_top(name: str) 
     # kfp cannot read annotations that are text.
     assert "__future__" not in imported
     allowed = {"kfp", *sys.stdlib_module_names}
-    assert {m for m in imported if m.partition(".")[0] not in allowed} == {"components._images"}
+    assert {m for m in imported if m.partition(".")[0] not in allowed} == {"_images"}
 
 
 @every_component

@@ -22,9 +22,9 @@ ABSENT = {*EXTRA_BY_PACKAGE, "alembic", "kfp_kubernetes", "plotly", "sqlalchemy"
 TUNE = """
 import sys
 from pathlib import Path
-from mal.lifecycle import steps
-from mal.lifecycle.snapshot import snapshot_dataset
-from mal.stages import tune as tuning
+from mal.steps import step as steps
+from mal.registry.snapshot import snapshot_dataset
+from mal.steps import tune as tuning
 
 class Artifact:
     def __init__(self, name):

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from locks import canonical, pins
 
-from components._images import COMMITTED, IMAGE_NAMES, ImageReferences
-from pipelines.__main__ import main
-from pipelines._local import StepCrashedError
-from pipelines._registry import Pipeline, list_pipelines
-from pipelines._target import Target
+from mal.kfp.components._images import COMMITTED, IMAGE_NAMES, ImageReferences
+from mal.kfp.pipelines.__main__ import main
+from mal.kfp.pipelines._local import StepCrashedError
+from mal.kfp.pipelines._registry import Pipeline, list_pipelines
+from mal.kfp.pipelines._target import Target
 
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = REPOSITORY / "images" / "locks"
@@ -123,7 +123,7 @@ def test_a_local_run_gives_jobs_the_image_of_the_environment(
         asked.update(arguments)
         raise StepCrashedError("far enough")
 
-    monkeypatch.setattr("pipelines._local.run_locally", run)
+    monkeypatch.setattr("mal.kfp.pipelines._local.run_locally", run)
     monkeypatch.setenv("MAL_REGISTRY", "mirror/mal")
     monkeypatch.setenv("MAL_TAG", "2")
     places = ("train_images", "train_annotations", "val_images", "val_annotations")

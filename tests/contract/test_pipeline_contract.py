@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.__main__ import main
-from pipelines._registry import Pipeline, find_pipeline, list_pipelines
+from mal.kfp.pipelines.__main__ import main
+from mal.kfp.pipelines._registry import Pipeline, find_pipeline, list_pipelines
 
 every_pipeline = pytest.mark.parametrize("pipeline", list_pipelines(), ids=lambda p: p.name)
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from components._generated import compiled_yaml
-from components._images import COMPONENT_IMAGE
-from pipelines.__main__ import main
-from pipelines._registry import Pipeline, list_pipelines
-from pipelines._target import StepResources, Target
+from mal.kfp.components._generated import compiled_yaml
+from mal.kfp.components._images import COMPONENT_IMAGE
+from mal.kfp.pipelines.__main__ import main
+from mal.kfp.pipelines._registry import Pipeline, list_pipelines
+from mal.kfp.pipelines._target import StepResources, Target
 
 every_pipeline = pytest.mark.parametrize("pipeline", list_pipelines(), ids=lambda p: p.name)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines._step_guard import descendants_of
+from mal.kfp.pipelines._step_guard import descendants_of
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL_PIPELINES = str(Path(__file__).with_name("small_pipelines.py"))

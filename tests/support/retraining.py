@@ -54,7 +54,8 @@ import contextlib, os, signal, sys
 step, where = os.environ.get("KILL_STEP"), os.environ.get("KILL_WHERE", "")
 command = sys.orig_argv
 if step and f"--function_to_execute {step}" in " ".join(command) and where in " ".join(command):
-    from mal.lifecycle import model_store, steps
+    from mal.registry import model_store
+    from mal.steps import step as steps
     running_step = steps.running_step
     def die(*_arguments):
         print("killed", flush=True)

@@ -107,8 +107,8 @@ def main() -> int:
     """Run `python -m pipelines run` with these pipelines."""
     from unittest import mock
 
-    from pipelines import __main__ as commands
-    from pipelines._registry import Pipeline
+    from mal.kfp.pipelines import __main__ as commands
+    from mal.kfp.pipelines._registry import Pipeline
 
     name = sys.argv[1]
     with (

@@ -1,6 +1,6 @@
 """A data set as a step of the pipeline has pinned it, for tests that read none of its files."""
 
-from mal.lifecycle.snapshot import DatasetManifest, SplitSnapshot
+from mal.registry.snapshot import DatasetManifest, SplitSnapshot
 
 SPLIT = SplitSnapshot(
     images_uri="s3://bucket/images.tar.gz",

@@ -285,7 +285,7 @@ def test_one_report_has_all_that_a_run_would_lack(
 
 def test_help_and_specs_do_without_torch() -> None:
     program = (
-        "import sys; from mal.cli import main; import mal.jobs\n"
+        "import sys; from mal.cli import main; import mal.tao\n"
         "main(['spec', 'train']); main(['train', '--train-dataset', '/absent'])\n"
         "print(sorted({'torch', 'lightning', 'boto3'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from mal.data.synthetic import generate_demo_dataset
-from mal.jobs.inference import parent_model
 from mal.model.checkpoint import read_checkpoint
 from mal.spec import load_spec
+from mal.tao.parent_job import parent_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 

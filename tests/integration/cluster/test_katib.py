@@ -188,8 +188,8 @@ def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
 def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
     cluster: StandIn, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.snapshot_dataset import snapshot_dataset
-    from components.tune import tune
+    from mal.kfp.components.snapshot_dataset import snapshot_dataset
+    from mal.kfp.components.tune import tune
 
     prepare(cluster, s3)
     upload(s3, write_tiny_set(tmp_path / "set", num_images=4))

@@ -17,8 +17,8 @@ from cluster.launching import IMAGE, LIMITS
 from cluster.real_training import CREDENTIALS, ROOT
 from mal.cluster import Backend
 from mal.errors import ClusterError, SpecError
-from mal.lifecycle import training_job
-from mal.lifecycle.training_job import JobTraining, train_as_job
+from mal.steps import training_job
+from mal.steps.training_job import JobTraining, train_as_job
 from mal.storage import objects
 
 OUTPUTS = "s3://bucket/fixed"

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from kfp_api import ApiContent, serving_pipelines_api
 
-from components._images import IMAGE_NAMES
-from pipelines.__main__ import main
+from mal.kfp.components._images import IMAGE_NAMES
+from mal.kfp.pipelines.__main__ import main
 
 pytestmark = pytest.mark.integration
 

@@ -18,8 +18,8 @@ from tiny_sets import TINY_SPEC
 from mal.artifacts import made_by
 from mal.cli import main as command_line
 from mal.data.synthetic import generate_demo_dataset
-from mal.lifecycle.lineage_graph import read_lineage
-from pipelines._step_guard import descendants_of
+from mal.kfp.pipelines._step_guard import descendants_of
+from mal.lineage.graph import read_lineage
 
 pytestmark = pytest.mark.integration
 
@@ -168,8 +168,8 @@ def measured_by_command_line(demo: Path, results: Path) -> Any:
 
 def measured_by_components(manifest: Path, folder: Path) -> Any:
     """Call the bodies of train and evaluate with artifacts made by hand."""
-    from components.evaluate import evaluate
-    from components.train import train
+    from mal.kfp.components.evaluate import evaluate
+    from mal.kfp.components.train import train
 
     dataset = dsl.Dataset(uri=str(manifest))
     model = dsl.Model(uri=str(folder / "model"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from pipelines._local import LocalRun, StepFailedError, run_locally
-from pipelines._registry import Pipeline
+from mal.kfp.pipelines._local import LocalRun, StepFailedError, run_locally
+from mal.kfp.pipelines._registry import Pipeline
 
 pytestmark = pytest.mark.integration
 

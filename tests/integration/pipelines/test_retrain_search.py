@@ -11,8 +11,8 @@ import pytest
 import yaml
 from retraining import BUCKET, Run, retraining_world
 
-from mal.lifecycle.lineage_graph import read_lineage, shown_facts
-from mal.lifecycle.promotion import MODEL_FILES
+from mal.lineage.graph import read_lineage, shown_facts
+from mal.registry.promotion import MODEL_FILES
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
 

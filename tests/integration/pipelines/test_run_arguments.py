@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines._arguments import ArgumentError, parse_arguments
-from pipelines._registry import find_pipeline
+from mal.kfp.pipelines._arguments import ArgumentError, parse_arguments
+from mal.kfp.pipelines._registry import find_pipeline
 
 AUTO_LABEL = find_pipeline("auto_label")
 REQUIRED = ["train_images=s3://bucket/images", "train_annotations=s3://bucket/train.json"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines._local import LocalRun
-from pipelines._summary import print_summary
+from mal.kfp.pipelines._local import LocalRun
+from mal.kfp.pipelines._summary import print_summary
 
 
 @pytest.mark.parametrize(("iou", "is_useful"), [(0.7, True), (0.5, False)])

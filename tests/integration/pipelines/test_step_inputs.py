@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import mal
-from pipelines._run_folder import RunFolder, is_run_alive, making_run_folder
-from pipelines._step_inputs import code_digest, digest_inputs, iterate_paths
+from mal.kfp.pipelines._run_folder import RunFolder, is_run_alive, making_run_folder
+from mal.kfp.pipelines._step_inputs import code_digest, digest_inputs, iterate_paths
 
 
 @pytest.fixture

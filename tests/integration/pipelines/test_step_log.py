@@ -2,7 +2,7 @@
 
 import io
 
-from pipelines._step_log import StepLog
+from mal.kfp.pipelines._step_log import StepLog
 
 RUN = """\
 20:01:41.436 - INFO - Running pipeline: \x1b[95m'auto-label'\x1b[0m

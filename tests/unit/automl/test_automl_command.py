@@ -14,10 +14,10 @@ from fake_trial import final_figure
 
 from mal.artifacts import sha256_of_file
 from mal.cli import main
-from mal.jobs.inference import parent_model
 from mal.spec import load_spec
 from mal.storage import ResultsFolder
 from mal.storage.cache import cache_dir
+from mal.tao.parent_job import parent_model
 
 BASELINE_LR = 1e-5
 

@@ -17,7 +17,6 @@ from kubernetes_models import model_problems
 from pod_security import restricted_violations
 from sample_jobs import FULL, FULL_TRAINJOB, SMALL, jobs, small
 
-from components._example_jobs import example_files
 from mal.cluster import (
     Environment,
     JobSettings,
@@ -31,6 +30,7 @@ from mal.cluster import (
 )
 from mal.cluster.pod import escape_expansion
 from mal.errors import SpecError
+from mal.kfp.components._example_jobs import example_files
 from mal.spec import load_spec
 
 Object = dict[str, Any]

@@ -8,9 +8,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from tiny_sets import TinySet, Trained
 
-from mal.jobs import create_inference_result_file_mal
 from mal.spec import load_spec
 from mal.stages import run_inference
+from mal.tao import create_inference_result_file_mal
 
 ADDED = ("segmentation", "area", "score")
 

@@ -1,0 +1,227 @@
+"""What a run was made from: a small manifest that pins a data set without copying it.
+
+A pipeline passes the manifest on instead of the images, which every step would download.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mal.artifacts import sha256_of_file, write_json
+from mal.data.annotations import load_boxes
+from mal.errors import AnnotationError, ArtifactError
+from mal.storage import ImageFile, describe_images, fetch_file, redact_uri
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SplitSnapshot:
+    """One part of a data set.
+
+    Attributes:
+        images_uri: Folder, archive or bucket folder.
+        annotations_uri: COCO JSON.
+        annotations_sha256: Of the JSON file's content.
+        images_sha256: Of names, sizes and checksums of the annotated images that exist.
+        num_images: Listed by the annotations.
+        num_missing_images: Of these, without a file.
+        num_boxes: That can be used, crowds not counted.
+        num_crowds: Neither trained nor measured.
+        num_categories: Listed by the annotations.
+        has_masks: Whether any box has a true mask.
+        image_bytes: Size of the images that exist.
+    """
+
+    images_uri: str
+    annotations_uri: str
+    annotations_sha256: str
+    images_sha256: str
+    num_images: int
+    num_missing_images: int
+    num_boxes: int
+    num_crowds: int
+    num_categories: int
+    has_masks: bool
+    image_bytes: int
+
+    def __str__(self) -> str:
+        missing = f" ({self.num_missing_images} missing)" if self.num_missing_images else ""
+        masks = ", true masks" if self.has_masks else ""
+        return f"{self.num_images} images{missing}, {self.num_boxes} boxes{masks}"
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """A pinned data set.
+
+    Attributes:
+        dataset_sha256: Changes whenever an annotation file or an annotated image does.
+        train: What is learnt from.
+        val: What is measured on; None: nothing was given.
+        label: What is labelled; the training part unless another was given.
+    """
+
+    dataset_sha256: str
+    train: SplitSnapshot
+    val: SplitSnapshot | None
+    label: SplitSnapshot
+
+    @property
+    def evaluated_split(self) -> SplitSnapshot:
+        """The part that evaluate measures: validation, or training where there is none."""
+        return self.val or self.train
+
+    @property
+    def evaluated_part(self) -> str:
+        """The name of that part, for people."""
+        return "validation part" if self.val else "training part: no validation part was given"
+
+    @property
+    def summary(self) -> str:
+        """One line for people; short, since Kubeflow's UI previews 255 bytes of an artifact."""
+        parts = [f"train: {self.train}"]
+        if self.val is not None:
+            parts.append(f"val: {self.val}")
+        parts.append("label: train" if self.label == self.train else f"label: {self.label}")
+        return "; ".join(parts)
+
+    def write(self, path: Path) -> None:
+        """Write the manifest as JSON, the summary first."""
+        splits = {name: dataclasses.asdict(split) for name, split in self._splits().items()}
+        write_json(
+            path,
+            {
+                "summary": self.summary,
+                "dataset_sha256": self.dataset_sha256,
+                "format_version": FORMAT_VERSION,
+                "splits": splits,
+            },
+        )
+
+    def _splits(self) -> dict[str, SplitSnapshot]:
+        val = {} if self.val is None else {"val": self.val}
+        label = {} if self.label == self.train else {"label": self.label}
+        return {"train": self.train, **val, **label}
+
+
+def snapshot_dataset(
+    *,
+    train_images: str,
+    train_annotations: str,
+    val_images: str = "",
+    val_annotations: str = "",
+    label_images: str = "",
+    label_annotations: str = "",
+) -> DatasetManifest:
+    """Look at a data set and pin what was seen.
+
+    Folders and archives are read whole for their checksums; a bucket folder is only listed.
+
+    Args:
+        train_images: Folder, archive or bucket folder.
+        train_annotations: COCO JSON.
+        val_images: With `val_annotations`; '' for no validation.
+        val_annotations: With `val_images`.
+        label_images: With `label_annotations`; '' for the training set.
+        label_annotations: With `label_images`.
+
+    Raises:
+        AnnotationError: A part cannot be used; it is named.
+        StorageError: A place cannot be read.
+    """
+    train = _snapshot_split("train", train_images, train_annotations)
+    val = _snapshot_optional_split("val", val_images, val_annotations)
+    label = _snapshot_optional_split("label", label_images, label_annotations) or train
+    hashes = [
+        [split.annotations_sha256, split.images_sha256] if split else None
+        for split in (train, val, label)
+    ]
+    return DatasetManifest(sha256_of(hashes), train, val, label)
+
+
+def read_dataset_manifest(path: Path) -> DatasetManifest:
+    """Read what `DatasetManifest.write` wrote.
+
+    Raises:
+        ArtifactError: It is missing or no such manifest.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format_version"] != FORMAT_VERSION:
+            raise ArtifactError(
+                f"data set manifest must be of format {FORMAT_VERSION}, got "
+                f"{document['format_version']} in {path}. Take a new snapshot."
+            )
+        splits = document["splits"]
+        train = SplitSnapshot(**splits["train"])
+        return DatasetManifest(
+            dataset_sha256=str(document["dataset_sha256"]),
+            train=train,
+            val=_optional_split(splits, "val"),
+            label=_optional_split(splits, "label") or train,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"data set manifest must be what snapshot_dataset wrote, got {path} "
+            f"({type(error).__name__}: {error}). Take a new snapshot."
+        ) from error
+
+
+def _optional_split(splits: Mapping[str, Any], name: str) -> SplitSnapshot | None:
+    return SplitSnapshot(**splits[name]) if name in splits else None
+
+
+def _snapshot_optional_split(name: str, images: str, annotations: str) -> SplitSnapshot | None:
+    if not images and not annotations:
+        return None
+    return _snapshot_split(name, images, annotations)
+
+
+def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
+    for key, value in ((f"{name}_images", images), (f"{name}_annotations", annotations)):
+        if not value:
+            raise AnnotationError(f"{key} must be given, got ''. Give both of the {name} set.")
+    path = fetch_file(annotations)
+    boxes = load_boxes(path, with_masks=True)
+    num_crowds = int(boxes.is_crowd_N.sum())
+    if len(boxes) == num_crowds:
+        raise AnnotationError(
+            f"{name}_annotations must have boxes, got none that can be used in {annotations}. "
+            + "; ".join(boxes.problems.lines())
+        )
+    files = describe_images(images, (image.file_name for image in boxes.images))
+    if not files:
+        raise AnnotationError(
+            f"{name}_images must hold the annotated images, got none of {len(boxes.images)} in "
+            f"{redact_uri(images)} (for example {boxes.images[0].file_name}). Check the folder."
+        )
+    return SplitSnapshot(
+        images_uri=images,
+        annotations_uri=annotations,
+        annotations_sha256=sha256_of_file(path),
+        images_sha256=sha256_of_images(files),
+        num_images=len(boxes.images),
+        num_missing_images=sum(image.file_name not in files for image in boxes.images),
+        num_boxes=len(boxes) - num_crowds,
+        num_crowds=num_crowds,
+        num_categories=len(boxes.categories),
+        has_masks=boxes.has_masks(),
+        image_bytes=sum(file.size for file in files.values()),
+    )
+
+
+def sha256_of_images(files: Mapping[str, ImageFile]) -> str:
+    """Hash names, sizes and checksums of images."""
+    return sha256_of(sorted([name, file.size, file.checksum] for name, file in files.items()))
+
+
+def sha256_of(facts: object) -> str:
+    """Hash plain values by their canonical JSON."""
+    return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()

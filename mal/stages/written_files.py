@@ -1,0 +1,185 @@
+"""Where an action writes, and that it is never what it reads."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+
+from mal.artifacts import (
+    BEST_CHECKPOINT,
+    EPOCH_METRICS_FILE,
+    ESTIMATED_BOXES_FILE,
+    EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    STATUS_FILE,
+    companions_of,
+)
+from mal.errors import MalError, SpecError
+from mal.spec import ExperimentSpec
+from mal.storage import redact_uri
+from mal.storage.image_folder import IMAGE_SUFFIXES
+from mal.storage.uris import parse_remote_uri
+from mal.tao.data_sources import places_of
+from mal.tao.local_paths import looking_at, shown
+
+SEARCH = "automl"
+
+_RECORDS = (EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
+_CHECKPOINTS = (LATEST_CHECKPOINT, BEST_CHECKPOINT, "mal_model_epoch_*_step_*.pth")
+_WRITTEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": (
+            *_RECORDS, *_CHECKPOINTS, RUN_FILE, EPOCH_METRICS_FILE, ESTIMATED_BOXES_FILE,
+            "profile.json",
+        ),
+        SEARCH: (
+            *_RECORDS, *_CHECKPOINTS, RUN_FILE, REPORT_FILE, "study.db", "cost-*.json",
+            "best_spec.yaml", "leaderboard.csv",
+        ),
+        "evaluate": (*_RECORDS, METRICS_FILE, REPORT_FILE),
+        "inference": (*_RECORDS, REPORT_FILE),
+        "export": _RECORDS,
+    }
+)  # fmt: skip
+
+
+def results_uri(action: str, spec: ExperimentSpec) -> str:
+    """Return `<action>.results_dir`, or `<results_dir>/<action>`."""
+    own: str = "" if action == SEARCH else getattr(spec, action).results_dir
+    return own or f"{spec.results_dir.rstrip('/')}/{action}"
+
+
+def require_inputs_kept(action: str, spec: ExperimentSpec) -> None:
+    """Check, before any work, that an action writes no file that it reads.
+
+    Args:
+        action: train, evaluate, inference, export or automl.
+        spec: The experiment; it says where to write.
+
+    Raises:
+        SpecError: It would; all such keys are named.
+    """
+    problems = []
+    for key, uri in _inputs(action, spec).items():
+        try:
+            with looking_at(key, uri):
+                found = _Place.of(uri)
+                writers = (o.key for o in _outputs(action, spec) if o.hits(found))
+                if (writer := next(writers, None)) is not None:
+                    problems.append(
+                        f"{writer} must not be written over {key}, got {shown(redact_uri(uri))}, "
+                        f"which {action} reads. Choose another {writer}."
+                    )
+        except MalError:
+            continue  # whoever opens it says what is wrong with it
+    if problems:
+        raise SpecError(problems)
+
+
+def _inputs(action: str, spec: ExperimentSpec) -> dict[str, str]:
+    """Return by key what an action reads."""
+    is_training = action in ("train", SEARCH)
+    model_key = "train.pretrained_model_path" if is_training else f"{action}.checkpoint"
+    model = spec.train.pretrained_model_path if is_training else getattr(spec, action).checkpoint
+    inputs = {**places_of("train" if is_training else action, spec), model_key: model}
+    return {key: uri for key, uri in inputs.items() if uri}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A path or a uri in one spelling, so that two of them can be compared.
+
+    Attributes:
+        path: Absolute; of a remote one bucket and key.
+        resolved: The same where links lead to.
+        is_remote: Whether it is behind s3:// or minio://.
+    """
+
+    path: PurePosixPath
+    resolved: PurePosixPath
+    is_remote: bool
+
+    @classmethod
+    def of(cls, uri: str) -> _Place:
+        remote = parse_remote_uri(uri)
+        if remote is not None:
+            path = PurePosixPath(posixpath.normpath(f"{remote.bucket}/{remote.key}"))
+            return cls(path, path, is_remote=True)
+        local = Path(os.path.abspath(Path(uri).expanduser()))  # noqa: PTH100 - links stay
+        return cls(PurePosixPath(local), PurePosixPath(local.resolve()), is_remote=False)
+
+    def spellings(self) -> set[PurePosixPath]:
+        return {self.path, self.resolved}
+
+    def is_same(self, other: _Place) -> bool:
+        if self.is_remote != other.is_remote:
+            return False
+        if self.spellings() & other.spellings():
+            return True
+        if self.is_remote:
+            return False
+        mine, theirs = Path(self.path), Path(other.path)
+        return mine.is_file() and theirs.is_file() and mine.samefile(theirs)
+
+    def contains(self, other: _Place) -> bool:
+        return self.is_remote == other.is_remote and self.resolved in other.resolved.parents
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What an action writes.
+
+    Attributes:
+        key: That says where.
+        place: A file, or the folder of several.
+        names: Patterns of the names in a folder; empty for a file.
+    """
+
+    key: str
+    place: _Place
+    names: tuple[str, ...] = ()
+
+    def hits(self, found: _Place) -> bool:
+        """Whether it is written over an input."""
+        if not self.names:
+            return self.place.is_same(found) or (
+                found.contains(self.place) and self.place.path.suffix.lower() in IMAGE_SUFFIXES
+            )
+        if self.place.is_remote != found.is_remote:
+            return False
+        return bool(self.place.spellings() & found.spellings()) or any(
+            spelling.parent in self.place.spellings()
+            and any(fnmatch.fnmatchcase(spelling.name, name) for name in self.names)
+            for spelling in found.spellings()
+        )
+
+
+def _outputs(action: str, spec: ExperimentSpec) -> Iterator[_Output]:
+    folder = results_uri(action, spec)
+    own = "" if action == SEARCH else getattr(spec, action).results_dir
+    key = f"{action}.results_dir" if own else "results_dir"
+    yield _Output(key, _Place.of(folder), _WRITTEN[action])
+    if action == "inference":
+        name = spec.inference.label_dump_path
+        yield _Output("inference.label_dump_path", _Place.of(_below(folder, name)))
+    elif action == "export":
+        path = PurePosixPath(spec.export.onnx_file)
+        for name in (path.name, *companions_of(path.name)):
+            place = _Place.of(_below(folder, str(path.with_name(name))))
+            yield _Output("export.onnx_file", place)
+
+
+def _below(folder: str, name: str) -> str:
+    """Return where a file goes: below the results folder, unless its path is whole."""
+    if "://" in name or Path(name).is_absolute():
+        return name
+    return f"{folder.rstrip('/')}/{name}"

@@ -1,0 +1,343 @@
+"""A pipeline's train step as a job of many nodes: what the job is told, and what it leaves.
+
+The job's first rank writes its results to an object store (or a claim), not to the step's disk.
+Where that place is the model artifact itself nothing has to be copied: the step reads the small
+files and leaves the checkpoints where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mal.artifacts import EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE
+from mal.cluster import (
+    Backend,
+    FinishedJob,
+    JobSettings,
+    Owner,
+    WaitLimits,
+    job_name,
+    read_job_settings,
+    run_job,
+)
+from mal.cluster.client import ClusterClient
+from mal.cluster.rules import is_below
+from mal.errors import ArtifactError, SpecError, StorageError
+from mal.registry.snapshot import DatasetManifest
+from mal.spec import ExperimentSpec, load_spec
+from mal.spec.load import write_experiment_yaml
+from mal.status import MONITORED_METRIC, last_figures
+from mal.steps import metadata as lineage
+from mal.steps import step as steps
+from mal.storage import child_uri, fetch_results, redact_uri
+from mal.storage.uris import parse_remote_uri
+
+RUN_ID_VARIABLE = "KFP_RUN_ID"
+POD_NAME_VARIABLE = "KFP_POD_NAME"
+POD_UID_VARIABLE = "KFP_POD_UID"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# What manifests/base and manifests/components/s3-secret make.
+DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
+    "config_map": "mal-config",
+    "secrets": {
+        name: {"secret": "mal-s3", "key": name}
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    },
+}
+
+_SMALL_FILES = (EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
+_ID_CHARACTERS = 32  # a label takes 63
+_FOLDER_CHARACTERS = 12
+_TIMED = re.compile(r"\d\d:\d\d:\d\d ")
+_DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
+
+
+@dataclass(frozen=True)
+class TrainingIdentity:
+    """What a training is known by, the same in every try of its step.
+
+    Attributes:
+        run_id: Of the pipeline run; without one, what stands for the training.
+        task_id: Of the step's model and its data, so that other data make another training.
+    """
+
+    run_id: str
+    task_id: str
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return job_name(self.run_id, self.task_id)
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder that no other training has: names of jobs are short, and may meet."""
+        digest = hashlib.sha256(f"{self.run_id}\n{self.task_id}".encode()).hexdigest()
+        return f"{self.name}-{digest[:_FOLDER_CHARACTERS]}"
+
+
+def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> TrainingIdentity:
+    """Return the identity of the training of this step."""
+    content = f"{model.uri}\n{data.dataset_sha256}"
+    task_id = hashlib.sha256(content.encode()).hexdigest()[:_ID_CHARACTERS]
+    return TrainingIdentity(os.environ.get(RUN_ID_VARIABLE) or task_id, task_id)
+
+
+@dataclass(frozen=True)
+class JobTraining:
+    """A training that a job has finished.
+
+    Attributes:
+        figures: Of the training, as `run_train` gives them.
+        facts: Metadata of the model artifact.
+    """
+
+    figures: dict[str, float]
+    facts: lineage.Facts
+
+
+def train_as_job(
+    data: DatasetManifest,
+    model: lineage.StepArtifact,
+    *,
+    backend: str,
+    namespace: str,
+    outputs_uri: str,
+    limits: WaitLimits,
+    **settings: Any,
+) -> JobTraining:
+    """Train on the nodes of a cluster and wait; the model becomes the step's artifact.
+
+    A retried step finds the job of its earlier try by its name, which run, artifact and data
+    decide, and goes on watching it or takes what it has left. Below `outputs_uri` each training
+    has a folder of its own: in one that it shares it would go on from another's checkpoint.
+
+    Args:
+        data: What to learn from.
+        model: The step's model artifact.
+        backend: pytorchjob or trainjob.
+        namespace: Of the job; '' is the step's own.
+        outputs_uri: Below which the job writes; '' is the artifact's own uri.
+        limits: How long the job may wait.
+        settings: See `job_settings`.
+
+    Raises:
+        SpecError: With all problems found.
+        ClusterError: The job cannot be made, or failed.
+        ArtifactError: It left no model.
+        StorageError: What it left cannot be read.
+    """
+    identity = training_identity(model, data)
+    results = results_uri(model.uri, outputs_uri)
+    if outputs_uri:
+        results = child_uri(results, identity.folder)
+    job = job_settings(
+        data,
+        name=identity.name,
+        namespace=namespace or own_namespace(),
+        outputs_uri=results,
+        **settings,
+    )
+    steps.tell(f"the job writes to {redact_uri(results)}")
+    finished = run_job(
+        job,
+        backend=_backend(backend),
+        run_id=identity.run_id,
+        client=ClusterClient.connect(),
+        limits=limits,
+        tell=_tell,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        is_artifact = results == model.uri
+        folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
+        figures = lineage.figures(last_figures(folder / STATUS_FILE))
+        figures.pop(MONITORED_METRIC, None)  # the validation's, under another name
+        experiment = load_spec("train", folder / EXPERIMENT_FILE)
+        facts = lineage.model_metadata(experiment, folder, figures) | _job_facts(job, finished)
+    return JobTraining(figures, facts)
+
+
+def results_uri(model_uri: str, outputs_uri: str) -> str:
+    """Return where jobs write their results.
+
+    Args:
+        model_uri: Of the step's model artifact.
+        outputs_uri: Of the user; '' is the artifact's own.
+
+    Raises:
+        SpecError: The job's pods do not see it, or the step would not, after the whole training.
+    """
+    if outputs_uri:
+        _require_reach(outputs_uri)
+        return outputs_uri
+    if parse_remote_uri(model_uri) is None:
+        raise SpecError(
+            f"outputs_uri must be set where artifacts are local, got '' (model: {model_uri}). "
+            "Write an s3:// or minio:// folder that the job's pods may write."
+        )
+    return model_uri
+
+
+def _require_reach(outputs_uri: str) -> None:
+    try:
+        is_remote = parse_remote_uri(outputs_uri) is not None
+    except StorageError as error:
+        raise SpecError(f"outputs_uri: {error}") from error
+    if not is_remote and not (Path(outputs_uri).is_dir() and os.access(outputs_uri, os.W_OK)):
+        raise SpecError(
+            "outputs_uri must be s3://, minio:// or a folder that this step can write as well, got "
+            f"{outputs_uri}: the step could not collect what the job leaves there. Use s3://, or "
+            "mount the claim into the step at the same path."
+        )
+
+
+def job_settings(
+    data: DatasetManifest,
+    *,
+    spec: str,
+    overrides: Sequence[str],
+    gpus_per_node: int,
+    job: Mapping[str, Any],
+    outputs_uri: str,
+    **given: Any,
+) -> JobSettings:
+    """Build the settings of the job that trains on a data set.
+
+    The job gets the spec as it is resolved here, so that a recipe is the same on all nodes.
+
+    Args:
+        data: What to learn from.
+        spec: YAML text, `recipe:NAME`, or '' for the defaults.
+        overrides: `dotted.key=value`; keys that the pipeline sets are refused.
+        gpus_per_node: 0 trains on CPUs, -1 leaves it to `job`.
+        job: Further settings of the user, nested by their names.
+        outputs_uri: Where the job writes.
+        given: The step's own: name, namespace, image, num_nodes.
+
+    Raises:
+        SpecError: With all problems found.
+    """
+    experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=outputs_uri)
+    settings = read_job_settings(
+        {"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)},
+        spec=write_experiment_yaml(experiment),
+        overrides=(),
+        outputs_uri=outputs_uri,
+        owner=_owner(given["namespace"], given["name"]),
+        **given,
+    )
+    problems = list(_data_problems(experiment, settings))
+    if problems:
+        raise SpecError(problems)
+    return settings
+
+
+def collect_results(results: str, folder: Path, is_artifact: bool) -> Path:
+    """Fetch what the job left into a folder; returns it.
+
+    Args:
+        results: Where the job wrote.
+        folder: Where it goes.
+        is_artifact: Whether `results` is the model artifact itself: then only the small files are
+            fetched.
+
+    Raises:
+        ArtifactError: The job left no finished training.
+        StorageError: The place cannot be read.
+    """
+    names = fetch_results(results, folder, _SMALL_FILES if is_artifact else ("*",))
+    missing = sorted({EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE} - names)
+    if missing:
+        raise ArtifactError(
+            f"the job must leave {missing[0]} in its outputs, got none in {redact_uri(results)}. "
+            "Look at the job's log, and that nothing else writes or deletes there."
+        )
+    return folder
+
+
+def _tell(line: str) -> None:
+    """Write a line to the step's log; those of the job's own log have their time already."""
+    if _TIMED.match(line):
+        sys.stderr.write(f"{line}\n")
+    else:
+        steps.tell(line)
+
+
+def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:
+    """Add the number of GPUs to the user's settings."""
+    resources = job.get("resources", {})
+    if gpus_per_node < 0 or not isinstance(resources, Mapping):
+        return job
+    if "gpus_per_node" in resources:
+        raise SpecError(
+            "job.resources.gpus_per_node must be given once, got gpus_per_node as well. "
+            "Keep one, or set gpus_per_node=-1."
+        )
+    return {**job, "resources": {**resources, "gpus_per_node": gpus_per_node}}
+
+
+def own_namespace() -> str:
+    """Return the namespace of this pod."""
+    if not NAMESPACE_FILE.is_file():
+        raise SpecError(
+            "namespace must be set outside of a cluster, got ''. Write the namespace of the job."
+        )
+    return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+
+
+def _backend(name: str) -> Backend:
+    if name not in set(Backend):
+        raise SpecError(f"backend must be {' or '.join(Backend)}, got {name!r}. Choose one.")
+    return Backend(name)
+
+
+def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
+    return {
+        "job": f"{finished.kind} {finished.namespace}/{finished.name}",
+        "job_uid": finished.uid,
+        "job_image": job.image,
+        "num_nodes": float(job.num_nodes),
+        "world_size": float(job.num_nodes * job.resources.devices_per_node),
+    }
+
+
+def _owner(namespace: str, job: str) -> Owner | None:
+    """Return the pod of this step, with which the job is deleted; None on a person's machine.
+
+    An owner is sought in the namespace of what it owns. Another's counts as gone, and the job would
+    be deleted at once.
+    """
+    name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
+    if not name or not uid:
+        return None
+    own = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if NAMESPACE_FILE.is_file() else ""
+    if own == namespace:
+        return Owner(name=name, uid=uid)
+    steps.tell(
+        f"{namespace}/{job} does not belong to this step's pod, whose namespace is "
+        f"{own or 'unknown'}: it stays when the pod is deleted. A step that is cancelled deletes "
+        "it; where the step is killed before it can, delete it by hand, or it runs to its deadline "
+        "(job.lifetime.active_deadline_s)"
+    )
+    return None
+
+
+def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterator[str]:
+    """Name the data that the job's pods would not find."""
+    mounts = [claim.mount_path for claim in settings.storage.claims]
+    for key in _DATA_KEYS:
+        uri = getattr(experiment.dataset, key)
+        if not uri or parse_remote_uri(uri) or any(is_below(uri, mount) for mount in mounts):
+            continue
+        yield (
+            f"dataset.{key} must be s3://, minio:// or on a claim of job.storage.claims, got "
+            f"{uri}: the job's pods do not see it. Copy it there."
+        )

@@ -1,0 +1,98 @@
+"""The components of label_only, one after the other, on a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_sets import TinySet, Trained
+
+from mal.spec import load_spec
+from mal.stages import run_inference
+
+pytest.importorskip("kfp")
+
+
+@pytest.fixture(scope="module")
+def odd_set(trained: Trained) -> TinySet:
+    """The set with boxes that cannot be predicted."""
+    document = trained.data.document()
+    first = document["annotations"][0]
+    document["annotations"] += [
+        first | {"id": 50, "bbox": [60, 60, 5, 5]},
+        first | {"id": 51, "image_id": 99},
+    ]
+    return trained.data.rewritten(document, "with odd boxes.json")
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Trained, odd_set: TinySet, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The labels of one pass over the whole set."""
+    folder = tmp_path_factory.mktemp("whole")
+    overrides = [
+        f"inference.checkpoint={trained.result.checkpoint}",
+        f"inference.ann_path={odd_set.annotations}",
+        f"inference.img_dir={odd_set.images}",
+        f"inference.results_dir={folder}",
+    ]
+    spec = load_spec("inference", str(trained.result.results_dir / "experiment.yaml"), overrides)
+    return json.loads(run_inference(spec).labels.read_text())
+
+
+def test_shards_give_the_labels_of_one_pass(
+    trained: Trained,
+    odd_set: TinySet,
+    whole: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kfp import dsl
+
+    from mal.kfp.components.label_shard import label_shard
+    from mal.kfp.components.merge_labels import merge_labels
+    from mal.kfp.components.split_boxes import split_boxes
+
+    def label_all() -> list[str]:
+        shards: list[str] = split_boxes.python_func(
+            images=str(odd_set.images),
+            annotations=str(odd_set.annotations),
+            model=str(trained.result.results_dir),
+            work_dir=str(tmp_path / "work"),
+            boxes_per_shard=5,
+        )
+        pages = [dsl.HTML(uri=str(tmp_path / f"page{n}")) for n, _ in enumerate(shards)]
+        labels = [
+            label_shard.python_func(shard=shard, report=page)[0]
+            for shard, page in zip(shards, pages, strict=True)
+        ]
+        assert all(page.metadata["model_sha256"] for page in pages)
+        outputs = {
+            "labels": dsl.Artifact(uri=str(tmp_path / "labels")),
+            "metrics": dsl.Metrics(uri=str(tmp_path / "metrics")),
+            "summary": dsl.Markdown(uri=str(tmp_path / "summary")),
+        }
+        merge_labels.python_func(
+            **outputs,
+            annotations=str(odd_set.annotations),
+            shards=shards,
+            shard_labels=labels,
+            boxes_per_shard=5,
+        )
+        facts = outputs["labels"].metadata
+        assert facts["num_instances"] == len(whole["annotations"])
+        assert {type(value) for value in facts.values()} <= {str, float}
+        return shards
+
+    shards = label_all()
+    assert len(shards) == 2
+    assert [label["area"] for label in whole["annotations"][-2:]] == [0, 0]
+    assert json.loads((tmp_path / "labels").read_text()) == whole
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a labelled shard is not labelled again")
+
+    monkeypatch.setattr("mal.stages.run_inference", refuse)
+    assert label_all() == shards
+    assert json.loads((tmp_path / "labels").read_text()) == whole

@@ -1,0 +1,202 @@
+"""The train step as a job: what it is told and what is taken from it; no cluster is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from snapshots import DATA, SPLIT
+
+from mal.cluster import JobSettings, build_pytorchjob
+from mal.errors import ArtifactError, SpecError
+from mal.registry.snapshot import DatasetManifest
+from mal.spec import load_spec
+from mal.steps import training_job
+from mal.steps.training_job import (
+    collect_results,
+    job_settings,
+    results_uri,
+    training_identity,
+)
+
+
+def settings_of(data: DatasetManifest = DATA, **changes: Any) -> JobSettings:
+    given: dict[str, Any] = {
+        "spec": "recipe:scratch",
+        "overrides": ["train.lr=3e-4"],
+        "gpus_per_node": 2,
+        "job": {},
+        "outputs_uri": "minio://bucket/run/model",
+        "name": "mal-0123abcd-4567",
+        "namespace": "team",
+        "image": "registry.example.com/mal/train:1",
+        "num_nodes": 3,
+    }
+    return job_settings(data, **given | changes)
+
+
+def variables_of(job: JobSettings) -> dict[str, Any]:
+    container = build_pytorchjob(job)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"][
+        "containers"
+    ][0]
+    return {variable["name"]: variable for variable in container["env"]}
+
+
+def test_a_job_writes_to_the_artifact_itself_unless_another_place_is_named() -> None:
+    assert results_uri("minio://bucket/run/model", "") == "minio://bucket/run/model"
+    assert results_uri("minio://bucket/run/model", "s3://mine/out") == "s3://mine/out"
+    with pytest.raises(SpecError, match=r"outputs_uri must be set where artifacts are local"):
+        results_uri("/runs/model", "")
+    with pytest.raises(SpecError, match="outputs_uri: uri must be a local path, s3:// or minio://"):
+        results_uri("/runs/model", "ftp://host/out")
+
+
+def test_results_may_lie_on_a_claim_that_the_step_has_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert results_uri("/runs/model", str(tmp_path)) == str(tmp_path)
+    (tmp_path / "file").touch()
+    refused = r"or a folder that this step can write as well, got /"
+    for path in ("/absent/results", str(tmp_path / "file")):
+        with pytest.raises(SpecError, match=refused):
+            results_uri("/runs/model", path)
+    # What a mount that is only read says; tests may run as root, to whom no folder says it.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SpecError, match=refused):
+        results_uri("/runs/model", str(tmp_path))
+
+
+def test_a_training_keeps_its_names_over_retries_and_shares_them_with_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def identity(run_id: str, uri: str = "minio://bucket/run/model", sha256: str = "c") -> Any:
+        monkeypatch.setenv("KFP_RUN_ID", run_id)
+        data = dataclasses.replace(DATA, dataset_sha256=sha256 * 64)
+        model = SimpleNamespace(uri=uri, path="/model", metadata={})
+        return training_identity(model, data)
+
+    one = identity("run-of-today-1")
+    assert one == identity("run-of-today-1")
+    assert one.folder.startswith(f"{one.name}-")
+    others = [
+        identity("run-of-today-2"),
+        identity("run-of-today-1", uri="minio://bucket/run/other"),
+        identity("run-of-today-1", sha256="d"),
+    ]
+    assert len({each.folder for each in (one, *others)}) == 4
+    assert others[0].name == one.name, "which is why the name alone would not do"
+
+
+def test_the_job_gets_the_resolved_spec_with_the_data_of_the_manifest() -> None:
+    job = settings_of()
+    experiment = load_spec("train", yaml.safe_load(job.spec))
+    recipe = load_spec("train", "recipe:scratch", ["results_dir=x"])
+    assert experiment.train.lr == 3e-4
+    assert experiment.train.max_steps == recipe.train.max_steps
+    assert experiment.dataset.train_ann_path == "s3://bucket/train.json"
+    assert experiment.dataset.val_ann_path == ""
+    assert (job.num_nodes, job.resources.gpus_per_node) == (3, 2)
+
+
+def test_the_jobs_pods_get_what_the_manifests_make_unless_the_user_names_an_environment() -> None:
+    variables = variables_of(settings_of())
+    assert variables["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+        "name": "mal-s3",
+        "key": "AWS_SECRET_ACCESS_KEY",
+    }
+    assert "AWS_ENDPOINT_URL_S3" in variables
+    own = {"environment": {"values": {"AWS_REGION": "eu-1"}}}
+    variables = variables_of(settings_of(job=own))
+    assert "AWS_SECRET_ACCESS_KEY" not in variables
+    assert variables["AWS_REGION"]["value"] == "eu-1"
+
+
+def test_the_job_goes_with_the_pod_of_its_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert settings_of().owner is None
+    monkeypatch.setattr(training_job, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KFP_POD_NAME", "run-7f3-step")
+    monkeypatch.setenv("KFP_POD_UID", "0123-4567")
+    assert settings_of().owner is None, "where the pod is cannot be told"
+    (tmp_path / "namespace").write_text("team")
+    owner = settings_of().owner
+    assert owner is not None
+    assert (owner.kind, owner.name, owner.uid) == ("Pod", "run-7f3-step", "0123-4567")
+    assert settings_of(namespace="elsewhere").owner is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"overrides": ["results_dir=/x"]},
+            "results_dir must not be overridden in a pipeline",
+            id="results",
+        ),
+        pytest.param(
+            {"job": {"resources": {"gpus_per_node": 8}}},
+            "job.resources.gpus_per_node must be given once",
+            id="GPUs twice",
+        ),
+        pytest.param({"job": {"num_nodes": 8}}, "job.num_nodes must be left out", id="nodes twice"),
+        pytest.param({"job": {"spec": "a"}}, "job.spec must be left out", id="spec twice"),
+        pytest.param({"job": {"resorces": {}}}, "Did you mean resources?", id="typing error"),
+    ],
+)
+def test_what_a_job_cannot_be_told_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        settings_of(**changes)
+    assert message in str(error.value)
+
+
+def test_local_data_must_lie_on_a_claim_of_the_job() -> None:
+    split = dataclasses.replace(
+        SPLIT, images_uri="/data/images", annotations_uri="/data/train.json"
+    )
+    data = DatasetManifest("c" * 64, split, None, split)
+    with pytest.raises(SpecError) as error:
+        settings_of(data)
+    assert [problem.partition(" must")[0] for problem in error.value.problems] == [
+        "dataset.train_ann_path",
+        "dataset.train_img_dir",
+    ]
+    claims = {"storage": {"claims": [{"claim": "sets", "mount_path": "/data"}]}}
+    assert settings_of(data, job=claims).storage.claims[0].mount_path == "/data"
+
+
+def test_gpus_may_be_left_to_the_jobs_settings() -> None:
+    job = settings_of(gpus_per_node=-1, job={"resources": {"gpus_per_node": 8.0}})
+    assert job.resources.gpus_per_node == 8
+
+
+def write_results(folder: Path) -> None:
+    (folder / "lightning_logs").mkdir(parents=True)
+    for name in ("mal_model_latest.pth", "lightning_logs/events", "experiment.yaml"):
+        (folder / name).write_text(name)
+    (folder / "manifest.json").write_text(json.dumps({"outputs": {}}))
+    (folder / "status.json").write_text("")
+
+
+def test_what_a_job_left_is_copied_or_only_looked_at(tmp_path: Path) -> None:
+    write_results(tmp_path / "claim")
+    copied = collect_results(str(tmp_path / "claim"), tmp_path / "model", is_artifact=False)
+    assert (copied / "mal_model_latest.pth").read_text() == "mal_model_latest.pth"
+    assert (copied / "lightning_logs" / "events").exists()
+    seen = collect_results(str(tmp_path / "claim"), tmp_path / "small", is_artifact=True)
+    assert {path.name for path in seen.iterdir()} == {
+        "experiment.yaml", "manifest.json", "status.json",
+    }  # fmt: skip
+
+
+def test_a_job_that_left_nothing_is_an_error_that_says_where_it_should_be(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    with pytest.raises(
+        ArtifactError, match=r"must leave experiment\.yaml in its outputs, got none"
+    ):
+        collect_results(str(tmp_path / "claim"), tmp_path / "model", is_artifact=False)
