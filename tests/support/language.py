@@ -1,0 +1,150 @@
+"""What the glossary does not want to read, and where it is written.
+
+`python tests/support/language.py [PATH ...]` lists every place; without a path, in the whole product.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[2]
+TEXT_SUFFIXES = (".md", ".yaml", ".yml", ".toml", ".j2", ".sh")
+PRODUCT = ("mal", "components", "pipelines", "docs", "images", "manifests", "README.md", "Makefile")
+# Generated from what is checked itself, measured, or records of other projects' words.
+EXEMPT = re.compile(
+    r"(^|/)(__pycache__|locks|\.)|(component|pipeline)\.yaml$|components/\w+/README\.md$"
+    r"|^docs/(licences|performance)\.md$|^mal/(metadata/|kfp/(components|pipelines))"
+)
+
+
+class Rule(NamedTuple):
+    """A pattern that is not to be found, and what to write instead."""
+
+    pattern: re.Pattern[str]
+    instead: str
+
+
+def _rule(pattern: str, instead: str, flags: int = re.IGNORECASE) -> Rule:
+    return Rule(re.compile(pattern, flags), instead)
+
+
+# A word of a name is a word too: `_` and a change to a capital letter end it.
+_START, _END = r"(?<![A-Za-z])", r"(?![a-z])"
+
+
+def _word(words: str, instead: str) -> Rule:
+    return _rule(rf"{_START}(?:{words}){_END}", instead)
+
+
+EVERYWHERE = (
+    _word("figures?", "metric"),
+    _word("mend(?:s|ed|ing)?", "fix"),
+    _word("cures?|put right|puts right", "fix"),
+    _word("tell|tells|told|telling|untold", "log, print, report, name, give"),
+    _word("wish|wishes|wished", "request, intent"),
+    _word("sight|sights", "snapshot, pending reason"),
+    _word("settles?|settled|settling", "decide, register_and_promote"),
+    _word("refusals?", "API error"),
+    _word("takes? along|taken along", "delete"),
+    _word(
+        "at a look|looked at|looks? at|looking at|looked for|look for",
+        "read, check, inspect, search",
+    ),
+    _word("comes? out|came out|ends? well|end badly", "succeed, fail"),
+    _word("no worse", "within `miou_margin` of"),
+    _word("what it is about|what is about", "the artifact it describes"),
+    _word("is let go|lets go|let go", "releases"),
+    _word("somebody|nobody", "the subject's name: a caller, a process, no program"),
+    _word("meanwhile", "in the meantime: say between which two events"),
+    _word("hears?|heard", "receive, read"),
+    _word("whereof|thereof|wherein|thereby|hitherto|alike", "plain words"),
+    _rule(
+        r"(?<![A-Za-z])places?(?![a-z])(?! of (?:the )?decimal)", "path, URI, location, position"
+    ),
+    _rule(r"(?<![A-Za-z])succession(?![a-z])", "retry"),
+    _rule(r"(?<![A-Za-z])feature levels?(?![a-z])|(?<![A-Za-z])levels(?![a-z])", "feature maps"),
+)
+# Parameter and attribute texts of docstrings.
+FRAGMENT = _rule(
+    r"^\s+\w+: (?:Of|That|Which|Likewise|The same)\b", "say what the name does not, or drop it", 0
+)
+IN_PLACE = re.compile(
+    r"\b(?:in|takes?|took|taking|out of) place\b|\bplaceholders?\b|\bplace_cells\b", re.IGNORECASE
+)
+
+
+class Finding(NamedTuple):
+    """One place that breaks a rule."""
+
+    path: Path
+    line: int
+    text: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text!r} -> {self.instead}"
+
+
+def findings(path: Path) -> Iterator[Finding]:
+    """Yield what a file of the product should say in other words."""
+    text = path.read_text(encoding="utf-8")
+    lines = _python_words(text) if path.suffix == ".py" else enumerate(text.splitlines(), 1)
+    for number, line in lines:
+        shown = IN_PLACE.sub("", line)
+        for rule in EVERYWHERE:
+            for found in rule.pattern.finditer(shown):
+                yield Finding(path, number, found[0], rule.instead)
+    if path.suffix == ".py":
+        yield from _fragments(path, text)
+
+
+def _python_words(source: str) -> Iterator[tuple[int, str]]:
+    """Yield names, texts and comments: what people read."""
+    kinds = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in kinds:
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, line
+
+
+def _fragments(path: Path, source: str) -> Iterator[Finding]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            doc = node.body[0]
+            for offset, line in enumerate(ast.unparse(doc) and _lines(source, doc)):
+                if found := FRAGMENT.pattern.match(line):
+                    yield Finding(path, doc.lineno + offset, found[0].strip(), FRAGMENT.instead)
+
+
+def _lines(source: str, node: ast.stmt) -> list[str]:
+    assert node.end_lineno is not None
+    return source.splitlines()[node.lineno - 1 : node.end_lineno]
+
+
+def product_files(*paths: str) -> list[Path]:
+    """Return the files whose language is checked, below the given paths."""
+    found: list[Path] = []
+    for name in paths or PRODUCT:
+        root = (REPOSITORY / name).absolute()
+        found += sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [
+        path
+        for path in found
+        if path.is_file()
+        and (path.suffix in (".py", *TEXT_SUFFIXES) or path.name in ("Makefile", "Containerfile"))
+        and not EXEMPT.search(path.relative_to(REPOSITORY).as_posix())
+    ]
+
+
+if __name__ == "__main__":
+    for file in product_files(*sys.argv[1:]):
+        for finding in findings(file):
+            sys.stdout.write(f"{finding._replace(path=finding.path.relative_to(REPOSITORY))}\n")
