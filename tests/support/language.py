@@ -1,6 +1,6 @@
 """What the glossary does not want to read, and where it is written.
 
-`python tests/support/language.py [PATH ...]` lists every place; without a path, in the whole product.
+`python tests/support/language.py [PATH ...]` lists them all; the whole product without a path.
 """
 
 from __future__ import annotations
