@@ -26,6 +26,8 @@ _ERRORS_OF_A_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
 
+PIPELINES = "pipelines"
+
 _RESUMED = ("train", "automl")
 _JOB_OPTIONS = ("train_datasets", "eval_dataset", "inference_dataset", "parent_job")
 
@@ -40,7 +42,8 @@ ACTION_HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of contract section 1."""
     parser = build_parser()
-    args = _parse(parser, arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    args = _parse(parser, words)
     if not hasattr(args, "run"):
         parser.print_help()
         return 0
@@ -76,8 +79,10 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
     return code
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; overrides may stand before and after any option."""
+    if arguments[:1] == [PIPELINES]:  # which has a parser of its own, and needs kfp
+        return argparse.Namespace(run=_run_pipelines, arguments=arguments[1:])
     args, rest = parser.parse_known_args(arguments)
     if rest:
         if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
@@ -99,6 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_spec_command(commands)
     _add_schema_command(commands)
     _add_dataset_commands(commands)
+    commands.add_parser(
+        PIPELINES, help="list, compile, run, submit or schedule the Kubeflow pipelines"
+    )
     node = commands.add_parser("node", help="print the node topology of the environment as JSON")
     node.set_defaults(run=_print_node)
     recipes = commands.add_parser("recipes", help="list the packaged recipes, or print one")
@@ -271,6 +279,12 @@ def _write_schemas(args: argparse.Namespace) -> int:
     for path in write_metadata(args.output):
         print(path)
     return 0
+
+
+def _run_pipelines(args: argparse.Namespace) -> int:
+    from mal.kfp.pipelines.__main__ import main as run_command
+
+    return run_command(args.arguments, prog=f"mal {PIPELINES}")
 
 
 def _print_node(_: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""List, compile and run the pipelines of this repository."""
+"""List, compile, run, submit and schedule the pipelines; move and trace their models."""
 
 import argparse
 import os
@@ -9,16 +9,21 @@ from pathlib import Path
 from mal.errors import MalError, MissingExtraError
 
 from . import _lineage, _promote, _schedule, _submit
-from ._registry import Pipeline, find_pipeline, list_pipelines
+from ._registry import Pipeline, find_pipeline, is_installed, list_pipelines
 from ._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the process's exit code."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pipelines") -> int:
+    """Run one command; return the process's exit code.
+
+    Args:
+        arguments: The command line without the program; None reads that of the process.
+        prog: How the usage names the program.
+    """
+    options = _parser(prog).parse_args(arguments)
     try:
         return int(options.command(options))
     except (MalError, ModuleNotFoundError) as error:
@@ -29,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="name the pipelines and their parameters")
@@ -42,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        help="folder for NAME.yaml; default: the committed files, which take no options",
+        help="folder for NAME.yaml; in the repository the default is the committed files, which "
+        "take no options",
     )
     add_target_options(compiling)
     compiling.set_defaults(command=_compile)
@@ -89,6 +95,11 @@ def _compile(options: argparse.Namespace) -> int:
         raise TargetError(
             "--output must name a folder where images or resources are given, got none. "
             "The committed files keep the defaults."
+        )
+    if options.output is None and is_installed():
+        raise TargetError(
+            "--output must name a folder, got none. Only the repository has committed files to "
+            "write again."
         )
     for pipeline in pipelines:
         path = _compiled_path(pipeline, options.output)

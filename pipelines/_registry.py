@@ -16,6 +16,11 @@ from ._target import COMMITTED_TARGET, Target, compiling_for
 PIPELINES_DIR = Path(__file__).parent
 
 
+def is_installed() -> bool:
+    """Whether the pipelines come from a wheel, whose files are not to be written."""
+    return __package__ == "mal.kfp.pipelines" and not PIPELINES_DIR.is_symlink()
+
+
 class UnknownPipelineError(MalError):
     """There is no pipeline of the asked name."""
 
