@@ -20,7 +20,7 @@ INSTALL = $(BIN)/python -m pip --disable-pip-version-check $(shell $(HAS_CACHE) 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo install check format test test-slow test-container bench compile \
-  images lock sbom audit clean
+  wheel images lock sbom audit release clean
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ check: $(VENV)/.dev ## Check format, lint, types and layers
 	$(BIN)/lint-imports
 	$(BIN)/hadolint images/Containerfile
 
-format: $(VENV)/.dev ## Format and mend what ruff can mend
+format: $(VENV)/.dev ## Format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -66,6 +66,9 @@ compile: $(VENV)/.runtime ## Write every generated file: schemas, compiled compo
 	$(BIN)/python -m components._example_jobs
 	$(BIN)/python -m pipelines compile
 
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 images: ## Build the images: REGISTRY=, TAG=, BASE_IMAGE=; images/README.md has the rest
 	images/build
 
@@ -78,6 +81,12 @@ sbom: ## List what the built images hold: dist/sbom/*.cdx.json and docs/licences
 audit: $(VENV)/.release ## Look the locked packages up among the known vulnerabilities
 	cat images/locks/torch-cuda.txt images/locks/train.txt images/locks/component.txt \
 	  images/locks/sdists.txt | $(BIN)/pip-audit --strict --disable-pip --no-deps -r /dev/stdin
+
+release: $(VENV)/.dev ## Build and push a release to REGISTRY: wheel, images, SBOMs, pipelines by digest; docs/release.md
+	@test -n "$(REGISTRY)" || { echo >&2 "REGISTRY must name the registry to push to: make release REGISTRY=HOST/PATH"; exit 2; }
+	$(MAKE) wheel images sbom
+	images/push > images.lock
+	$(BIN)/mal pipelines compile -o dist/pipelines --registry $(REGISTRY) --digests images.lock
 
 clean: ## Remove what was made here, but not .venv
 	rm -rf $(DEMO_DIR) $(RUNS_DIR) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
