@@ -238,13 +238,13 @@ def _run_automl(args: argparse.Namespace) -> int:
 
 
 def _load_spec(args: argparse.Namespace, action: str) -> ExperimentSpec:
-    from mal.tao import load_job_spec
+    from mal.tao import load_run_spec
 
     job = {name: getattr(args, name) for name in _JOB_OPTIONS}
     is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
     if not (args.experiment or args.overrides or is_told_job):
         raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
-    return load_job_spec(action, args.experiment, args.overrides, **job)
+    return load_run_spec(action, args.experiment, args.overrides, **job)
 
 
 def _print_result(action: str, result: Any, results_uri: str) -> None:

@@ -22,7 +22,7 @@ from mal.spec.packaged import (
     schema_file,
     template_file,
 )
-from mal.tao.automl_intent import wish_of
+from mal.tao.automl_intent import parse_automl_intent
 
 SCHEMA_FILE, TEMPLATE_FILE = schema_file("train"), template_file("train")
 SEARCHED_KEY = "automl_default_parameters"
@@ -92,7 +92,7 @@ def decide_route(
     """
     given = _policy_from(policy)
     resolved, source = given, f"automl_policy is {given}"
-    if given is Policy.AUTO and (wish := wish_of(request)) is not None:
+    if given is Policy.AUTO and (wish := parse_automl_intent(request)) is not None:
         resolved = Policy.ON if wish else Policy.OFF
         source = f"the request turns AutoML {resolved}"
     if resolved is Policy.OFF:

@@ -49,7 +49,7 @@ from mal.stages.run_identity import (
 from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import MONITORED_METRIC, Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
-from mal.tao import places_of
+from mal.tao import data_uris
 
 if TYPE_CHECKING:
     from mal.automl.search import SearchPlan
@@ -364,7 +364,7 @@ def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> 
 
 def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
     """Describe what the trials read; what cannot be fetched, a trial says so."""
-    keys = {**places_of("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
+    keys = {**data_uris("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
     for key, uri in keys.items():
         with contextlib.suppress(MalError):
             if uri and key.endswith("_img_dir"):
@@ -382,7 +382,7 @@ def _record_of_earlier_version(folder: Path, asked: RunIdentity) -> RunRecord | 
     values = {
         key: asked.spec[key] if key.startswith("--") else value_of(spec, key) for key in asked.spec
     }
-    uris = {**places_of("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
+    uris = {**data_uris("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
     data = {key: {"uri": uri} for key, uri in uris.items() if uri}
     return RunRecord(RunIdentity(ACTION, values, data), data, is_adopted=True)
 

@@ -29,7 +29,7 @@ from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
 from mal.status import Status
-from mal.tao import checkpoint_of, places_of
+from mal.tao import checkpoint_of, data_uris
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
     """
     dataset = spec.dataset
     section = dataclasses.replace(spec.evaluate, checkpoint=checkpoint_of(spec.evaluate.checkpoint))
-    inputs = {"evaluate.checkpoint": section.checkpoint, **places_of("evaluate", spec)}
+    inputs = {"evaluate.checkpoint": section.checkpoint, **data_uris("evaluate", spec)}
     with handling_stop_signals(), recording("evaluate", spec, inputs) as session:
         reader = open_image_set(
             dataset.val_ann_path,

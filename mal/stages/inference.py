@@ -28,7 +28,7 @@ from mal.stages.results import InferenceResult
 from mal.stages.session import recording
 from mal.status import Status
 from mal.storage import ResultsFolder
-from mal.tao import checkpoint_of, places_of
+from mal.tao import checkpoint_of, data_uris
 
 
 @on_every_device("inference")
@@ -44,7 +44,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     section = dataclasses.replace(
         spec.inference, checkpoint=checkpoint_of(spec.inference.checkpoint)
     )
-    inputs = {"inference.checkpoint": section.checkpoint, **places_of("inference", spec)}
+    inputs = {"inference.checkpoint": section.checkpoint, **data_uris("inference", spec)}
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
         labels = _output_file(session.results, section.label_dump_path)
         session.outputs.append(labels)

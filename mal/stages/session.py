@@ -30,7 +30,7 @@ from mal.stages.memory import is_out_of_memory, prediction_shortage, training_sh
 from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs
-from mal.tao import missing_places
+from mal.tao import missing_settings
 
 if TYPE_CHECKING:
     from mal.stages.run_identity import RunRecord
@@ -90,7 +90,7 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
     Raises:
         SpecError: With every key that is missing.
     """
-    if missing := missing_places(action, spec):
+    if missing := missing_settings(action, spec):
         raise SpecError(list(missing.values()))
 
 

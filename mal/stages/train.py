@@ -58,7 +58,7 @@ from mal.stages.training_identity import identity_of_training
 from mal.status import Status
 from mal.storage import describe_inputs, fetch_file
 from mal.storage.uris import parse_remote_uri
-from mal.tao import places_of
+from mal.tao import data_uris
 from mal.training.callbacks import kpi_of
 from mal.training.compilation import require_compiler
 from mal.training.trainer import Measure, TrainingRun, build_student, train_network
@@ -93,7 +93,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     """
     dataset = spec.dataset
     inputs = {
-        **places_of("train", spec),
+        **data_uris("train", spec),
         "train.pretrained_model_path": spec.train.pretrained_model_path,
     }
     with (

@@ -1,4 +1,4 @@
-"""Where an action writes, and that it is never what it reads."""
+"""The files that an action writes, and the check that it does not overwrite what it reads."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from mal.spec import ExperimentSpec
 from mal.storage import redact_uri
 from mal.storage.image_folder import IMAGE_SUFFIXES
 from mal.storage.uris import parse_remote_uri
-from mal.tao.data_sources import places_of
-from mal.tao.local_paths import looking_at, shown
+from mal.tao.data_sources import data_uris
+from mal.tao.paths import shortened, wrap_path_errors
 
 SEARCH = "automl"
 
@@ -59,49 +59,49 @@ def results_uri(action: str, spec: ExperimentSpec) -> str:
 
 
 def require_inputs_kept(action: str, spec: ExperimentSpec) -> None:
-    """Check, before any work, that an action writes no file that it reads.
+    """Check, before any work, that an action does not overwrite a file that it reads.
 
     Args:
         action: train, evaluate, inference, export or automl.
-        spec: The experiment; it says where to write.
+        spec: The experiment.
 
     Raises:
-        SpecError: It would; all such keys are named.
+        SpecError: It would; lists all such keys.
     """
     problems = []
     for key, uri in _inputs(action, spec).items():
         try:
-            with looking_at(key, uri):
-                found = _Place.of(uri)
+            with wrap_path_errors(key, uri):
+                found = _Location.of(uri)
                 writers = (o.key for o in _outputs(action, spec) if o.hits(found))
                 if (writer := next(writers, None)) is not None:
                     problems.append(
-                        f"{writer} must not be written over {key}, got {shown(redact_uri(uri))}, "
-                        f"which {action} reads. Choose another {writer}."
+                        f"{writer} must not be written over {key}, got "
+                        f"{shortened(redact_uri(uri))}, which {action} reads. "
+                        f"Choose another {writer}."
                     )
         except MalError:
-            continue  # whoever opens it says what is wrong with it
+            continue  # the code that opens the file reports what is wrong with it
     if problems:
         raise SpecError(problems)
 
 
 def _inputs(action: str, spec: ExperimentSpec) -> dict[str, str]:
-    """Return by key what an action reads."""
+    """Return what an action reads, by spec key."""
     is_training = action in ("train", SEARCH)
     model_key = "train.pretrained_model_path" if is_training else f"{action}.checkpoint"
     model = spec.train.pretrained_model_path if is_training else getattr(spec, action).checkpoint
-    inputs = {**places_of("train" if is_training else action, spec), model_key: model}
+    inputs = {**data_uris("train" if is_training else action, spec), model_key: model}
     return {key: uri for key, uri in inputs.items() if uri}
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A path or a uri in one spelling, so that two of them can be compared.
+class _Location:
+    """A path or URI in one spelling, so that two can be compared.
 
     Attributes:
-        path: Absolute; of a remote one bucket and key.
-        resolved: The same where links lead to.
-        is_remote: Whether it is behind s3:// or minio://.
+        path: Absolute path; bucket and key of a remote object.
+        resolved: `path` with symbolic links resolved.
     """
 
     path: PurePosixPath
@@ -109,7 +109,7 @@ class _Place:
     is_remote: bool
 
     @classmethod
-    def of(cls, uri: str) -> _Place:
+    def of(cls, uri: str) -> _Location:
         remote = parse_remote_uri(uri)
         if remote is not None:
             path = PurePosixPath(posixpath.normpath(f"{remote.bucket}/{remote.key}"))
@@ -120,7 +120,7 @@ class _Place:
     def spellings(self) -> set[PurePosixPath]:
         return {self.path, self.resolved}
 
-    def is_same(self, other: _Place) -> bool:
+    def is_same(self, other: _Location) -> bool:
         if self.is_remote != other.is_remote:
             return False
         if self.spellings() & other.spellings():
@@ -130,34 +130,34 @@ class _Place:
         mine, theirs = Path(self.path), Path(other.path)
         return mine.is_file() and theirs.is_file() and mine.samefile(theirs)
 
-    def contains(self, other: _Place) -> bool:
+    def contains(self, other: _Location) -> bool:
         return self.is_remote == other.is_remote and self.resolved in other.resolved.parents
 
 
 @dataclass(frozen=True)
 class _Output:
-    """What an action writes.
+    """A file, or a folder with files of certain names, that an action writes.
 
     Attributes:
-        key: That says where.
-        place: A file, or the folder of several.
+        key: The spec key that sets its location.
         names: Patterns of the names in a folder; empty for a file.
     """
 
     key: str
-    place: _Place
+    location: _Location
     names: tuple[str, ...] = ()
 
-    def hits(self, found: _Place) -> bool:
-        """Whether it is written over an input."""
+    def hits(self, found: _Location) -> bool:
+        """Whether writing it overwrites an input."""
         if not self.names:
-            return self.place.is_same(found) or (
-                found.contains(self.place) and self.place.path.suffix.lower() in IMAGE_SUFFIXES
+            return self.location.is_same(found) or (
+                found.contains(self.location)
+                and self.location.path.suffix.lower() in IMAGE_SUFFIXES
             )
-        if self.place.is_remote != found.is_remote:
+        if self.location.is_remote != found.is_remote:
             return False
-        return bool(self.place.spellings() & found.spellings()) or any(
-            spelling.parent in self.place.spellings()
+        return bool(self.location.spellings() & found.spellings()) or any(
+            spelling.parent in self.location.spellings()
             and any(fnmatch.fnmatchcase(spelling.name, name) for name in self.names)
             for spelling in found.spellings()
         )
@@ -167,19 +167,19 @@ def _outputs(action: str, spec: ExperimentSpec) -> Iterator[_Output]:
     folder = results_uri(action, spec)
     own = "" if action == SEARCH else getattr(spec, action).results_dir
     key = f"{action}.results_dir" if own else "results_dir"
-    yield _Output(key, _Place.of(folder), _WRITTEN[action])
+    yield _Output(key, _Location.of(folder), _WRITTEN[action])
     if action == "inference":
         name = spec.inference.label_dump_path
-        yield _Output("inference.label_dump_path", _Place.of(_below(folder, name)))
+        yield _Output("inference.label_dump_path", _Location.of(_below(folder, name)))
     elif action == "export":
         path = PurePosixPath(spec.export.onnx_file)
         for name in (path.name, *companions_of(path.name)):
-            place = _Place.of(_below(folder, str(path.with_name(name))))
-            yield _Output("export.onnx_file", place)
+            file = _below(folder, str(path.with_name(name)))
+            yield _Output("export.onnx_file", _Location.of(file))
 
 
 def _below(folder: str, name: str) -> str:
-    """Return where a file goes: below the results folder, unless its path is whole."""
+    """Return the path of a file: below the results folder, unless it is absolute."""
     if "://" in name or Path(name).is_absolute():
         return name
     return f"{folder.rstrip('/')}/{name}"

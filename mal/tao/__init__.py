@@ -1,4 +1,4 @@
-"""How jobs hang together: data-set roots, parent jobs, and the spec keys that follow from them."""
+"""What TAO's users and services expect: data-set roots, parent jobs, and the keys they fill."""
 
 from mal.tao.data_sources import (
     ANNOTATIONS_FILE,
@@ -6,12 +6,11 @@ from mal.tao.data_sources import (
     IMAGES_FILE,
     DataSource,
     data_source_keys,
-    missing_places,
-    places_of,
+    data_uris,
+    missing_settings,
     root_keys,
     snapshot_uris,
 )
-from mal.tao.job_spec import load_job_spec
 from mal.tao.parent_job import (
     SPEC_PARAMS,
     checkpoint_of,
@@ -23,6 +22,7 @@ from mal.tao.parent_job import (
     ptm_if_no_resume_model,
     resume_model,
 )
+from mal.tao.run_spec import load_run_spec
 
 __all__ = [
     "ANNOTATIONS_FILE",
@@ -33,13 +33,13 @@ __all__ = [
     "checkpoint_of",
     "create_inference_result_file_mal",
     "data_source_keys",
-    "load_job_spec",
-    "missing_places",
+    "data_uris",
+    "load_run_spec",
+    "missing_settings",
     "output_dir",
     "parent_job_keys",
     "parent_model",
     "parent_model_folder",
-    "places_of",
     "ptm_if_no_resume_model",
     "resume_model",
     "root_keys",

@@ -1,11 +1,11 @@
-"""What the words of a request say about AutoML.
+"""Parses whether the text of a request asks for AutoML.
 
-Every name of the thing (AutoML, HPO, hyper-parameter tuning) becomes the one word `automl` and
-every value of its switch (`automl_enabled: false`, "use AutoML? no") "automl on" or "automl off",
-so that a short table of phrases is enough. A negation before a phrase turns it round ("don't
-disable AutoML"). The last statement that says anything counts; a refusal anywhere in it wins,
-because a search that nobody wanted is costly. Words of a usual training ("train normally") count
-where their statement says nothing else about it.
+Every name (AutoML, HPO, hyper-parameter tuning) is replaced by `automl`, and every value of its
+switch (`automl_enabled: false`, "use AutoML? no") by "automl on" or "automl off", so that a short
+table of phrases is enough. A negation before a phrase inverts it ("don't disable AutoML"). The last
+statement with an intent counts. If that statement also declines AutoML, it declines: a search that
+was not requested is expensive. Words for a normal training ("train normally") count only where
+their statement contains no other intent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEGATION_REACH_WORDS = 6
 _NEGATIONS = frozenset({"not", "no", "never", "without"})
 
 # From a text to plain words, in this order.
-_PLACE = re.compile(
+_PATH_OR_URI = re.compile(
     r"://|(?:^|[=:\"'(])[~.]{0,2}/|/.*/"
     r"|\.(?:ya?ml|json|pth|ckpt|safetensors|onnx|py|sh|txt|csv|zip|gz)\W*$"
 )
@@ -63,8 +63,8 @@ _REWRITES = tuple(
 _CLAUSE_END = re.compile(
     r"[,?()]|\b(?:but|because|since|then|and|so|however|though|although|while)\b"
 )
-# Clauses that ask, suppose or tell of the past wish for nothing.
-_NO_WISH = re.compile(
+# Questions, conditions and clauses about the past express no intent.
+_NO_INTENT = re.compile(
     r"^(?:why|what|how|when|which|who|is|are|does|did|if|unless|whether)\b|\b(?:was|were|had|did)\b"
 )
 
@@ -89,8 +89,8 @@ _PLAIN = (
     r"(?:just|only|simply) train(?:ing)?",
     r"train(?:ing)? plainly",
 )
-# Words that also say other things ("the standard training set", "better than standard training",
-# "one run only per trial"): they count alone, and where nothing else is said with them.
+# Words with other meanings too ("the standard training set", "better than standard training",
+# "one run only per trial"): they count only without a comparison, at the end of a clause.
 _COMPARISONS = (
     "than", "over", "beat", "beats", "against", "beyond", "from", "to", "as", "like", "around",
     "versus", "vs", "in",
@@ -117,7 +117,7 @@ _ON = (
 _PHRASE = re.compile(
     rf"\b(?:(?P<off>{'|'.join(_OFF)})|(?P<plain>{'|'.join(_PLAIN)})|(?P<on>{'|'.join(_ON)}))(?!\w)"
 )
-# Of a statement in which a usual training is but a part of a search, or what follows one.
+# In these statements the normal training is one part of a search, or follows one.
 _MORE_THAN_PLAIN = re.compile(
     r"\b(?:automl|search\w*|trials?|grid|explor\w+|tun(?:e|ing)|compar\w+|vary"
     r"|then|after|afterwards|finally)\b"
@@ -125,48 +125,48 @@ _MORE_THAN_PLAIN = re.compile(
 _VAGUE_PHRASE = re.compile(rf"{_NOT_COMPARED}\b(?:{'|'.join(_VAGUE)}){_ENDS}")
 
 
-def wish_of(request: str) -> bool | None:
-    """Return whether a request wants AutoML, or None where it does not say."""
+def parse_automl_intent(request: str) -> bool | None:
+    """Return whether a request asks for AutoML; None where it says neither."""
     for statement in reversed(_plain_words(request).split(";")):
         clauses = list(_clauses(statement))
-        wishes = [wish for clause in clauses for wish in _wishes(clause)]
-        if wishes:
-            return wishes[-1][0] and (False, True) not in wishes
+        intents = [intent for clause in clauses for intent in _intents(clause)]
+        if intents:
+            return intents[-1][0] and (False, True) not in intents
         if not _MORE_THAN_PLAIN.search(statement) and any(map(_is_vaguely_plain, clauses)):
             return False
     return None
 
 
 def _plain_words(request: str) -> str:
-    """Return the words, statements apart by `;`, with one name for AutoML; a path says nothing."""
+    """Return the words without paths, with one name for AutoML and `;` between statements."""
     text = unicodedata.normalize("NFKC", request).casefold()
-    text = re.sub(r"\S+", lambda word: _end_of_place(word[0]), text)
+    text = re.sub(r"\S+", lambda word: _punctuation_after_path(word[0]), text)
     for pattern, words in _REWRITES:
         text = pattern.sub(words, text)
     return text
 
 
-def _end_of_place(word: str) -> str:
-    """Return of a path or uri only the punctuation after it, any other word as it is."""
-    return word[len(word.rstrip(".,;!?)")) :] if _PLACE.search(word) else word
+def _punctuation_after_path(word: str) -> str:
+    """Return only the trailing punctuation of a path or URI; other words unchanged."""
+    return word[len(word.rstrip(".,;!?)")) :] if _PATH_OR_URI.search(word) else word
 
 
 def _clauses(statement: str) -> Iterator[str]:
-    """Yield the clauses that may wish."""
+    """Yield the clauses that may express an intent."""
     for clause in _CLAUSE_END.split(statement):
         words = " ".join(clause.split())
-        if not _NO_WISH.search(words):
+        if not _NO_INTENT.search(words):
             yield words
 
 
 def _is_vaguely_plain(clause: str) -> bool:
-    """Whether a clause asks for a usual training, by words that a refusal would not negate."""
+    """Whether a clause asks for a normal training and is not negated."""
     found = _VAGUE_PHRASE.search(clause)
     return found is not None and _NEGATIONS.isdisjoint(clause[: found.start()].split())
 
 
-def _wishes(clause: str) -> Iterator[tuple[bool, bool]]:
-    """Yield what each phrase of a clause wishes, negations counted, and whether it names AutoML."""
+def _intents(clause: str) -> Iterator[tuple[bool, bool]]:
+    """Yield, for each phrase, whether it asks for AutoML and whether it names it."""
     end = 0
     for found in _PHRASE.finditer(clause):
         before = clause[end : found.start()].split()[-_NEGATION_REACH_WORDS:]

@@ -1,7 +1,7 @@
-"""Data sources: the files of a data set's root, and the spec keys that name them.
+"""Data sources: the files below a data set's root, and the spec keys that take them.
 
-A root, local or in a bucket, holds `images.tar.gz` and `annotations.json`. Which roots an action
-takes, and which keys they fill, is TAO's; `DATA_SOURCES` is the only place that says it.
+A root, local or in a bucket, holds `images.tar.gz` and `annotations.json`. `DATA_SOURCES` lists the
+roots of each action and the keys that they fill, as TAO does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mal.spec import ExperimentSpec
 from mal.storage import redact_uri
 from mal.storage.objects import head_object
 from mal.storage.uris import RemoteUri, parse_remote_uri
-from mal.tao.local_paths import Place, looking_at
+from mal.tao.paths import PathOrUri, wrap_path_errors
 
 IMAGES_FILE = "images.tar.gz"
 ANNOTATIONS_FILE = "annotations.json"
@@ -29,13 +29,11 @@ _NOT_FOUND = 404
 
 @dataclass(frozen=True)
 class DataSource:
-    """A file of a data set's root, and where an action wants it.
+    """A file below a data set's root, and the spec key that takes its URI.
 
     Attributes:
-        key: Spec key that takes its uri.
         dataset: train_datasets, eval_dataset or inference_dataset.
-        file_name: Below the root.
-        is_optional: Whether the action does without it.
+        is_optional: Whether the action runs without it.
     """
 
     key: str
@@ -78,19 +76,19 @@ _SNAPSHOT_PARTS = {
 _SNAPSHOT_FILES = {IMAGES_FILE: "images", ANNOTATIONS_FILE: "annotations"}
 
 
-def places_of(action: str, spec: ExperimentSpec) -> dict[str, str]:
-    """Return by key where an action reads its data; '' where the spec does not say."""
+def data_uris(action: str, spec: ExperimentSpec) -> dict[str, str]:
+    """Return the URIs of an action's data by spec key; '' is unset."""
     return {source.key: attrgetter(source.key)(spec) for source in DATA_SOURCES[action]}
 
 
-def missing_places(action: str, spec: ExperimentSpec) -> dict[str, str]:
-    """Return by key what the spec must still say of where to read and write, and how."""
-    places = places_of(action, spec)
+def missing_settings(action: str, spec: ExperimentSpec) -> dict[str, str]:
+    """Return, by key, a problem for each unset key without which the action cannot run."""
+    uris = data_uris(action, spec)
     missing = {
         source.key: f"{source.key} must be set, got ''. Write {source.key}=PATH, or give a root "
         f"that holds {source.file_name} as {source.dataset}."
         for source in DATA_SOURCES[action]
-        if not source.is_optional and not places[source.key]
+        if not source.is_optional and not uris[source.key]
     }
     if not spec.results_dir and not getattr(spec, action).results_dir:
         missing["results_dir"] = "results_dir must be set, got ''. Write results_dir=FOLDER."
@@ -100,13 +98,13 @@ def missing_places(action: str, spec: ExperimentSpec) -> dict[str, str]:
 def data_source_keys(
     action: str,
     *,
-    train_datasets: Place | Sequence[Place] = (),
-    eval_dataset: Place = "",
-    inference_dataset: Place = "",
+    train_datasets: PathOrUri | Sequence[PathOrUri] = (),
+    eval_dataset: PathOrUri = "",
+    inference_dataset: PathOrUri = "",
 ) -> dict[str, str]:
-    """Return what an action's data keys become, by the roots of its data sets.
+    """Return the data keys of an action, filled from the roots of its data sets.
 
-    A root that the action does not ask for fills its keys as well.
+    A root that the action does not need fills its keys too.
 
     Args:
         action: train, evaluate, inference or export.
@@ -115,10 +113,10 @@ def data_source_keys(
         inference_dataset: A root; '' for none.
 
     Returns:
-        Uri by dotted key.
+        URI by dotted key.
 
     Raises:
-        SpecError: A root or a file of one is missing; all of them are named.
+        SpecError: A root or one of its files is missing; lists all of them.
         StorageError: A bucket is out of reach.
     """
     if action not in DATA_SOURCES:
@@ -136,21 +134,21 @@ def data_source_keys(
 
 def root_keys(
     *,
-    train_datasets: Place | Sequence[Place] = (),
-    eval_dataset: Place = "",
-    inference_dataset: Place = "",
+    train_datasets: PathOrUri | Sequence[PathOrUri] = (),
+    eval_dataset: PathOrUri = "",
+    inference_dataset: PathOrUri = "",
     except_for: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the keys that the given roots fill; a root that is not given fills none.
+    """Return the keys that the given roots fill.
 
     Args:
         train_datasets: One root; empty for none.
         eval_dataset: A root; '' for none.
         inference_dataset: A root; '' for none.
-        except_for: Keys that are set elsewhere: their files need not exist.
+        except_for: Keys that are set by other means; their files need not exist.
 
     Raises:
-        SpecError: A file of a root is missing; all of them are named.
+        SpecError: A file of a root is missing; lists all of them.
         StorageError: A bucket is out of reach.
     """
     wanted = [(key, source) for key, source in _ALL_SOURCES.items() if key not in except_for]
@@ -159,12 +157,12 @@ def root_keys(
 
 def snapshot_uris(
     *,
-    train_dataset: Place = "",
-    eval_dataset: Place = "",
-    inference_dataset: Place = "",
-    **given: Place,
+    train_dataset: PathOrUri = "",
+    eval_dataset: PathOrUri = "",
+    inference_dataset: PathOrUri = "",
+    **given: PathOrUri,
 ) -> dict[str, str]:
-    """Return the arguments of `snapshot_dataset`, those of the roots among them.
+    """Return the arguments of `snapshot_dataset`, filled from roots where these are given.
 
     Args:
         train_dataset: Root of the training part; '' for none.
@@ -190,27 +188,22 @@ def snapshot_uris(
             f"train_dataset must be given, got ''. Give a root that holds {IMAGES_FILE} and "
             f"{ANNOTATIONS_FILE}, or train_images and train_annotations."
         )
-    texts = {name: os.fspath(place) for name, place in given.items()}
+    texts = {name: os.fspath(uri) for name, uri in given.items()}
     return {**texts, **_resolve(roots, wanted.items(), problems)}
 
 
 class _Roots:
-    """The given roots.
-
-    Attributes:
-        by_dataset: Root by data set; without those that are not given.
-        problems: What is wrong with them, before any file is looked for.
-    """
+    """The given roots by data set, and the problems found before any file is checked."""
 
     def __init__(
         self,
-        train_datasets: Place | Sequence[Place],
-        eval_dataset: Place,
-        inference_dataset: Place,
+        train_datasets: PathOrUri | Sequence[PathOrUri],
+        eval_dataset: PathOrUri,
+        inference_dataset: PathOrUri,
     ) -> None:
         if isinstance(train_datasets, str | os.PathLike):
             train_datasets = [train_datasets]
-        several = [root for root in (os.fspath(place) for place in train_datasets) if root]
+        several = [root for root in (os.fspath(uri) for uri in train_datasets) if root]
         given = {
             "train_datasets": several[0] if several else "",
             "eval_dataset": os.fspath(eval_dataset),
@@ -228,15 +221,10 @@ class _Roots:
 def _resolve(
     roots: _Roots, wanted: Iterable[tuple[str, DataSource]], problems: list[str]
 ) -> dict[str, str]:
-    """Find the files of the roots.
-
-    Args:
-        roots: Where to look.
-        wanted: What a source's uri is called, and the source.
-        problems: Those found before.
+    """Return the URIs of the wanted sources, each with the name that the caller gives it.
 
     Raises:
-        SpecError: With all problems.
+        SpecError: With the given problems and those found here.
     """
     problems = [*problems, *roots.problems]
     found: dict[str, str] = {}
@@ -254,7 +242,7 @@ def _resolve(
             found.update(_remote_files(remote, names, problems))
             continue
         try:
-            with looking_at(dataset, root):
+            with wrap_path_errors(dataset, root):
                 found.update(_local_files(Path(root).expanduser(), names, problems))
         except SpecError as error:
             problems += error.problems
@@ -293,12 +281,12 @@ def _remote_files(
     return files
 
 
-def _missing_file(name: str, found: str, place: Path | RemoteUri) -> str:
-    return f"{name} must be a file, got {found} at {place}. Put it there, or set {name}."
+def _missing_file(name: str, found: str, uri: Path | RemoteUri) -> str:
+    return f"{name} must be a file, got {found} at {uri}. Put the file there, or set {name}."
 
 
 def _is_not_found(error: StorageError) -> bool:
-    """Whether the store answered, and has no such object or bucket."""
+    """Whether the store answered that it has no such object or bucket."""
     response = getattr(error.__cause__, "response", {})
     return bool(response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _NOT_FOUND)
 

@@ -1,7 +1,7 @@
-"""The files that tell other programs what `mal` does, takes and gives; all of them generated.
+"""The generated files that describe to other programs what `mal` does, takes and gives.
 
 `mal schema` writes them, and the wheel carries them in `mal/metadata`: the schema and the template
-of every action, a manifest of both, and `skill_info.yaml`, which says how an action is run.
+of every action, a manifest of both, and `skill_info.yaml`, which describes how an action is run.
 """
 
 from __future__ import annotations

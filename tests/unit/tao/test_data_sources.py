@@ -183,10 +183,11 @@ def test_every_problem_of_every_root_is_told_at_once(s3: Any, tmp_path: Path) ->
         "train", train_datasets="s3://bucket/set/", eval_dataset=half, inference_dataset=str(file)
     )
     assert told == [
-        f"{key} must be a file, got nothing at {root}/images.tar.gz. Put it there, or set {key}."
+        f"{key} must be a file, got nothing at {root}/images.tar.gz. "
+        f"Put the file there, or set {key}."
         for key, root in (("dataset.train_img_dir", "s3://bucket/set"), (EVAL_KEYS[0], half))
     ] + [
-        f"{key} must be a file, got nothing at {file}/{name}. Put it there, or set {key}."
+        f"{key} must be a file, got nothing at {file}/{name}. Put the file there, or set {key}."
         for key, name in (
             ("inference.img_dir", IMAGES_FILE),
             ("inference.ann_path", ANNOTATIONS_FILE),
@@ -207,8 +208,8 @@ def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
         ("gs://b/set", "eval_dataset: uri must be a local path, s3:// or minio://, got gs://b/set"),
         ("s3://u:secret@b/set", "eval_dataset: uri must not carry credentials, got some in s3://b"),
         ("ftp://u:secret@b/set?k=secret", "eval_dataset: uri must be a local path"),
-        ("~no-such-user-of-mal/x", "eval_dataset must be a place that can be looked at, got ~no-s"),
-        (f"/{'x' * 5000}", "eval_dataset must be a place that can be looked at, got /xxx"),
+        ("~no-such-user-of-mal/x", "eval_dataset must be a readable path, got ~no-s"),
+        (f"/{'x' * 5000}", "eval_dataset must be a readable path, got /xxx"),
     ],
     ids=[
         "scheme",
@@ -227,7 +228,7 @@ def test_a_root_that_is_none_is_told_without_secrets(root: str, told: str) -> No
 @pytest.mark.parametrize("root", ["s3://nowhere/set", "/no/such/place"], ids=["s3", "local"])
 def test_a_root_that_does_not_exist_is_told_as_the_files_that_it_lacks(s3: Any, root: str) -> None:
     assert problems_of("evaluate", eval_dataset=root) == [
-        f"{key} must be a file, got nothing at {root}/{name}. Put it there, or set {key}."
+        f"{key} must be a file, got nothing at {root}/{name}. Put the file there, or set {key}."
         for key, name in zip(EVAL_KEYS, (IMAGES_FILE, ANNOTATIONS_FILE), strict=True)
     ]
 

@@ -17,7 +17,7 @@ from mal.spec.load import iterate_settings
 from mal.tao import (
     SPEC_PARAMS,
     create_inference_result_file_mal,
-    load_job_spec,
+    load_run_spec,
     output_dir,
     parent_job_keys,
     parent_model,
@@ -303,7 +303,7 @@ TOO_LONG = f"/{'x' * 5000}"
 def test_a_place_that_cannot_be_looked_at_is_named(
     function: Callable[[str], str], kind: type[MalError], name: str, place: str
 ) -> None:
-    told = rf"^{name} must be a place that can be looked at, got {place[:20]}.*\. Check the path\.$"
+    told = rf"^{name} must be a readable path, got {place[:20]}.*\. Check the path\.$"
     with pytest.raises(kind, match=told) as caught:
         function(place)
     assert len(str(caught.value)) < 300
@@ -395,21 +395,21 @@ def test_a_parent_fills_the_one_key_of_the_action(action: str, key: str, tmp_pat
     ids=["dotted", "section"],
 )
 def test_an_override_wins_over_the_parent_which_is_not_looked_at(override: str) -> None:
-    spec = load_job_spec("evaluate", (), [override], parent_job="/no/such/place")
+    spec = load_run_spec("evaluate", (), [override], parent_job="/no/such/place")
     assert spec.evaluate.checkpoint == "own.pth"
 
 
 def test_a_parent_wins_over_a_spec_file(tmp_path: Path) -> None:
     job = write_job(tmp_path, line(1, 0.9))
     source = {"evaluate": {"checkpoint": "old.pth", "batch_size": 7}}
-    spec = load_job_spec("evaluate", [source], parent_job=str(job))
+    spec = load_run_spec("evaluate", [source], parent_job=str(job))
     assert spec.evaluate.checkpoint == str(job / "train" / NAMES[0])
     assert spec.evaluate.batch_size == 7
 
 
 def test_the_problems_of_roots_spec_and_overrides_are_told_together() -> None:
     with pytest.raises(SpecError) as caught:
-        load_job_spec(
+        load_run_spec(
             "train",
             [{"train": {"lr": "x"}, "dataset": {"train_img_dir": "???"}}],
             ["train.wd"],

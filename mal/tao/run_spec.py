@@ -1,4 +1,4 @@
-"""The spec of a job that is told its data-set roots and its parent job."""
+"""The spec of a run whose data sets are given as roots, and whose model as a parent job."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mal.errors import SpecError
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import SECTIONS, SpecSource, subject_of
 from mal.spec.sources import flatten, parse_override
-from mal.tao.data_sources import missing_places, root_keys
+from mal.tao.data_sources import missing_settings, root_keys
 from mal.tao.parent_job import parent_job_keys
 
 
-def load_job_spec(
+def load_run_spec(
     action: str,
     sources: Sequence[SpecSource] = (),
     overrides: Sequence[str] = (),
@@ -26,8 +26,8 @@ def load_job_spec(
 ) -> ExperimentSpec:
     """Load a spec whose data and checkpoint keys may come from roots and a parent job.
 
-    Roots and parent win over the sources, overrides over all; what an override sets is not even
-    looked for.
+    Roots and the parent job win over the sources, overrides over all. A file is not searched for
+    where an override sets its key.
 
     Args:
         action: train, evaluate, inference or export.
@@ -36,7 +36,7 @@ def load_job_spec(
         train_datasets: Root of the training set; empty for none.
         eval_dataset: Root of the validation set; '' for none.
         inference_dataset: Root of the set to label; '' for none.
-        parent_job: Results folder of the job that gives the checkpoint; '' for none.
+        parent_job: Results folder of the run that trained the checkpoint; '' for none.
 
     Raises:
         SpecError: With all problems of the spec and the roots.
@@ -57,11 +57,11 @@ def load_job_spec(
         problems += error.problems
     try:
         spec = load_spec(
-            action, [*sources, keys], overrides, find_missing=partial(missing_places, action)
+            action, [*sources, keys], overrides, find_missing=partial(missing_settings, action)
         )
     except SpecError as error:
-        told = {subject_of(problem) for problem in problems}
-        new = [problem for problem in error.problems if subject_of(problem) not in told]
+        known = {subject_of(problem) for problem in problems}
+        new = [problem for problem in error.problems if subject_of(problem) not in known]
         raise SpecError(problems + new) from error
     if problems:
         raise SpecError(problems)
@@ -69,7 +69,7 @@ def load_job_spec(
 
 
 def _keys_of(overrides: Sequence[str]) -> set[str]:
-    """Return the dotted keys that overrides set; `load_spec` reports what is no override."""
+    """Return the dotted keys that overrides set; `load_spec` reports malformed ones."""
     keys: set[str] = set()
     for override in overrides:
         with contextlib.suppress(SpecError):
