@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def retrain(data: Path, store: Path) -> None:
-    """Run the pipeline once; a large margin, for the picture is of lineage and not of figures."""
+    """Run the pipeline once; with a large margin, since only the lineage is shown."""
     parameters = {
         "train_images": data / "images",
         "train_annotations": data / "train.json",

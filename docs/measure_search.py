@@ -48,7 +48,7 @@ def search(demo: Path, folder: Path, algorithm: str, seed: int, epochs: int) -> 
 def best_within(trials: list[FrozenTrial], epochs: int) -> float:
     """Return the best validation mIoU of the first so many epochs of a search."""
     curves = [sorted(trial.intermediate_values.items()) for trial in trials]
-    return max([figure for curve in curves for _, figure in curve][:epochs])
+    return max([miou for curve in curves for _, miou in curve][:epochs])
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ PIXEL_CENTRE = 0.5
 def sample_object(
     mask_HW: NDArray[np.uint8], box_xywh: NDArray[np.float64], num_points: int, seed: list[int]
 ) -> list[list[float]]:
-    """Return [x, y, label] of an object; fewer where no place is far enough from the boundary."""
+    """Return [x, y, label] of an object; fewer where no position is far enough from the boundary."""
     rng = np.random.default_rng(seed)
     (top, left), region_HW = _cut_around(mask_HW, box_xywh)
     box_xywh = box_xywh - [left, top, 0, 0]
@@ -57,7 +57,7 @@ def sample_object(
 def _cut_around(
     mask_HW: NDArray[np.uint8], box_xywh: NDArray[np.float64]
 ) -> tuple[tuple[int, int], NDArray[np.uint8]]:
-    """Return the corner and the pixels of the grown box; what lies beyond is not looked at."""
+    """Return the corner and the pixels of the grown box; pixels beyond it are ignored."""
     x, y, w, h = box_xywh
     grow = BOX_GROWTH + 0.1
     top, left = max(int(y - grow * h), 0), max(int(x - grow * w), 0)

@@ -46,7 +46,7 @@ def draw_scene(rng: np.random.Generator, kind: str) -> tuple[npt.NDArray[np.uint
         canvas = (canvas + texture(rng, size, rng.uniform(0, 1, 3), rng.uniform(0, 1, 3))) / 2
     masks: list[Mask] = []
     for _ in range(int(rng.integers(*NUM_OBJECTS))):
-        coverage = place_object(rng, size, masks)
+        coverage = add_object(rng, size, masks)
         if coverage is None:
             continue
         colour = distinct_colour(rng, [ground, other])
@@ -66,7 +66,7 @@ def is_textured(rng: np.random.Generator, kind: str) -> bool:
     return kind == "texture" or (kind == "both" and rng.uniform() < 0.5)
 
 
-def place_object(rng: np.random.Generator, size: int, earlier: list[Mask]) -> Floats | None:
+def add_object(rng: np.random.Generator, size: int, earlier: list[Mask]) -> Floats | None:
     """Return the share of each pixel that an object covers; None where there is no room."""
     for _ in range(PLACEMENT_TRIES):
         coverage = draw_coverage(rng, size)

@@ -35,6 +35,7 @@ FRAGMENTS = {
 }
 # By the first words of a command, the longest that fit.
 NOT_RUN = {
+    "make install": "installs what this test runs in",
     "make demo": "installs; .ci/check_demo.py runs it in a fresh clone",
     "make test": "it is what runs this",
     "pip install": "installs into the environment of this test",
@@ -44,11 +45,11 @@ NOT_RUN = {
     "docker buildx": "needs a registry",
     "kubectl": "needs a cluster",
     "aws": "needs AWS's client and a bucket",
-    "python -m pipelines run retrain -p store=models/nuclei ...": "'...' stands for the data",
-    "python -m pipelines submit": "needs Kubeflow Pipelines",
-    "python -m pipelines schedule": "needs Kubeflow Pipelines",
-    "python -m pipelines promote --store s3://models/nuclei": "needs a store with versions",
-    "python -m pipelines lineage s3://": "needs a store with versions",
+    "mal pipelines run retrain -p store=models/nuclei ...": "'...' stands for the data",
+    "mal pipelines submit": "needs Kubeflow Pipelines",
+    "mal pipelines schedule": "needs Kubeflow Pipelines",
+    "mal pipelines promote --store s3://models/nuclei": "needs a store with versions",
+    "mal pipelines lineage s3://": "needs a store with versions",
     "docs/measure_points.sh shared/data/coco_open": "needs photographs that are not in git",
 }
 # By the first words of a command: options that end it early, as the documents explain them.
@@ -56,8 +57,8 @@ SHORTENED = {
     "mal train": "train.max_steps=2",
     "mal train    -e recipe:coco": "train.max_steps=2 train.cached_crops=16",
     "mal automl": "--trials 1 train.max_steps=2",
-    "python -m pipelines run auto_label": "-p overrides=train.max_steps=2",
-    "python -m pipelines run tune": "-p trials=1 -p overrides=train.max_steps=2",
+    "mal pipelines run auto_label": "-p overrides=train.max_steps=2",
+    "mal pipelines run tune": "-p trials=1 -p overrides=train.max_steps=2",
     "docs/measure_points.sh DEMO": "train.max_steps=2",
     "python docs/sample_scenes.py": "--boxes 10",
 }

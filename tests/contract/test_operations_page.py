@@ -9,10 +9,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 # Those that one row covers (`job.SETTING must ...`), and those of a command's own arguments.
-EXEMPT = {"mal/cluster/rules.py", "mal/cluster/settings_file.py", "mal/lifecycle/lineage_graph.py"}
+EXEMPT = {"mal/cluster/rules.py", "mal/cluster/settings_file.py", "mal/lineage/graph.py"}
 SOURCES = [
     path
-    for pattern in ("mal/cluster/*", "mal/lifecycle/*", "mal/stages/tune*", "pipelines/_cluster*")
+    for pattern in ("mal/cluster/*", "mal/registry/*", "mal/steps/*", "pipelines/_cluster*")
     for path in sorted(REPOSITORY.glob(f"{pattern}.py"))
     if str(path.relative_to(REPOSITORY)) not in EXEMPT
 ]

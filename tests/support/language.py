@@ -53,16 +53,11 @@ EVERYWHERE = (
     _word("settles?|settled|settling", "decide, register_and_promote"),
     _word("refusals?", "API error"),
     _word("takes? along|taken along", "delete"),
-    _word(
-        "at a look|looked at|looks? at|looking at|looked for|look for",
-        "read, check, inspect, search",
-    ),
-    _word("comes? out|came out|ends? well|end badly", "succeed, fail"),
+    _word("at a look", "at a glance"),
+    _word("ends? well|end badly", "succeed, fail"),
     _word("no worse", "within `miou_margin` of"),
     _word("what it is about|what is about", "the artifact it describes"),
     _word("is let go|lets go|let go", "releases"),
-    _word("somebody|nobody", "the subject's name: a caller, a process, no program"),
-    _word("meanwhile", "in the meantime: say between which two events"),
     _word("hears?|heard", "receive, read"),
     _word("whereof|thereof|wherein|thereby|hitherto|alike", "plain words"),
     _rule(
