@@ -31,7 +31,7 @@ PIXEL_CENTRE = 0.5
 def sample_object(
     mask_HW: NDArray[np.uint8], box_xywh: NDArray[np.float64], num_points: int, seed: list[int]
 ) -> list[list[float]]:
-    """Return [x, y, label] of an object; fewer where no position is far enough from the boundary."""
+    """Return [x, y, label] points; fewer if no position is far enough from the boundary."""
     rng = np.random.default_rng(seed)
     (top, left), region_HW = _cut_around(mask_HW, box_xywh)
     box_xywh = box_xywh - [left, top, 0, 0]

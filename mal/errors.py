@@ -25,6 +25,9 @@ EXTRA_BY_PACKAGE = {
 }
 
 
+EXIT_USER_ERROR = 2
+
+
 class MalError(Exception):
     """A failure that the user can mend; the message says how."""
 

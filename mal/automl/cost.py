@@ -1,4 +1,4 @@
-"""What one trial costs, from a few measured steps."""
+"""Estimates the cost of a trial from a few measured steps."""
 
 from __future__ import annotations
 
@@ -21,16 +21,7 @@ _POLL_INTERVAL_S = 0.1
 
 @dataclass(frozen=True)
 class TrialCost:
-    """The cost of a whole trial.
-
-    Attributes:
-        num_epochs: Of one trial; its validation follows each.
-        num_steps: Of one trial.
-        step_s: Measured.
-        validation_s: Of one validation, from the measured time of some boxes.
-        start_s: Of the process before its first step.
-        device: On which it was measured.
-    """
+    """The estimated cost of a whole trial; `start_s` is the time before its first step."""
 
     num_epochs: int
     num_steps: int
@@ -41,26 +32,26 @@ class TrialCost:
 
     @property
     def trial_s(self) -> float:
-        """Wall time of one trial that comes to its end."""
+        """Wall time of a trial that is not ended early; it validates after each epoch."""
         return self.start_s + self.num_steps * self.step_s + self.num_epochs * self.validation_s
 
     def as_json(self) -> dict[str, float | int | str]:
-        """Return plain values, as a study keeps them."""
+        """Return plain values."""
         return dataclasses.asdict(self)
 
 
 def measure_cost(
     spec: ExperimentSpec, variables: Mapping[str, str], check_stop: Callable[[], None]
 ) -> TrialCost:
-    """Train for a few steps in a process, as a trial would, and throw the result away.
+    """Train a few steps in a process like that of a trial, and discard the result.
 
     Args:
-        spec: Of a trial.
-        variables: Of the process.
-        check_stop: Raises when the search is to end.
+        spec: The spec of a trial.
+        variables: Environment variables of the process.
+        check_stop: Raises when the search must stop.
 
     Raises:
-        MalError: No trial could be trained, or none could be measured.
+        MalError: The training failed or could not be measured.
     """
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mal-cost-") as name:

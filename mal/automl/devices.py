@@ -1,4 +1,4 @@
-"""The devices of this machine, shared among the trials that run at a time."""
+"""Divides the devices of this machine among parallel trials."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from mal.spec.experiment import ExperimentSpec
 
 @dataclass(frozen=True)
 class Slot:
-    """What one trial at a time gets.
-
-    Attributes:
-        variables: Of its process.
-        overrides: Of its spec.
-    """
+    """Environment variables and spec overrides that give a trial its devices."""
 
     variables: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
@@ -30,15 +25,15 @@ NO_SLOT = Slot()
 def share_devices(
     spec: ExperimentSpec, num_parallel: int, environ: Mapping[str, str]
 ) -> list[Slot]:
-    """Return a slot for each trial that may run at a time.
+    """Return a slot for each parallel trial.
 
     Args:
-        spec: The experiment; each trial takes its `train.num_gpus` devices.
-        num_parallel: Wanted; 0: as many as there are GPUs for, on CPUs one.
-        environ: Of this process.
+        spec: The experiment; each trial uses `train.num_gpus` devices.
+        num_parallel: Number of parallel trials; 0 uses all GPUs, or runs one trial on CPUs.
+        environ: Environment of this process.
 
     Raises:
-        SpecError: There are not so many devices.
+        SpecError: There are not enough devices.
     """
     import torch
 
@@ -57,7 +52,7 @@ def _cpu_slots(per_trial: int, num_parallel: int, num_cores: int) -> list[Slot]:
         return [NO_SLOT]
     _require(num_parallel, num_cores // per_trial, f"{num_cores} cores", per_trial)
     threads = str(max(1, num_cores // (num_parallel * per_trial)))
-    return [Slot({"OMP_NUM_THREADS": threads, **_own_port(place)}) for place in range(num_parallel)]
+    return [Slot({"OMP_NUM_THREADS": threads, **_own_port(i)}) for i in range(num_parallel)]
 
 
 def _gpu_slots(per_trial: int, num_parallel: int, names: list[str]) -> list[Slot]:
@@ -67,12 +62,12 @@ def _gpu_slots(per_trial: int, num_parallel: int, names: list[str]) -> list[Slot
     return [
         Slot(
             {
-                "CUDA_VISIBLE_DEVICES": ",".join(names[place * per_trial :][:per_trial]),
-                **_own_port(place),
+                "CUDA_VISIBLE_DEVICES": ",".join(names[index * per_trial :][:per_trial]),
+                **_own_port(index),
             },
             (f"train.gpu_ids={list(range(per_trial))}",),
         )
-        for place in range(wanted)
+        for index in range(wanted)
     ]
 
 
@@ -84,6 +79,6 @@ def _require(wanted: int, most: int, have: str, per_trial: int) -> None:
         )
 
 
-def _own_port(place: int) -> dict[str, str]:
-    """Let the processes of one trial meet where no other trial's do."""
-    return {"MASTER_PORT": str(DEFAULT_MASTER_PORT + place)}
+def _own_port(index: int) -> dict[str, str]:
+    """Give the processes of a trial a rendezvous port of their own."""
+    return {"MASTER_PORT": str(DEFAULT_MASTER_PORT + index)}

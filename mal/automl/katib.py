@@ -1,4 +1,4 @@
-"""A search on Katib in the terms of a search here: its space, its algorithm, its trials."""
+"""Converts a search to Katib's terms (space, algorithm) and Katib's trials back to records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ALGORITHMS = {Algorithm.BAYESIAN: "tpe", Algorithm.RANDOM: "random"}
 
 
 def katib_search(space: Sequence[Parameter], settings: SearchSettings) -> KatibSearch:
-    """Return what Katib is asked for.
+    """Return the search in Katib's terms.
 
-    Katib ends no trial early here, so that each costs a whole training: by default there are five.
+    No trial ends early on Katib, so that each costs a whole training; the default is five trials.
 
     Raises:
-        SpecError: With everything that Katib does not have.
+        SpecError: Lists everything that Katib does not support.
     """
     budget, problems = settings.budget, []
     if settings.algorithm not in _ALGORITHMS:
@@ -65,12 +65,12 @@ def _katib_parameter(parameter: Parameter) -> KatibParameter:
 
 
 def values_of(trial: KatibTrial) -> dict[str, Value]:
-    """Return the values of a trial, which Katib keeps as texts, as the spec reads them."""
+    """Return the values of a trial, parsed from Katib's strings as the spec parses them."""
     return {key: parse_yaml(text, key) for key, text in trial.values.items()}
 
 
 def records_of(trials: Sequence[KatibTrial]) -> list[TrialRecord]:
-    """Return Katib's trials as records, in the order in which they were made."""
+    """Return Katib's trials as records, in the order of their creation."""
     ends: Mapping[str, TrialEnd] = {
         "Succeeded": TrialEnd.COMPLETE, "EarlyStopped": TrialEnd.PRUNED, "": TrialEnd.RUNNING,
     }  # fmt: skip
@@ -89,7 +89,7 @@ def records_of(trials: Sequence[KatibTrial]) -> list[TrialRecord]:
 
 
 def study_of(space: Sequence[Parameter], records: Sequence[TrialRecord]) -> optuna.Study:
-    """Return a study in memory with the complete trials, to draw them."""
+    """Return an in-memory study of the complete trials, for the plots."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     study.add_trials([_frozen(space, r) for r in records if r.end is TrialEnd.COMPLETE])

@@ -15,12 +15,12 @@ _END_ORDER = (
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return complete trials by their mIoU, then those ended early, then those without figures."""
+    """Return complete trials by mIoU, then those that ended early, then those without a metric."""
     return sorted(records, key=lambda r: (_END_ORDER.index(r.end), -(r.mean_iou or 0.0), r.number))
 
 
 def leaderboard_csv(records: Sequence[TrialRecord]) -> str:
-    """Return a line a trial, the best first; trial 0 is the baseline."""
+    """Return one line per trial, the best first; trial 0 is the baseline."""
     keys = list(records[0].values) if records else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -49,12 +49,12 @@ def markdown_from_csv(text: str) -> str:
 
 
 def short_value(value: Any) -> str:
-    """Write a value as people read it."""
+    """Return a value for display."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def values_text(values: Mapping[str, Any]) -> str:
-    """Write the values of a trial on one line."""
+    """Return the values of a trial on one line."""
     return ", ".join(f"{key}={short_value(value)}" for key, value in values.items())
 
 

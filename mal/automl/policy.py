@@ -1,7 +1,7 @@
-"""Whether a request to train goes to the AutoML search or trains plainly.
+"""Decides whether a training request starts an AutoML search or a plain training.
 
-The policy belongs to a run and to what routes it; the packaged metadata only say what is possible.
-`mal train` and the component `train` never ask: they train plainly.
+The policy is a setting of the run; the packaged metadata only state what is possible. `mal train`
+and the component `train` always train plainly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEARCHED_KEY = "automl_default_parameters"
 
 
 class Policy(StrEnum):
-    """What a run asks for."""
+    """The AutoML policy of a run."""
 
     AUTO = "auto"
     ON = "on"
@@ -37,7 +37,7 @@ class Policy(StrEnum):
 
 
 class Route(StrEnum):
-    """Where a train request goes."""
+    """The route of a training request."""
 
     SEARCH = "search"
     PLAIN = "plain"
@@ -49,7 +49,7 @@ class AutoMLSupport:
 
     Attributes:
         automl_enabled: The switch in `skill_info.yaml`.
-        problems: Why the search cannot run: a sentence for each unusable file.
+        problems: Why the search cannot run, one sentence per unusable file.
     """
 
     automl_enabled: bool
@@ -63,12 +63,11 @@ class AutoMLSupport:
 
 @dataclass(frozen=True)
 class RouteDecision:
-    """Where a request goes, and why.
+    """The route of a request.
 
     Attributes:
-        route: Search or plain training.
-        policy: As resolved from the explicit value and the request's words.
-        reason: One line for people and logs.
+        policy: The policy after parsing the explicit value and the text of the request.
+        reason: One line for the log.
     """
 
     route: Route
@@ -82,9 +81,9 @@ def decide_route(
     """Decide between the search and plain training, for this run only.
 
     Args:
-        policy: `automl_policy`; an explicit on or off beats the request's words. True and False
-            are YAML's reading of on and off.
-        request: What the person wrote, if anything.
+        policy: `automl_policy`; on and off override the text of the request. YAML parses them as
+            True and False.
+        request: The text of the request, or ''.
         support: What the packaged metadata allow.
 
     Raises:
@@ -92,8 +91,8 @@ def decide_route(
     """
     given = _policy_from(policy)
     resolved, source = given, f"automl_policy is {given}"
-    if given is Policy.AUTO and (wish := parse_automl_intent(request)) is not None:
-        resolved = Policy.ON if wish else Policy.OFF
+    if given is Policy.AUTO and (intent := parse_automl_intent(request)) is not None:
+        resolved = Policy.ON if intent else Policy.OFF
         source = f"the request turns AutoML {resolved}"
     if resolved is Policy.OFF:
         return RouteDecision(Route.PLAIN, resolved, f"training plainly: {source}")
@@ -121,7 +120,7 @@ def _policy_from(value: str | bool | None) -> Policy:
 
 
 def packaged_automl_support(root: Traversable | None = None) -> AutoMLSupport:
-    """Read from the packaged metadata whether the search can run; never raise for what is missing.
+    """Read from the packaged metadata whether a search can run; a missing file is no error.
 
     Args:
         root: The metadata folder; None is the one packaged with `mal`.
@@ -144,7 +143,7 @@ def _read_mapping(
     parse: Callable[[str], Any],
     problems: list[str],
 ) -> dict[Any, Any] | None:
-    """Return a file's content, or add to the problems why there is none."""
+    """Return a file's content, or add a problem."""
     try:
         content = parse(folder.joinpath(name).read_text(encoding="utf-8"))
     except FileNotFoundError:

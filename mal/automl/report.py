@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a search: Optuna's own plots, and all trials.
+"""A self-contained HTML report of a search: Optuna's plots and all trials.
 
-The page fetches nothing and runs no script: plotly alone would weigh more than the 3 MB that
-Kubeflow's viewer shows well, so the plots are Optuna's of matplotlib, as SVG.
+The page loads nothing and runs no script. plotly alone exceeds the 3 MB that Kubeflow's viewer
+handles well, so the plots are Optuna's matplotlib plots, as SVG.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIGURE_NAME = "validation mIoU"
+METRIC_NAME = "validation mIoU"
 MIN_TRIALS_TO_DRAW = 2
 TEMPLATE = "report.html.j2"
 
@@ -43,7 +43,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot as a data URI, or why there is none."""
+    """A plot as a data URI, or the reason why it could not be drawn."""
 
     title: str
     caption: str
@@ -57,7 +57,7 @@ def write_search_report(
     study: optuna.Study,
     *,
     has_baseline: bool,
-    facts: Mapping[str, str],
+    details: Mapping[str, str],
     warning: str = "",
 ) -> None:
     """Write the page.
@@ -65,10 +65,10 @@ def write_search_report(
     Args:
         path: The HTML file.
         records: All trials.
-        study: That the plots are drawn of.
-        has_baseline: Whether trial 0 has the values that were there before.
-        facts: What the page is about, by name.
-        warning: What stands above everything else.
+        study: The study for the plots.
+        has_baseline: Whether trial 0 is the baseline.
+        details: Settings and data of the search, by title.
+        warning: Shown above everything else.
     """
     best, baseline = best_of(records), records[0] if records and has_baseline else None
     num_complete = sum(record.end is TrialEnd.COMPLETE for record in records)
@@ -86,7 +86,7 @@ def write_search_report(
         "header": header,
         "rows": [[_short_cell(cell) for cell in row] for row in rows],
         "plots": list(_plots(study)) if num_complete >= MIN_TRIALS_TO_DRAW else [],
-        "facts": facts,
+        "details": details,
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mal.automl", "."),
@@ -101,13 +101,13 @@ def write_search_report(
 def _plots(study: optuna.Study) -> Iterator[Plot]:
     from optuna.visualization import matplotlib as drawing
 
-    def of_figure(draw: Callable[..., Axes]) -> Callable[[], Axes]:
-        return lambda: draw(study, target_name=FIGURE_NAME)
+    def with_metric_name(draw: Callable[..., Axes]) -> Callable[[], Axes]:
+        return lambda: draw(study, target_name=METRIC_NAME)
 
     def learning_curves() -> Axes:
         axes = drawing.plot_intermediate_values(study)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(FIGURE_NAME)
+        axes.set_ylabel(METRIC_NAME)
         return axes
 
     def importances() -> Axes:
@@ -117,41 +117,40 @@ def _plots(study: optuna.Study) -> Iterator[Plot]:
     yield _draw(
         "History",
         "Each complete trial, and the best so far.",
-        of_figure(drawing.plot_optimization_history),
+        with_metric_name(drawing.plot_optimization_history),
     )
     yield _draw(
         "Learning curves",
-        "Validation mIoU after each epoch; trials that end before the others were ended early.",
+        "Validation mIoU after each epoch; a shorter curve is a trial that was ended early.",
         learning_curves,
     )
     yield _draw(
         "Importance of the settings",
-        "Which settings tell the best trials from all (PED-ANOVA).",
+        "How much each setting separates the best trials from all trials (PED-ANOVA).",
         importances,
     )
     yield _draw(
         "Parallel coordinates",
-        "A line a complete trial, darker where the masks are better.",
-        of_figure(drawing.plot_parallel_coordinate),
+        "One line per complete trial, darker for a higher mIoU.",
+        with_metric_name(drawing.plot_parallel_coordinate),
     )
 
 
 def _draw(title: str, caption: str, draw: Callable[[], Any]) -> Plot:
-    """Draw a plot, or say why there is nothing to see in it."""
+    """Draw a plot; without enough variation, return the reason instead."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     with warnings.catch_warnings(), mpl.rc_context(_STYLE):
-        warnings.simplefilter("ignore")  # that it is experimental
+        warnings.simplefilter("ignore")  # Optuna marks these plots as experimental
         try:
             axes = draw()
-            axes.set_title("")  # the page has its own
-            figure = axes.figure
+            axes.set_title("")  # the page has a title
             text = io.StringIO()
-            figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        except (ValueError, RuntimeError) as error:  # all trials are alike
+            axes.figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+        except (ValueError, RuntimeError) as error:  # all trials have equal values
             return Plot(title, caption, "", str(error))
         finally:
             plt.close("all")

@@ -1,7 +1,7 @@
 """Optuna's samplers and pruners for each algorithm.
 
-A sampler is made for one trial and seeded by the search's seed and the trial's number, so that a
-search that was interrupted and goes on tries what it would have tried.
+Each trial has its own sampler, seeded by the search's seed and the trial's number, so that a
+resumed search tries the same values as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def distribution_of(parameter: Parameter) -> BaseDistribution:
-    """Return a parameter as Optuna has it."""
+    """Return a parameter as an Optuna distribution."""
     if isinstance(parameter, Options):
         return CategoricalDistribution(parameter.values)
     if parameter.is_whole:
@@ -46,7 +46,7 @@ def distribution_of(parameter: Parameter) -> BaseDistribution:
 
 
 def suggest(trial: Trial, parameter: Parameter) -> Any:
-    """Let the sampler choose a parameter's value for a trial; asked again, it answers the same."""
+    """Return the sampler's value of a parameter for a trial; repeated calls return the same."""
     key, known = parameter.key, distribution_of(parameter)
     match known:
         case IntDistribution():
@@ -61,7 +61,7 @@ def suggest(trial: Trial, parameter: Parameter) -> Any:
 def sampler_for(
     algorithm: Algorithm, space: Sequence[Parameter], *, seed: int, trial_number: int
 ) -> BaseSampler:
-    """Return what chooses the values of one trial."""
+    """Return the sampler of one trial."""
     own_seed = int(np.random.SeedSequence([seed, trial_number]).generate_state(1)[0])
     odds = {
         parameter.key: parameter.weights
@@ -74,9 +74,9 @@ def sampler_for(
 
 
 def pruner_for(algorithm: Algorithm, epochs_per_trial: int) -> BasePruner:
-    """Return what ends trials early, by their validation mIoU after each epoch.
+    """Return the pruner, which ends trials early by their validation mIoU after each epoch.
 
-    The median is not asked during the first third of a trial, while rates and losses warm up.
+    The median pruner is off during the first third of a trial, while rates and losses warm up.
     """
     match algorithm:
         case Algorithm.HYPERBAND | Algorithm.BOHB:
@@ -88,7 +88,7 @@ def pruner_for(algorithm: Algorithm, epochs_per_trial: int) -> BasePruner:
 
 
 class BaselineSampler(RandomSampler):
-    """Gives the values of the baseline."""
+    """Returns the values of the baseline."""
 
     def __init__(self, baseline: Mapping[str, Any]) -> None:
         super().__init__(seed=0)
@@ -105,7 +105,7 @@ class BaselineSampler(RandomSampler):
 
 
 class _WeightedOptions:
-    """Options of parameters, drawn by their weights."""
+    """Draws the options of parameters by their weights."""
 
     def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
         self._odds = odds
@@ -115,7 +115,7 @@ class _WeightedOptions:
         return param_name in self._odds
 
     def draw(self, param_name: str, distribution: BaseDistribution) -> Any:
-        """Return one of the options."""
+        """Return a random option."""
         assert isinstance(distribution, CategoricalDistribution)
         weights = self._odds[param_name]
         chances = np.asarray(weights) / sum(weights)
@@ -142,7 +142,7 @@ class _WeightedRandomSampler(RandomSampler):
 
 
 class _WeightedTPESampler(TPESampler):
-    """Draws options by their weights until there is something to learn from."""
+    """Draws options by their weights until TPE has enough trials."""
 
     def __init__(self, odds: Mapping[str, Sequence[float]], seed: int) -> None:
         super().__init__(n_startup_trials=NUM_RANDOM_TRIALS, seed=seed)

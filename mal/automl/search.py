@@ -1,7 +1,7 @@
-"""The search on one machine: starts trials, ends the hopeless ones early, keeps the best.
+"""The search on one machine: starts trials, prunes them, keeps the best.
 
-Optuna chooses the values and says which trials are hopeless; `mal train` trains each of them in a
-process of its own. The search only watches.
+Optuna chooses the values and decides which trials to prune; `mal train` trains each trial in its
+own process. The search only watches.
 """
 
 from __future__ import annotations
@@ -43,19 +43,17 @@ log = logging.getLogger(__name__)
 BEST_SPEC_FILE = "best_spec.yaml"
 LEADERBOARD_FILE = "leaderboard.csv"
 POLL_INTERVAL_S = 0.1
-MAX_REFUSALS_IN_A_ROW = 25
+MAX_INVALID_IN_A_ROW = 25
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search before anything of it has started.
+    """A search before it starts.
 
     Attributes:
-        folder: Of its results, local.
+        folder: The local results folder.
         base: The spec whose keys are varied.
-        space: What is varied.
-        settings: What was asked for.
-        slots: One for each trial at a time.
+        slots: One for each parallel trial.
     """
 
     folder: Path
@@ -66,12 +64,12 @@ class SearchPlan:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """The base spec's own values of what is varied."""
+        """The base spec's values of the searched keys."""
         return {parameter.key: value_of(self.base, parameter.key) for parameter in self.space}
 
     @property
     def identity_values(self) -> dict[str, Any]:
-        """All that decides what the trials are, by name; the budget may change, and the data."""
+        """Everything that determines the trials, by name, except the budget and the data."""
         settings = self.settings
         return {
             **identity_values(self.base, is_measured=True),
@@ -84,24 +82,22 @@ class SearchPlan:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of it."""
+        """A digest of `identity_values`."""
         text = json.dumps(self.identity_values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def trial_spec(
         self, values: Mapping[str, Any], folder: Path, slot: Slot = NO_SLOT
     ) -> ExperimentSpec:
-        """Return the spec of a trial.
-
-        It validates after each epoch, so that hopeless trials are seen.
+        """Return the spec of a trial, which validates after each epoch for the pruner.
 
         Raises:
-            SpecError: The values do not go together.
+            SpecError: The spec's rules forbid this combination of values.
         """
         is_baseline = dict(values) == self.baseline
         overrides = [
             "train.validation_interval=1",
-            # The same for every trial: the first one measures it.
+            # Equal for all trials; the baseline measures it.
             *([] if is_baseline else ["evaluate.training_free=false"]),
             *self.settings.trial_overrides,
             *slot.overrides,
@@ -120,17 +116,17 @@ class _Running:
     trial: Trial
     slot: Slot
     process: TrialProcess
-    figures: list[float] = field(default_factory=list)
+    mean_ious: list[float] = field(default_factory=list)
 
 
 class Search:
     """Runs the trials of a plan until the budget is spent.
 
     Args:
-        plan: What to search.
-        study: Its memory.
-        cost: Of one trial.
-        on_finished: Called after each trial, when the results in the folder are those so far.
+        plan: The search.
+        study: Stores the trials.
+        cost: The cost of one trial.
+        on_finished: Called after each trial, when the folder has the results so far.
     """
 
     def __init__(
@@ -149,13 +145,13 @@ class Search:
         self._started_s = time.monotonic()
 
     def run(self, stop: StopRequest) -> None:
-        """Run to the end of the budget, or until a stop is asked for; then trials can go on later.
+        """Run until the budget is spent or a stop is requested; a later call resumes the trials.
 
         Raises:
-            Interrupted: A stop was asked for.
+            Interrupted: A stop was requested.
         """
         if self.study.records():
-            publish_so_far(self.plan, self.study)  # killed before it could
+            publish_so_far(self.plan, self.study)  # an earlier call may have been killed before it
         waiting = self.study.unfinished()
         with stop.deferring():
             try:
@@ -165,7 +161,7 @@ class Search:
                     if not self._running:
                         return
                     for running in list(self._running):
-                        self._look_at(running)
+                        self._check(running)
                     if stop.received is not None:
                         break
                     time.sleep(POLL_INTERVAL_S)
@@ -182,7 +178,7 @@ class Search:
         return 0 < self.budget.minutes <= minutes
 
     def _may_start(self) -> bool:
-        """Whether the budget has room for a whole trial more; the baseline always has."""
+        """Whether the budget allows another whole trial; the baseline is always allowed."""
         records = [r for r in self.study.records() if r.end is not TrialEnd.REFUSED]
         if not records:
             return True
@@ -197,13 +193,13 @@ class Search:
         )
 
     def _next(self) -> tuple[Trial, dict[str, Any]]:
-        """Return a new trial whose values go together.
+        """Return a new trial with a combination of values that the spec's rules allow.
 
         Raises:
-            SpecError: Hardly any do.
+            SpecError: Too many combinations in a row are forbidden.
         """
         problem = ""
-        for _ in range(MAX_REFUSALS_IN_A_ROW):
+        for _ in range(MAX_INVALID_IN_A_ROW):
             trial, values = self.study.ask()
             try:
                 self.plan.trial_spec(values, self.plan.folder)
@@ -213,8 +209,8 @@ class Search:
                 continue
             return trial, values
         raise SpecError(
-            f"searched keys must go together, got {MAX_REFUSALS_IN_A_ROW} combinations in a row "
-            f"that do not. Change --range: {problem}"
+            f"searched keys must have valid combinations, got {MAX_INVALID_IN_A_ROW} invalid ones "
+            f"in a row. Change --range: {problem}"
         )
 
     def _start(self, trial: Trial, values: Mapping[str, Any]) -> None:
@@ -227,26 +223,27 @@ class Search:
         name = "baseline" if trial.number == 0 else "trial"
         log.info("%s %d starts: %s", name, trial.number, values_text(values))
 
-    def _look_at(self, running: _Running) -> None:
+    def _check(self, running: _Running) -> None:
         code, trial = running.process.poll(), running.trial
-        for epoch, mean_iou in running.process.new_figures():
-            running.figures.append(mean_iou)
+        for epoch, mean_iou in running.process.new_metrics():
+            running.mean_ious.append(mean_iou)
             log.info("trial %d epoch %d: mIoU=%.4f", trial.number, epoch, mean_iou)
-            is_hopeless = self.study.should_prune(trial, epoch, mean_iou)
-            if is_hopeless and epoch < self.epochs_per_trial:
+            is_pruned = self.study.should_prune(trial, epoch, mean_iou)
+            if is_pruned and epoch < self.epochs_per_trial:
                 running.process.end()
-                self.study.prune(trial, f"ended after epoch {epoch}: others were better by then")
+                self.study.prune(trial, f"ended after epoch {epoch}: other trials were better then")
                 self._finish(running)
                 return
         if code is None and trial.number > 0 and self._is_time_over():
             running.process.end()
-            self.study.prune(trial, "ended: the time of the search was over")
+            self.study.prune(trial, "ended: the time limit of the search was reached")
             self._finish(running)
-        elif code == 0 and running.figures:
-            self.study.complete(trial, max(running.figures))
+        elif code == 0 and running.mean_ious:
+            self.study.complete(trial, max(running.mean_ious))
             self._finish(running)
         elif code is not None:
-            self.study.fail(trial, running.process.failure() if code else "nothing was measured")
+            reason = running.process.failure() if code else "no validation was measured"
+            self.study.fail(trial, reason)
             self._finish(running)
 
     def _finish(self, running: _Running) -> None:
@@ -260,7 +257,7 @@ class Search:
 
 
 def publish_so_far(plan: SearchPlan, study: SearchStudy) -> None:
-    """Write the leaderboard and the best trial's spec, link its weights, delete those of others."""
+    """Write leaderboard and best spec, link the best weights, delete those of other trials."""
     records, best = study.records(), study.best()
     for record in records:
         is_over = record.end is not TrialEnd.RUNNING

@@ -1,4 +1,4 @@
-"""What a search is asked for: how to choose values, and how much it may cost."""
+"""Settings of a search: algorithm, searched keys and budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_NUM_TRAININGS = 5
 
 
 class Algorithm(StrEnum):
-    """How the next values are chosen, and which trials are ended early."""
+    """How values are chosen, and which trials are pruned."""
 
     BAYESIAN = "bayesian"
     RANDOM = "random"
@@ -25,13 +25,13 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that a search may cost; 0 does not limit.
+    """Limits of a search; 0 does not limit.
 
     Attributes:
-        num_trials: Trials, with the baseline.
-        minutes: Wall time of one call. No trial is started after it, and those that run, but for
-            the baseline, are ended.
-        num_epochs: Epochs of all trials together; no trial is started that might exceed it.
+        num_trials: Number of trials, including the baseline.
+        minutes: Wall time of one call. After it no trial starts, and running trials except the
+            baseline are ended.
+        num_epochs: Epochs of all trials together; no trial starts that could exceed it.
     """
 
     num_trials: int = 0
@@ -39,10 +39,7 @@ class Budget:
     num_epochs: int = 0
 
     def resolved(self, epochs_per_trial: int) -> Budget:
-        """Return the budget itself, or the default one where it limits nothing.
-
-        The default is 10 trials, and no more epochs than 5 plain trainings have.
-        """
+        """Return the budget; if it has no limit, 10 trials and the epochs of 5 plain trainings."""
         if self.num_trials or self.minutes or self.num_epochs:
             return self
         return Budget(
@@ -50,16 +47,16 @@ class Budget:
         )
 
     def most_trials(self, epochs_per_trial: int) -> int:
-        """Return how many whole trials fit, time aside; 0 for no limit. The baseline always fits.
+        """Return how many whole trials fit, ignoring the time limit; 0 for no limit.
 
-        Trials that are ended early leave room for more.
+        The baseline always fits. Pruned trials leave budget for more.
         """
         by_epochs = max(1, self.num_epochs // epochs_per_trial) if self.num_epochs else 0
         limits = [limit for limit in (self.num_trials, by_epochs) if limit]
         return min(limits, default=0)
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return the limits as text."""
         parts = []
         if self.num_trials:
             parts.append(f"{self.num_trials} trials")
@@ -72,16 +69,14 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """One search.
+    """Settings of one search.
 
     Attributes:
-        algorithm: How it searches.
-        keys: What it varies; none: the schema's `automl_default_parameters`.
+        keys: Searched keys; empty for the schema's `automl_default_parameters`.
         ranges: `KEY=RANGE`, see `mal.automl.space`.
-        trial_overrides: `key=value` of the trials alone, such as a shorter training.
-        budget: Its limits.
-        num_parallel: Trials at a time; 0: as many as the devices allow.
-        seed: Of the choice of values.
+        trial_overrides: `key=value` only for the trials, such as a shorter training.
+        num_parallel: Parallel trials; 0 for as many as the devices allow.
+        seed: Seed of the choice of values.
 
     Raises:
         SpecError: With all problems found.
@@ -122,5 +117,5 @@ def algorithm_from(name: str) -> Algorithm:
         return Algorithm(name.strip().lower())
     except ValueError:
         raise SpecError(
-            f"algorithm must be a known one, got {name}. Use one of {', '.join(Algorithm)}."
+            f"algorithm must be one of {', '.join(Algorithm)}, got {name}. Choose one of these."
         ) from None

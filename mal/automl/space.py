@@ -1,8 +1,8 @@
-"""What a search varies: each key with its interval or its options, from the schema of `mal train`.
+"""The search space: the interval or options of each searched key, from the schema of `mal train`.
 
-A user's range beats the schema's: `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log`, `KEY=LOW:HIGH:STEP`, or
-`KEY=OPTION,OPTION@WEIGHT`. The conditions between keys are the loader's: a combination that it
-refuses is never trained.
+A range of the user overrides that of the schema: `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log`,
+`KEY=LOW:HIGH:STEP`, or `KEY=OPTION,OPTION@WEIGHT`. The loader checks the rules between keys; a
+combination that it rejects is never trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mal.spec.sources import parse_yaml
 Value = float | int | str | bool
 
 _RANGE_FORMS = "LOW:HIGH, LOW:HIGH:log, LOW:HIGH:STEP or OPTION,OPTION"
-# TAO's schema lets them vary; a search needs them the same in all trials.
+# TAO's schema declares ranges for them, but all trials of a search need equal values.
 _RUN_KEYS = frozenset(
     {"dataset.type", "dataset.num_workers_per_gpu", "dataset.load_mask"}
     | {"train.num_gpus", "train.num_nodes", "train.seed", "train.num_epochs"}
@@ -36,11 +36,9 @@ class Interval:
 
     Attributes:
         key: Dotted key of the spec.
-        low: Least value.
-        high: Greatest value.
-        is_log: Whether each decade gets as many values as the next.
-        is_whole: Whether only whole numbers are tried.
-        step: Distance of the values from `low`; 0: any.
+        is_log: Whether values are drawn on a log scale.
+        is_whole: Whether only whole numbers are drawn.
+        step: Values are `low` plus multiples of it; 0 for any value.
     """
 
     key: str
@@ -51,14 +49,14 @@ class Interval:
     step: float = 0
 
     def contains(self, value: Any) -> bool:
-        """Whether a value lies on it."""
+        """Whether the interval, with its step, contains the value."""
         if not is_number(value) or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / self.step if self.step else 0.0
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return the range as text."""
         scale = ", log scale" if self.is_log else f", step {self.step:g}" if self.step else ""
         return f"{self.low:g} to {self.high:g}{scale}"
 
@@ -69,8 +67,7 @@ class Options:
 
     Attributes:
         key: Dotted key of the spec.
-        values: Those that are tried.
-        weights: Odds of each while nothing has been learned.
+        weights: Relative probability of each value before the algorithm has enough trials.
     """
 
     key: str
@@ -82,11 +79,11 @@ class Options:
         return any(type(value) is type(option) and value == option for option in self.values)
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return the options as text."""
         odds = self.weights if len(set(self.weights)) > 1 else ()
         words = [yaml_text(value) for value in self.values]
         return ", ".join(
-            f"{word} (weight {odds[place]:g})" if odds else word for place, word in enumerate(words)
+            f"{word} (weight {odds[index]:g})" if odds else word for index, word in enumerate(words)
         )
 
 
@@ -96,22 +93,22 @@ Parameter = Interval | Options
 def build_search_space(
     schema: Mapping[str, Any], keys: Sequence[str] = (), ranges: Sequence[str] = ()
 ) -> tuple[Parameter, ...]:
-    """Return what the search varies.
+    """Return the searched keys with their ranges.
 
     Args:
-        schema: Of the spec of `mal train`.
-        keys: What to vary; none: the schema's `automl_default_parameters`.
-        ranges: `KEY=RANGE` each; a key that is not among `keys` is added.
+        schema: The schema of `mal train`'s spec.
+        keys: Searched keys; empty for the schema's `automl_default_parameters`.
+        ranges: `KEY=RANGE`; a key that is not among `keys` is added.
 
     Raises:
-        SpecError: With every key that cannot be searched, and every range that cannot be used.
+        SpecError: Lists every key that cannot be searched and every invalid range.
     """
     problems: list[str] = []
     given = dict(_split_range(text, problems) for text in ranges)
     wanted = [_full_key(key, problems) for key in keys or schema["automl_default_parameters"]]
     space: list[Parameter] = []
     for key in dict.fromkeys([*wanted, *given]):
-        problem = _refusal(schema, key) if key else None
+        problem = _reason_not_searched(schema, key) if key else None
         if problem:
             problems.append(problem)
         elif key:
@@ -133,7 +130,7 @@ def value_of(spec: ExperimentSpec, key: str) -> Any:
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
-    """Write values as the `key=value` of a command line."""
+    """Return values as `key=value` overrides."""
     return [
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in values.items()
@@ -149,7 +146,7 @@ def _split_range(text: str, problems: list[str]) -> tuple[str, str]:
 
 
 def _full_key(key: str, problems: list[str]) -> str:
-    """Return the dotted key that an alias or a shorthand stands for; '' for none."""
+    """Return the dotted key of an alias or a shorthand; '' for an unknown one."""
     several = SHORTHANDS.get(key, (ALIASES.get(key, key),))
     for name in several:  # batch_size is train.batch_size first
         if name in _SETTINGS:
@@ -165,13 +162,13 @@ def _described(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return dict(described)
 
 
-def _refusal(schema: Mapping[str, Any], key: str) -> str | None:
+def _reason_not_searched(schema: Mapping[str, Any], key: str) -> str | None:
     """Return why a key is not searched, or None."""
     described = _described(schema, key)
     if described.get("type") == "array":
         reason = "it is a list, and single values are searched"
     elif key in schema["automl_disabled_parameters"] or key in _RUN_KEYS:
-        reason = "it says where, how long or on what a trial runs, not how it learns"
+        reason = "it sets where, how long or on what a trial runs, not how it learns"
     elif key.partition(".")[0] not in ("dataset", "model", "train"):
         reason = "training does not depend on it"
     elif described.get("type") not in ("number", "integer", "boolean") and "enum" not in described:
@@ -232,10 +229,10 @@ def _options_from(key: str, words: str) -> Options:
 
 
 def _checked(key: str, text: str) -> Any:
-    """Return the value that a text stands for.
+    """Parse a value of a key.
 
     Raises:
-        SpecError: The spec would not take it.
+        SpecError: The spec does not allow the value.
     """
     hint, facts = _SETTINGS[key]
     value, rule = convert_value(parse_yaml(text, key), hint, facts)

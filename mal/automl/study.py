@@ -1,7 +1,7 @@
-"""The file of a search: every trial's values, figures and end, in one SQLite file.
+"""Stores every trial's values, metrics and result in one SQLite file.
 
-Each change is one transaction, so that a search that is killed loses no finished trial. A trial
-that was running then is found running again, and goes on under its number.
+Each change is one transaction, so that a killed search loses no finished trial. A trial that was
+running is found as running and resumed under its number.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from mal.errors import SpecError
 STUDY_FILE = "study.db"
 STUDY_NAME = "mal"
 
-# Version 0.1.0 wrote another one, of all keys, as "fingerprint": its searches go on unchecked here.
+# Version 0.1.0 wrote another digest, of all keys, as "fingerprint": not checked here.
 _FINGERPRINT, _VALUES, _REASON, _REFUSED = "identity", "values", "reason", "is_refused"
 
 
 class SearchStudy:
-    """Asks for values, takes figures, and remembers.
+    """Chooses the values of trials and records their metrics.
 
     Args:
-        folder: Of the search; the study file lies in it.
-        algorithm: How to search.
-        space: What to vary.
-        baseline: The searched keys' values of trial 0.
-        epochs_per_trial: Of a whole trial.
-        seed: Of the choice of values.
-        fingerprint: Of all that makes this search itself.
+        folder: Folder of the search, which has the study file.
+        algorithm: Chooses values and prunes trials.
+        space: The searched keys.
+        baseline: Values of the searched keys in trial 0.
+        epochs_per_trial: Epochs of a trial that is not pruned.
+        seed: Seed of the choice of values.
+        fingerprint: Digest of everything that determines the trials.
 
     Raises:
         SpecError: The folder has the study of another search.
@@ -70,14 +70,14 @@ class SearchStudy:
         known = self.study.user_attrs.get(_FINGERPRINT, fingerprint)
         if known != fingerprint:
             raise SpecError(
-                f"results_dir must be that of the same search to go on, got another one's in "
-                f"{folder}. Choose another results_dir, or delete that folder."
+                f"results_dir must have the same search to resume it, got another one in {folder}. "
+                "Choose another results_dir, or delete that folder."
             )
         self.study.set_user_attr(_FINGERPRINT, fingerprint)
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Return a new trial and its values; the first one has the baseline's."""
-        self._place_sampler(len(self.study.get_trials(deepcopy=False)))
+        self._set_sampler(len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask()
         return trial, self._choose(trial)
 
@@ -85,12 +85,12 @@ class SearchStudy:
         """Return the trials that were running when an earlier call ended."""
         found = []
         for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            self._place_sampler(frozen.number)
+            self._set_sampler(frozen.number)
             trial = Trial(self.study, frozen._trial_id)
             found.append((trial, trial.user_attrs.get(_VALUES) or self._choose(trial)))
         return found
 
-    def _place_sampler(self, number: int) -> None:
+    def _set_sampler(self, number: int) -> None:
         self.study.sampler = (
             sampler_for(self.algorithm, self.space, seed=self.seed, trial_number=number)
             if number
@@ -98,7 +98,7 @@ class SearchStudy:
         )
 
     def _choose(self, trial: Trial) -> dict[str, Any]:
-        """Choose the values; a baseline's outside the range is used, but teaches nothing."""
+        """Choose the values; a baseline value outside the range is not given to Optuna."""
         values = dict(self.baseline)
         for parameter in self.space:
             if trial.number or parameter.contains(self.baseline[parameter.key]):
@@ -107,7 +107,7 @@ class SearchStudy:
         return values
 
     def should_prune(self, trial: Trial, epoch: int, mean_iou: float) -> bool:
-        """Take an epoch's figure; returns whether to end the trial. The baseline never is."""
+        """Record an epoch's mIoU; returns whether to prune the trial, never the baseline."""
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if epoch not in known:
             trial.report(mean_iou, epoch)
@@ -115,16 +115,16 @@ class SearchStudy:
         return trial.number > 0 and is_latest and trial.should_prune()
 
     def complete(self, trial: Trial, mean_iou: float) -> None:
-        """Record that a trial came to its end."""
+        """Record a finished trial."""
         self.study.tell(trial, mean_iou)
 
     def prune(self, trial: Trial, reason: str) -> None:
-        """Record that a trial was ended early."""
+        """Record a pruned trial."""
         trial.set_user_attr(_REASON, reason)
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: Trial, reason: str, *, is_refused: bool = False) -> None:
-        """Record why a trial failed, or why its values were never trained with."""
+        """Record why a trial failed, or why its values were rejected."""
         trial.set_user_attr(_REASON, reason)
         trial.set_user_attr(_REFUSED, is_refused)
         self.study.tell(trial, state=TrialState.FAIL)

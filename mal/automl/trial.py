@@ -1,4 +1,4 @@
-"""One trial: `mal train` in a process of its own, watched through the files that it writes."""
+"""A trial: `mal train` in its own process, observed through the files that it writes."""
 
 from __future__ import annotations
 
@@ -26,37 +26,31 @@ from mal.spec.load import write_experiment_yaml
 SPEC_FILE = "spec.yaml"
 LOG_FILE = "log.txt"
 TRIAL_MODULE = "mal.stages.trial"
-FIGURE = "val_mIoU"
+METRIC = "val_mIoU"
 
 _END_GRACE_S = 30.0
 
 
 def trial_folder(search_folder: Path, number: int) -> Path:
-    """Return the result folder of a trial."""
+    """Return the results folder of a trial."""
     return search_folder / "trials" / f"{number:04d}"
 
 
 def start_process(
     arguments: Sequence[str], variables: Mapping[str, str], log_file: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    """Start `mal.stages.trial`, which ends with this process: nothing trains on unwatched."""
+    """Start `mal.stages.trial`, which ends with this process, so that no trial runs unattended."""
     return subprocess.Popen(
         [sys.executable, "-m", TRIAL_MODULE, *arguments],
         env={**os.environ, **variables, PARENT_VARIABLE: str(os.getpid())},
         stdout=log_file,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches the search alone, which passes it on
+        start_new_session=True,  # Ctrl-C reaches only the search, which forwards it
     )
 
 
 class TrialProcess:
-    """A running trial.
-
-    Args:
-        folder: Of the trial.
-        spec: What it trains; its results go to `folder`.
-        variables: Of the process, beside this one's.
-    """
+    """A running trial; `variables` are added to the environment of this process."""
 
     def __init__(self, folder: Path, spec: ExperimentSpec, variables: Mapping[str, str]) -> None:
         self.folder = folder
@@ -69,17 +63,17 @@ class TrialProcess:
         """Return the exit code, or None while it runs."""
         return self._process.poll()
 
-    def new_figures(self) -> Iterator[tuple[int, float]]:
+    def new_metrics(self) -> Iterator[tuple[int, float]]:
         """Yield epoch and validation mIoU of each epoch that was not yielded before."""
         path = self.folder / EPOCH_METRICS_FILE
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             record = json.loads(line)
-            if record["epoch"] > self._last_epoch and FIGURE in record:
+            if record["epoch"] > self._last_epoch and METRIC in record:
                 self._last_epoch = record["epoch"]
-                yield record["epoch"], record[FIGURE]
+                yield record["epoch"], record[METRIC]
 
     def end(self) -> None:
-        """Let it write a checkpoint and end."""
+        """Stop the process after it has written a checkpoint."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -89,7 +83,7 @@ class TrialProcess:
         self._process.wait()
 
     def failure(self) -> str:
-        """Return in one line why it failed."""
+        """Return the reason of the failure in one line."""
         code = self._process.returncode
         if code < 0:
             hint = " Did it run out of memory?" if -code == signal.SIGKILL else ""
@@ -99,13 +93,13 @@ class TrialProcess:
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """Delete the weights of a trial that is not the best; its figures stay."""
+    """Delete the weights of a trial that is not the best; its metrics stay."""
     for path in folder.glob("mal_model_*.pth"):
         path.unlink(missing_ok=True)
 
 
 def keep_linked_checkpoints(folder: Path) -> None:
-    """Delete the weights that neither `best` nor `latest` stands for."""
+    """Delete the weights that neither `best` nor `latest` links to."""
     links = [folder / BEST_CHECKPOINT, folder / LATEST_CHECKPOINT]
     kept = {*links, *(link.resolve() for link in links)}
     for path in folder.glob("mal_model_*.pth"):

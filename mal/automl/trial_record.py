@@ -1,7 +1,4 @@
-"""What is known of one trial.
-
-Whoever only reads results needs no Optuna: a pipeline's train step imports this to train plainly.
-"""
+"""The record of a trial, without Optuna: a pipeline's train step reads it to train plainly."""
 
 from __future__ import annotations
 
@@ -23,16 +20,15 @@ class TrialEnd(StrEnum):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the study, or Katib, has it.
+    """A trial of the study, or of Katib.
 
     Attributes:
         number: 0 is the baseline.
-        end: How it ended.
-        values: Of the searched keys.
-        mean_iou: Its best validation mIoU, or None before the first.
-        num_epochs: Measured epochs.
-        duration_s: From its start to its end; 0 while it runs.
-        reason: Why it failed, was refused, or was ended early.
+        values: Values of the searched keys.
+        mean_iou: The best validation mIoU; None before the first validation.
+        num_epochs: Number of measured epochs.
+        duration_s: 0 while the trial runs.
+        reason: Why the trial failed, was rejected, or was pruned.
     """
 
     number: int

@@ -437,7 +437,7 @@ class InferenceSpec(PredictionSpec):
     img_dir: str = setting("", "Their images: folder, archive or s3://.", is_popular=True)
     label_dump_path: str = setting(
         "instances_val2017_mal.json",
-        "Output file; relative paths lie in the result folder.",
+        "Output file; relative paths lie in the results folder.",
         is_popular=True,
     )
     load_mask: bool = setting(False, "Keep true masks for the report.")
@@ -452,7 +452,7 @@ class ExportSpec:
     )
     onnx_file: str = setting(
         "mal_model.onnx",
-        "Output; relative paths lie in the result folder. Another NAME.onnx comes with NAME.json, "
+        "Output; relative paths lie in the results folder. Another NAME.onnx comes with NAME.json, "
         "NAME_encoder.onnx and NAME_decoder.onnx.",
     )
     opset_version: int = setting(

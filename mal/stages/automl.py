@@ -1,4 +1,4 @@
-"""`mal automl`: search the settings of a training on this machine."""
+"""`mal automl`: searches the settings of a training on this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from mal.stages.run_identity import (
     RunIdentity,
     RunRecord,
     code_versions,
-    describe_refusal,
+    describe_conflict,
     differences,
 )
 from mal.stages.written_files import require_inputs_kept, results_uri
@@ -63,7 +63,7 @@ _STUDY_FILE = "study.db"
 _RESTORED = (
     RUN_FILE, EXPERIMENT_FILE, _STUDY_FILE, "cost-*.json", STATUS_FILE, "trials/*",
 )  # fmt: skip
-# All that a search writes; what says whose it is goes last.
+# Everything that a search writes. What identifies the run is removed last.
 _SEARCH_FILES = (
     LATEST_CHECKPOINT, BEST_CHECKPOINT, "trials/*", _STUDY_FILE, "cost-*.json", "leaderboard.csv",
     "best_spec.yaml", REPORT_FILE, MANIFEST_FILE, EXPERIMENT_FILE, STATUS_FILE, RUN_FILE,
@@ -75,17 +75,16 @@ class SearchResult:
     """A finished search.
 
     Attributes:
-        results_dir: Folder of everything below (local, or the local twin of an s3:// one).
-        best_trial: Number of the best trial; 0: the baseline was not beaten.
-        best_values: Of the searched keys.
+        results_dir: Folder of the files below (for s3:// its local copy).
+        best_trial: Number of the best trial; 0 is the baseline.
+        best_values: Values of the searched keys.
         best_mean_iou: Validation mIoU of the best trial's best epoch.
-        baseline_mean_iou: The same of the baseline; None where it failed.
+        baseline_mean_iou: Validation mIoU of trial 0; None if it failed.
         checkpoint: `mal_model_best.pth`.
         best_spec: The spec with the best values, for `mal train`.
-        leaderboard: A line a trial, CSV.
-        report: One self-contained page.
-        num_trials: In all.
-        warning: That the best model is not better than what needs no training; '' if it is.
+        leaderboard: CSV, one line per trial.
+        report: A self-contained HTML page.
+        warning: Why the best model is not useful; '' if it is.
     """
 
     results_dir: Path
@@ -105,7 +104,7 @@ class SearchResult:
         return load_spec("train", self.best_spec)
 
     def lines(self) -> Iterator[str]:
-        """Yield what `mal automl` prints: the figures first, the place of the results last."""
+        """Yield the lines that `mal automl` prints: metrics first, the results folder last."""
         yield f"mIoU={self.best_mean_iou:.4f}"
         if self.baseline_mean_iou is not None:
             yield f"baseline_mIoU={self.baseline_mean_iou:.4f}"
@@ -118,14 +117,14 @@ class SearchResult:
 
 
 def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
-    """Search; the same call again goes on where it was stopped, or with a larger budget further on.
+    """Search; the same call again resumes a stopped search, or extends it to a larger budget.
 
     Trials train on `dataset.train_*` and are ranked by their mIoU on `dataset.val_*`.
 
     Raises:
         SpecError: A key cannot be searched, or there are no masks to rank trials by.
         MissingExtraError: Optuna is not installed.
-        MalError: No trial could be trained, or none came to its end.
+        MalError: No trial finished.
     """
     require_optuna()
     spec = _with_plain_seed(spec)
@@ -156,10 +155,10 @@ def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
 
 
 def require_optuna() -> None:
-    """Check that what a search needs is installed.
+    """Check that the packages of a search are installed.
 
     Raises:
-        MissingExtraError: It is not.
+        MissingExtraError: One is not.
     """
     for package in ("optuna", "matplotlib"):
         if importlib.util.find_spec(package) is None:
@@ -170,7 +169,7 @@ def search_uri(spec: ExperimentSpec) -> str:
     """Return the results folder of a search.
 
     Raises:
-        SpecError: The spec names none.
+        SpecError: The spec has no `results_dir`.
     """
     if not spec.results_dir:
         raise SpecError("results_dir must be set, got ''. Write results_dir=FOLDER.")
@@ -183,9 +182,9 @@ def _search(
     from mal.automl.search import Search
     from mal.automl.study import SearchStudy
 
-    tell_space(plan)
+    log_space(plan)
     cost = _cost(plan, stop)
-    tell_budget(plan, cost)
+    log_budget(plan, cost)
     study = SearchStudy(
         plan.folder,
         algorithm=plan.settings.algorithm,
@@ -205,8 +204,8 @@ def _search(
     return study
 
 
-def tell_space(plan: SearchPlan) -> None:
-    """Say what is varied, before anything starts."""
+def log_space(plan: SearchPlan) -> None:
+    """Log what the search varies."""
     log.info("searching with %s (seed %d):", plan.settings.algorithm, plan.settings.seed)
     for parameter in plan.space:
         own = plan.baseline[parameter.key]
@@ -214,8 +213,8 @@ def tell_space(plan: SearchPlan) -> None:
         log.info("  %s: %s; baseline %s%s", parameter.key, parameter.describe(), own, outside)
 
 
-def tell_budget(plan: SearchPlan, cost: TrialCost) -> None:
-    """Say how many trials there may be, and how long they take."""
+def log_budget(plan: SearchPlan, cost: TrialCost) -> None:
+    """Log how many trials the budget allows, and how long they take."""
     budget = plan.settings.budget.resolved(cost.num_epochs)
     log.info(
         "a trial: %d epochs, %d steps of %.3g s and validations of %.3g s, about %s on %s",
@@ -230,7 +229,7 @@ def tell_budget(plan: SearchPlan, cost: TrialCost) -> None:
         else ""
     )
     log.info(
-        "budget: %s, %d at a time%s. Trials that are ended early leave room for more.",
+        "budget: %s, %d at a time%s. Trials that end early leave budget for more.",
         budget.describe(), at_a_time, worth,
     )  # fmt: skip
 
@@ -243,7 +242,7 @@ def _time_text(seconds: float) -> str:
 
 
 def _cost(plan: SearchPlan, stop: StopRequest) -> TrialCost:
-    """Measure what a trial costs, once a search."""
+    """Measure the cost of a trial; kept for the whole search."""
     path = plan.folder / f"cost-{plan.fingerprint[:12]}.json"
     if path.exists():
         return TrialCost(**json.loads(path.read_text(encoding="utf-8")))
@@ -264,7 +263,7 @@ def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
         reasons = [f"trial {record.number}: {record.reason}" for record in records[:3]]
         raise MalError(
             f"search must finish a trial, got none of {len(records)} ({'; '.join(reasons)}). "
-            "Mend that, choose another results_dir and search again."
+            "Fix the cause, choose another results_dir and search again."
         )
     assert best.mean_iou is not None
     return SearchResult(
@@ -283,7 +282,7 @@ def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
 
 
 def _usefulness_warning(folder: Path, best_trial: int) -> str:
-    """Compare the best trial with the baselines, some of which only trial 0 measured."""
+    """Compare the best trial with the baselines; some are measured only by trial 0."""
     first, best = (
         metrics_of_best_epoch(trial_folder(folder, number) / EPOCH_METRICS_FILE)
         for number in (0, best_trial)
@@ -295,7 +294,7 @@ def _write_report(plan: SearchPlan, study: SearchStudy, warning: str) -> None:
     from mal.automl.report import write_search_report
 
     settings = plan.settings
-    facts = {
+    details = {
         "algorithm": settings.algorithm.value,
         "seed": str(settings.seed),
         "searched": "; ".join(f"{p.key}: {p.describe()}" for p in plan.space),
@@ -308,7 +307,7 @@ def _write_report(plan: SearchPlan, study: SearchStudy, warning: str) -> None:
         study.records(),
         study.study,
         has_baseline=True,
-        facts=facts,
+        details=details,
         warning=warning,
     )
 
@@ -317,7 +316,7 @@ def _write_report(plan: SearchPlan, study: SearchStudy, warning: str) -> None:
 def _recording(
     plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool
 ) -> Iterator[StatusLog]:
-    """Record the search as every action is recorded."""
+    """Record the search like every action: status, manifest, upload."""
     results.adopt_remote_state()
     results.restore(_RESTORED)
     record = _claim(plan, results, may_overwrite=may_overwrite)
@@ -339,7 +338,7 @@ def _recording(
 
 
 def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> RunRecord:
-    """Make the folder this search's; an earlier one goes on, or goes.
+    """Claim the folder for this search: resume the same search, or remove another one.
 
     Raises:
         SpecError: The folder has another search, or a training.
@@ -354,7 +353,7 @@ def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> 
         if known.identity.action != ACTION or (
             (results.path / _STUDY_FILE).exists() and not may_overwrite
         ):
-            raise SpecError(describe_refusal(results.uri, changed))
+            raise SpecError(describe_conflict(results.uri, changed))
         log.warning("removing the search of %s in %s", known.started, results.uri)
         results.remove(_SEARCH_FILES)
     record = RunRecord(asked, inputs, code=(code_versions(),))
@@ -363,7 +362,7 @@ def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> 
 
 
 def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
-    """Describe what the trials read; what cannot be fetched, a trial says so."""
+    """Describe what the trials read; a trial reports what cannot be fetched."""
     keys = {**data_uris("train", spec), WEIGHTS_KEY: spec.train.pretrained_model_path}
     for key, uri in keys.items():
         with contextlib.suppress(MalError):
@@ -375,7 +374,7 @@ def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
 
 
 def _record_of_earlier_version(folder: Path, asked: RunIdentity) -> RunRecord | None:
-    """Return what a search of version 0.1.0, which wrote no `run.json`, says of itself."""
+    """Reconstruct the record of a search of version 0.1.0, which wrote no `run.json`."""
     if not (folder / _STUDY_FILE).exists() or not (folder / EXPERIMENT_FILE).exists():
         return None
     spec = load_spec("train", folder / EXPERIMENT_FILE)
@@ -392,7 +391,7 @@ def _kpi(mean_iou: float | None) -> dict[str, float | None]:
 
 
 def _with_plain_seed(spec: ExperimentSpec) -> ExperimentSpec:
-    """Give all trials one seed: they are to differ by what is searched."""
+    """Give all trials the same seed, so that they differ only in the searched keys."""
     if spec.train.seed >= 0:
         return spec
     return dataclasses.replace(spec, train=dataclasses.replace(spec.train, seed=0))

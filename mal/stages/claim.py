@@ -1,4 +1,4 @@
-"""Claim a results folder for a training: go on with its run, refuse, or start anew."""
+"""Claims a results folder for a training: resume its run, refuse it, or start a new run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mal.stages.run_identity import (
     RunIdentity,
     RunRecord,
     code_versions,
-    describe_refusal,
+    describe_conflict,
     differences,
 )
 from mal.stages.session import Session
@@ -40,7 +40,8 @@ from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
-# All that a training writes; what says whose it is goes last, so that a kill in between is seen.
+# Everything that a training writes. What identifies the run is removed last: a kill in between
+# leaves a folder that is recognised.
 TRAINING_FILES = (
     LATEST_CHECKPOINT,
     BEST_CHECKPOINT,
@@ -61,7 +62,7 @@ TRAINING_FILES = (
     STATUS_FILE,
     RUN_FILE,
 )
-_NO_CHECKPOINT = "an earlier run in this folder left no checkpoint; what it left is removed"
+_NO_CHECKPOINT = "an earlier run in this folder left no checkpoint; removing its files"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Claim:
     """A results folder that belongs to the training.
 
     Attributes:
-        spec: As it was asked for, with the run's own weights where it goes on without naming them.
-        record: What `run.json` says.
-        inputs: uri and digest by spec key, as they are now.
+        spec: The requested spec; the run's own weights are added if it resumes without naming them.
+        record: The content of `run.json`.
+        inputs: URI and digest by spec key, as they are now.
     """
 
     spec: ExperimentSpec
@@ -79,15 +80,11 @@ class Claim:
     inputs: Inputs
 
     def started(self, spec: ExperimentSpec) -> RunRecord:
-        """Return the record of the run once a try of it starts to train.
-
-        Args:
-            spec: In use.
-        """
+        """Return the record of the run when an attempt with the spec in use starts to train."""
         code = self.record.code
         if not code or code[-1] != code_versions():
             code = (*code, code_versions())
-        # Weights that are not needed any more need not be there any more.
+        # Weights that the run needs no more may have been deleted: keep their recorded digest.
         inputs = {
             key: self.record.inputs[key]
             if set(facts) == {"uri"} and self.record.inputs.get(key, {}).get("uri") == facts["uri"]
@@ -105,22 +102,22 @@ def claim_folder(
     inputs: Inputs,
     require_startable: Callable[[], None],
 ) -> Claim:
-    """Make the folder this training's, on the rank that writes; `run.json` is there afterwards.
+    """Claim the folder for a training and write `run.json`; called on the rank that writes.
 
     Args:
-        session: Of the training.
-        spec: As it was asked for.
-        asked: Its identity.
-        inputs: uri and digest by spec key.
-        require_startable: Checks what can fail before an earlier run's results are removed.
+        session: The training's session.
+        spec: The requested spec.
+        asked: The identity of the requested run.
+        inputs: URI and digest by spec key.
+        require_startable: Raises what would fail at the start, before an earlier run is removed.
 
     Raises:
-        SpecError: The folder has another run.
-        ArtifactError: Its checkpoint cannot be read.
+        SpecError: The folder belongs to another run.
+        ArtifactError: The folder's checkpoint cannot be read.
     """
     known, checkpoint = RunRecord.read(session.path), _any_checkpoint(session.path)
     may_overwrite = spec.train.overwrite
-    # Never kept: whoever starts from this spec would empty another folder with it.
+    # Never recorded: a run that starts from this spec must not empty another folder.
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
     if known is None and checkpoint is not None:
         known = record_of_checkpoint(
@@ -141,7 +138,7 @@ def claim_folder(
             )
         if checkpoint is not None:
             if not may_overwrite:
-                raise SpecError(describe_refusal(session.results.uri, changed))
+                raise SpecError(describe_conflict(session.results.uri, changed))
             _require_start_outside(session, spec)
             require_startable()
             log.warning("train.overwrite: removing run %s of %s", known.run_id, known.started)
@@ -164,7 +161,7 @@ def _recorded(session: Session, claim: Claim) -> Claim:
 
 
 def _any_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that says most of the folder's run; None where there is none."""
+    """Return the checkpoint that identifies the folder's run best; None without one."""
     latest = folder / LATEST_CHECKPOINT
     if latest.exists():
         return latest
@@ -175,9 +172,9 @@ def _any_checkpoint(folder: Path) -> Path | None:
 def _with_known_weights(
     session: Session, spec: ExperimentSpec, asked: RunIdentity, inputs: Inputs, known: RunRecord
 ) -> tuple[ExperimentSpec, RunIdentity, Inputs]:
-    """Let a run that is told to go on from its own checkpoint leave out where it once began.
+    """Add the run's pretrained weights if it resumes from its own checkpoint without naming them.
 
-    So TAO's services start a job again: with `train.resume_training_checkpoint_path` of its own
+    TAO's services restart a run like this: with `train.resume_training_checkpoint_path` in its own
     folder, and without the pretrained model.
     """
     weights = known.identity.data.get(WEIGHTS_KEY)
@@ -192,15 +189,15 @@ def _with_known_weights(
 
 
 def _require_start_outside(session: Session, spec: ExperimentSpec) -> None:
-    """Check that the folder to empty has not what the training starts from.
+    """Check that the training does not start from a checkpoint of the folder to empty.
 
     Raises:
-        SpecError: It has.
+        SpecError: It does.
     """
     given = spec.train.resume_training_checkpoint_path
     if given and is_of_folder(spec, session.path, given):
         raise SpecError(
-            "train.resume_training_checkpoint_path must not lie in the folder that "
+            "train.resume_training_checkpoint_path must not be in the folder that "
             f"train.overwrite empties, got {given}. Choose another results_dir."
         )
 
@@ -209,8 +206,8 @@ def _warn_of_other_code(known: RunRecord) -> None:
     now = code_versions()
     if known.code and known.code[-1] != now:
         log.warning(
-            "going on with %s a run that was trained with %s: its weights may differ from those "
-            "of either alone", _name_versions(now), _name_versions(known.code[-1]),
+            "resuming with %s a run that was trained with %s: its weights may differ from those "
+            "of either version alone", _name_versions(now), _name_versions(known.code[-1]),
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Boxes for objects that have points only, before anything needs a box."""
+"""Estimates boxes for objects that have points only."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def with_estimated_boxes(
     settings: PredictionSettings,
     prior: SizePrior,
 ) -> ImageReader:
-    """Return the set with a box for every object; itself where all have one.
+    """Return the set with a box for every object; unchanged if all have one.
 
     Args:
-        model: Is asked.
-        reader: The set.
-        settings: How crops are cut.
-        prior: Of the set itself, or what the model was trained on where it has too few boxes.
+        model: Predicts the masks whose extents are the boxes.
+        reader: The data set.
+        settings: Settings of the crops.
+        prior: Box sizes of the set, or of the model's training set if the set has too few boxes.
     """
     estimates = estimate_boxes(model, reader, settings, prior)
     return reader.with_boxes(with_boxes(reader.boxes, estimates)) if estimates else reader
@@ -45,7 +45,7 @@ def estimate_boxes(
     settings: PredictionSettings,
     prior: SizePrior,
 ) -> Estimates:
-    """Return row and box of every object without one; of several ranks each asks for its share."""
+    """Return row and box of every object without one; each rank estimates its share."""
     rows = rows_without_box(reader.boxes)
     if not len(rows):
         return []
@@ -65,12 +65,12 @@ def estimate_boxes(
 
 
 def estimate_to_json(value: tuple[int, EstimatedBox]) -> list[Any]:
-    """Return plain values."""
+    """Return row, box and consistency as plain values."""
     row, estimate = value
     return [row, estimate.box_xywh.tolist(), estimate.consistency]
 
 
 def estimate_from_json(value: Sequence[Any]) -> tuple[int, EstimatedBox]:
-    """Undo `estimate_to_json`."""
+    """Return row and estimate from plain values."""
     row, box_xywh, consistency = value
     return int(row), EstimatedBox(np.array(box_xywh, dtype=np.float64), float(consistency))

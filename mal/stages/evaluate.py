@@ -65,7 +65,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         if reason:
             metrics["reason_unmeasured"] = f"dataset.val_ann_path cannot be measured by: {reason}"
         if baseline is not None:
-            metrics = metrics | _training_free_figures(baseline, reader, settings, section)
+            metrics = metrics | _training_free_metrics(baseline, reader, settings, section)
             metrics |= compare_with_baselines(metrics)
         result = EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
         if not session.is_first:
@@ -83,16 +83,16 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         )
         for warning in filter(None, (reason, usefulness_warning(metrics))):
             session.warn(warning)
-        figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-        session.status.write(Status.RUNNING, "evaluation finished", kpi=figures)
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        session.status.write(Status.RUNNING, "evaluation finished", kpi=numbers)
     return result
 
 
 def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingFreeModel:
-    """Return what the backbone's tokens give without training: what training has to beat.
+    """Return the training-free model of the backbone's tokens, the baseline of a training.
 
     Raises:
-        SpecError: There is no ViT to ask; better said before the model is measured than after.
+        SpecError: The model has no ViT. Checked before the model is measured.
     """
     backbone = getattr(loaded.model, "backbone", None)
     if not isinstance(backbone, ViTBackbone):
@@ -103,22 +103,22 @@ def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingF
     return TrainingFreeModel(backbone, device)
 
 
-def _training_free_figures(
+def _training_free_metrics(
     model: TrainingFreeModel,
     reader: ImageReader,
     settings: PredictionSettings,
     section: EvaluateSpec,
 ) -> dict[str, float | None]:
     measured = measure_model(model, reader, settings, section, name="baseline")
-    figures = measured.measurement.metrics
+    metrics = measured.measurement.metrics
     return {
-        "training_free_mIoU": figures["mIoU"],
-        "training_free_iou": figures["mean_iou_instances"],
+        "training_free_mIoU": metrics["mIoU"],
+        "training_free_iou": metrics["mean_iou_instances"],
     }
 
 
 def report_facts(loaded: LoadedModel, annotation_uri: str) -> dict[str, str]:
-    """Return what a report is about, by name."""
+    """Return the model and the data of a report, by title."""
     return {
         "Model": loaded.path.resolve().name,
         "Model sha256": sha256_of_file(loaded.path),

@@ -39,7 +39,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         SpecError: A key is missing.
         AnnotationError: The data set cannot be used.
         ArtifactError: The model cannot be loaded.
-        StorageError: The output cannot be written (found out before the work).
+        StorageError: The output cannot be written; checked before the prediction.
     """
     section = dataclasses.replace(
         spec.inference, checkpoint=checkpoint_of(spec.inference.checkpoint)
@@ -59,17 +59,17 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         masks = predict_rows(loaded.model, reader, rows, settings, "label")
         result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))
         if not session.is_first:
-            for _ in masks:  # every rank takes part until the last one
+            for _ in masks:  # every rank must predict its share to the end
                 pass
             return result
         with MaskSpool(reader.boxes, labels.parent) as spool:
             predicted = spool.fill(masks)
             write_labels(labels, reader.boxes, predicted)
-            figures = _figures(reader, predicted)
+            metrics = _metrics(reader, predicted)
             write_report(
                 session.path / REPORT_FILE,
                 title="Labels",
-                figures=figures,
+                figures=metrics,
                 boxes=reader.boxes,
                 masks=predicted,
                 ious=None,
@@ -77,14 +77,14 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
                 facts=report_facts(loaded, section.ann_path),
             )
         num_masks = predicted.num_not_empty
-        session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=figures)
+        session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=metrics)
     return result
 
 
 def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
-    """Return where the labels go; what would fail after hours of work fails here.
+    """Return the path of the labels, after checking that it can be written.
 
-    A path below the result folder may be given whole, as job inference does.
+    The name may include the results folder, as TAO's services give it.
     """
     name = label_dump_path.removeprefix(f"{results.uri.rstrip('/')}/")
     path = results.path / name
@@ -96,13 +96,12 @@ def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise StorageError(
-            f"inference.label_dump_path must lie in a folder that can be written, got {path}. "
-            "Choose another."
+            f"inference.label_dump_path must be in a writable folder, got {path}. Choose another."
         )
     return path
 
 
-def _figures(reader: ImageReader, masks: PredictedMasks) -> dict[str, float | None]:
+def _metrics(reader: ImageReader, masks: PredictedMasks) -> dict[str, float | None]:
     return {
         "num_images": len(reader.boxes.images),
         "num_boxes": len(masks),

@@ -1,6 +1,6 @@
-"""Predict every box of a set and measure: shared by validation and `mal evaluate`.
+"""Predicts and measures every box of a set, for validation and `mal evaluate`.
 
-Of several ranks each predicts its share of the boxes, and every one gets all masks.
+Each rank predicts its share of the boxes; every rank gets all masks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mal.stages.sharding import merge_shares, share_of
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """Predictions, one a box, and their measurement."""
+    """One predicted mask per box, and the measurement."""
 
     masks: list[InstanceMask]
     measurement: Measurement
@@ -41,7 +41,7 @@ def predict_rows(
     settings: PredictionSettings,
     name: str,
 ) -> Iterator[InstanceMask]:
-    """Yield a mask for each of these boxes, image by image, and show the progress."""
+    """Yield a mask for each row, image by image, with a progress bar."""
     rows = in_image_order(reader.boxes, rows)
     worker = Worker.current()
     mine = predict_masks(model, reader, share_of(rows, worker), settings)
@@ -57,7 +57,7 @@ def measure_model(
     *,
     name: str,
 ) -> MeasuredModel:
-    """Predict and measure the boxes inside the limits of `evaluate`."""
+    """Predict and measure the boxes within the limits of `evaluate`."""
     bounds = {"min_box_area": limits.min_box_area, "min_box_side": limits.min_box_side}
     rows = rows_to_measure(reader.boxes, **bounds)
     masks = list(predict_rows(model, reader, rows, settings, name))
@@ -66,10 +66,10 @@ def measure_model(
 
 
 def without_box_masks(reader: ImageReader) -> tuple[ImageReader, str]:
-    """Forget masks that are only the boxes: nothing can be measured by them.
+    """Drop masks that only repeat the boxes, which cannot measure a prediction.
 
     Returns:
-        The set, and why its masks were dropped; '' where they were not.
+        The set, and why its masks were dropped; '' if they were kept.
     """
     reason = reason_masks_are_boxes(reader.boxes)
     if not reason:

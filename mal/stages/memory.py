@@ -1,4 +1,4 @@
-"""When memory runs out: how it is recognised, what to try next, and how to say it."""
+"""Out of memory: recognises the error, chooses smaller settings, and writes the message."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ SMALLER_ARCH = {
 }
 CROP_KEY, ARCH_KEY, BATCH_KEY = "dataset.crop_size", "model.arch", "train.batch_size"
 
-# What libraries say that have no exception of their own for it.
+# Messages of libraries that raise a plain RuntimeError.
 _SIGNS = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 _AMOUNT = re.compile(r"allocate ([\d.]+ ?[A-Za-z]+)")
-_MAX_CHAIN = 16  # a chain may be a ring
+_MAX_CHAIN = 16  # a chain of causes may be circular
 _LARGER_DEVICE = "Use a device with more memory."
 
 Changes = Mapping[str, Any]
 MemoryKeys = tuple[int, str, int]
-"""Crop size (px), backbone, batch size: what the fallback changes."""
+"""Crop size (px), backbone and batch size, which the fallback changes."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA, PyTorch's CPU allocator or Python found no memory left.
+    """Whether CUDA, PyTorch's CPU allocator or Python ran out of memory.
 
-    A library may wrap that error in one of its own (the ONNX exporter does).
+    A library may wrap the error in one of its own, as the ONNX exporter does.
     """
     return _shortage_in(error) is not None
 
 
 def _shortage_in(error: BaseException | None) -> BaseException | None:
-    """Return the error that tells of memory, of one and those that it came from.
+    """Return the first out-of-memory error in the chain of causes.
 
-    Errors of ours and of the system, and an interruption, mean what they say themselves.
+    The search stops at errors of ours, of the system, and at interruptions: they have their own
+    meaning.
     """
     for _ in range(_MAX_CHAIN):
-        if error is None or _tells_of_memory(error):
+        if error is None or _is_shortage(error):
             return error
         if isinstance(error, MalError | OSError) or not isinstance(error, Exception):
             return None
@@ -61,7 +62,7 @@ def _shortage_in(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _tells_of_memory(error: BaseException) -> bool:
+def _is_shortage(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):  # a loader process could not be started
@@ -70,9 +71,9 @@ def _tells_of_memory(error: BaseException) -> bool:
 
 
 def smaller_training(spec: ExperimentSpec) -> dict[str, Any]:
-    """Return the next changes, by dotted key, that make training need less; {} if none is left.
+    """Return the next changes, by dotted key, that reduce memory; {} if none is left.
 
-    First smaller crops, then the smaller backbones of the family, then smaller batches.
+    First smaller crops, then smaller backbones of the family, then smaller batches.
     """
     crop_px, arch = spec.dataset.crop_size, spec.model.arch
     for step_px in CROP_STEPS_PX:
@@ -90,9 +91,9 @@ def smaller_training(spec: ExperimentSpec) -> dict[str, Any]:
 
 
 def fallback_of(spec: ExperimentSpec) -> ExperimentSpec | None:
-    """Return the spec that a training may go on with by itself.
+    """Return the spec of the automatic fallback.
 
-    None where nothing is left, or where weights were given that a smaller backbone cannot take.
+    None if nothing is left, or if the given weights do not fit a smaller backbone.
     """
     changes = smaller_training(spec)
     has_weights = spec.train.pretrained_model_path or spec.train.resume_training_checkpoint_path
@@ -102,7 +103,7 @@ def fallback_of(spec: ExperimentSpec) -> ExperimentSpec | None:
 
 
 def iterate_fallbacks(spec: ExperimentSpec) -> Iterator[ExperimentSpec]:
-    """Yield every spec that a training may come down to by itself, largest first."""
+    """Yield every spec of the automatic fallback, largest first."""
     smaller = fallback_of(spec)
     while smaller is not None:
         yield smaller
@@ -110,12 +111,12 @@ def iterate_fallbacks(spec: ExperimentSpec) -> Iterator[ExperimentSpec]:
 
 
 def memory_keys(spec: ExperimentSpec) -> MemoryKeys:
-    """Return the spec's values of what the fallback changes."""
+    """Return the values that the fallback changes."""
     return spec.dataset.crop_size, spec.model.arch, spec.train.batch_size
 
 
 def with_changes(spec: ExperimentSpec, changes: Changes) -> ExperimentSpec:
-    """Return the spec with other values of some `section.key`s."""
+    """Return the spec with the changed values."""
     for dotted_key, value in changes.items():
         section, _, key = dotted_key.partition(".")
         changed = dataclasses.replace(getattr(spec, section), **{key: value})
@@ -124,38 +125,37 @@ def with_changes(spec: ExperimentSpec, changes: Changes) -> ExperimentSpec:
 
 
 def name_changes(changes: Changes) -> str:
-    """Render changes as overrides of the command line."""
+    """Return the changes as overrides of the command line."""
     return " ".join(f"{key}={value}" for key, value in changes.items())
 
 
 def name_training_shortage(spec: ExperimentSpec, error: BaseException, device: torch.device) -> str:
-    """Say what ran out, where, and with which of the keys that decide it."""
-    place = f"{CROP_KEY} {spec.dataset.crop_size} and {BATCH_KEY} {spec.train.batch_size}"
-    return f"{name_shortage(error)} at {place} on {_device_of(error, device)}"
+    """Name the shortage, the settings that caused it, and the device."""
+    settings = f"{CROP_KEY} {spec.dataset.crop_size} and {BATCH_KEY} {spec.train.batch_size}"
+    return f"{name_shortage(error)} at {settings} on {_device_of(error, device)}"
 
 
 def training_shortage(
     spec: ExperimentSpec, error: BaseException, device: torch.device, checkpoint: str
 ) -> MemoryShortageError:
-    """Return the error that says what was too large and what to run next.
+    """Return the error that names what was too large and what to run next.
 
     Args:
-        spec: In use.
-        error: What the library raised.
-        device: Where the network was.
-        checkpoint: What the run has so far, '' for nothing; it is of the network in use.
+        spec: The spec in use.
+        error: The library's error.
+        device: The device of the network.
+        checkpoint: The run's latest checkpoint; '' for none.
     """
     found, changes = name_training_shortage(spec, error, device), smaller_training(spec)
-    wishes = [name_changes(changes)]
+    changed_settings = [name_changes(changes)]
     if ARCH_KEY in changes and spec.train.pretrained_model_path:
-        wishes.append("its weights as train.pretrained_model_path")
+        changed_settings.append("its weights as train.pretrained_model_path")
     if checkpoint and changes:  # a results folder belongs to one run
-        wishes.append("another train.results_dir")
+        changed_settings.append("another train.results_dir")
         if ARCH_KEY not in changes:
-            wishes.append(f"train.pretrained_model_path={checkpoint}")
-    remedy = (
-        " and ".join(wishes) if len(wishes) < 3 else f"{wishes[0]}, {wishes[1]} and {wishes[2]}"
-    )
+            changed_settings.append(f"train.pretrained_model_path={checkpoint}")
+    *others, last = changed_settings
+    remedy = f"{', '.join(others)} and {last}" if others else last
     can_fall_back = fallback_of(spec) is not None and not (checkpoint and ARCH_KEY in changes)
     is_alone = Worker.current().num_ranks == 1
     if can_fall_back and is_alone and not spec.train.oom_fallback:
@@ -167,7 +167,7 @@ def training_shortage(
 def prediction_shortage(
     action: str, spec: ExperimentSpec, error: BaseException, device: torch.device
 ) -> MemoryShortageError:
-    """Return the error of an action whose crop and backbone belong to its checkpoint."""
+    """Return the error of an action whose crop size and backbone are those of its checkpoint."""
     batch_size, device = getattr(spec, action).batch_size, _device_of(error, device)
     if batch_size > 1:
         remedy = f"Run again with {action}.batch_size={batch_size // 2}."
@@ -175,13 +175,13 @@ def prediction_shortage(
         remedy = "Run again with device=cpu."
     else:
         remedy = _LARGER_DEVICE
-    place = f" at {action}.batch_size {batch_size}" if batch_size > 0 else ""
-    found = f"{name_shortage(error)}{place} on {device}"
+    setting = f" at {action}.batch_size {batch_size}" if batch_size > 0 else ""
+    found = f"{name_shortage(error)}{setting} on {device}"
     return MemoryShortageError(f"{action} must fit into memory, got {found}. {remedy}")
 
 
 def name_shortage(error: BaseException) -> str:
-    """Return a few words of what a library says in many."""
+    """Summarise the error of a library."""
     text = str(_shortage_in(error) or error)
     name = "CUDA out of memory" if "CUDA" in text else "out of memory"
     amount = _AMOUNT.search(text)
@@ -189,14 +189,14 @@ def name_shortage(error: BaseException) -> str:
 
 
 def _device_of(error: BaseException, device: torch.device) -> torch.device:
-    """Return whose memory ran out: beside a GPU the loaders may lack that of the host."""
+    """Return the device whose memory ran out: with a GPU it may be the host, in a loader."""
     error = _shortage_in(error) or error
     is_host = isinstance(error, MemoryError | OSError) or "allocate memory" in str(error)
     return torch.device("cpu") if is_host else device
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more; PyTorch keeps CUDA memory for itself."""
+    """Release unreferenced memory; PyTorch caches CUDA memory otherwise."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

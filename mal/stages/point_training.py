@@ -1,9 +1,9 @@
 """Training on objects that have points only: their boxes are estimated before the run.
 
-A frozen pretrained ViT is asked what its tokens say (no training). Of any other network the one
-that the training goes on from is asked, or the teacher of a first run on the objects with boxes,
-half as long. What was estimated is kept in the result folder, so that a run that goes on learns
-from the same boxes; for another set it is estimated again.
+The estimate uses the tokens of a frozen pretrained ViT, without training. For any other network it
+uses the checkpoint that the training starts from, or the teacher of a first run on the objects
+with boxes, half as long. The estimates are kept in the results folder, so that a resumed run trains
+on the same boxes; for another data set they are computed again.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from mal.stages.estimation import (
     estimate_from_json,
     estimate_to_json,
 )
-from mal.stages.resume import Start, agree_on_start
+from mal.stages.resume import ResumePlan, broadcast_resume_plan
 from mal.training.trainer import TrainingRun, build_student, train_network
 
 log = logging.getLogger(__name__)
 
 FIRST_RUN_FOLDER = "box_estimation"
-# Of the demo's least consistent quarter the mean IoU with the real box is 0.53, of the others 0.79.
+# Demo set: the least consistent quarter has a mean IoU with the real box of 0.53, the others 0.79.
 UNCERTAIN_SHARE = 0.25
 
 
-def with_boxes_to_train_on(reader: ImageReader, start: Start, run: TrainingRun) -> ImageReader:
-    """Return the training set with estimated boxes; uncertain ones stay away.
+def with_boxes_to_train_on(reader: ImageReader, start: ResumePlan, run: TrainingRun) -> ImageReader:
+    """Return the training set with estimated boxes, without the uncertain ones.
 
     Raises:
-        AnnotationError: There is nothing to learn boxes from.
-        ArtifactError: The network to ask cannot be loaded.
+        AnnotationError: There is no box and no network to estimate boxes from.
+        ArtifactError: The network for the estimate cannot be loaded.
     """
     if not len(rows_without_box(reader.boxes)):
         return reader
@@ -68,22 +68,22 @@ def with_boxes_to_train_on(reader: ImageReader, start: Start, run: TrainingRun) 
 def most_certain(estimates: Estimates) -> Estimates:
     """Leave out the least consistent quarter, and objects of unreadable images.
 
-    A part and not a bound: networks differ in how sure they are of all they say.
+    A quantile rather than a threshold: the scale of the consistency differs between networks.
     """
     by_consistency = sorted(estimates, key=lambda value: value[1].consistency)
     certain = by_consistency[int(UNCERTAIN_SHARE * len(estimates)) :]
     return [(row, estimate) for row, estimate in certain if estimate.consistency > 0]
 
 
-def _kept_or_new_estimates(reader: ImageReader, start: Start, run: TrainingRun) -> Estimates:
-    """Return what was estimated for this very set, on every rank."""
+def _kept_or_new_estimates(reader: ImageReader, start: ResumePlan, run: TrainingRun) -> Estimates:
+    """Return the kept estimates of this data set, or new ones; the same on every rank."""
     path = run.folder / ESTIMATED_BOXES_FILE
     digest = _digest_of(reader.boxes)
     kept = value_of_first(_read_estimates(path, digest))
     if kept is not None:
         return [estimate_from_json(value) for value in kept]
     if path.exists():
-        log.warning("%s is broken, or of another training set: estimating its boxes again", path)
+        log.warning("%s is malformed or of another data set: estimating the boxes again", path)
         shutil.rmtree(run.folder / FIRST_RUN_FOLDER, ignore_errors=True)
         path.unlink()
     estimates = _estimate(reader, start, run)
@@ -94,7 +94,7 @@ def _kept_or_new_estimates(reader: ImageReader, start: Start, run: TrainingRun) 
 
 
 def _read_estimates(path: Path, digest: str) -> list[Any] | None:
-    """Return the kept estimates as JSON values; None where they are of another set, or broken."""
+    """Return the kept estimates as JSON values; None if malformed or of another data set."""
     try:
         content = json.loads(path.read_bytes())
         return list(content["estimates"]) if content["set_sha256"] == digest else None
@@ -103,7 +103,7 @@ def _read_estimates(path: Path, digest: str) -> list[Any] | None:
 
 
 def _digest_of(boxes: CocoBoxes) -> str:
-    """Return a digest of what the estimates of a set depend on: its boxes and points."""
+    """Digest what the estimates depend on: the boxes and points of the set."""
     points = boxes.points
     assert points is not None
     digest = hashlib.sha256()
@@ -114,8 +114,8 @@ def _digest_of(boxes: CocoBoxes) -> str:
     return digest.hexdigest()
 
 
-def _estimate(reader: ImageReader, start: Start, run: TrainingRun) -> Estimates:
-    """Ask the tokens of a frozen ViT, or a trained network."""
+def _estimate(reader: ImageReader, start: ResumePlan, run: TrainingRun) -> Estimates:
+    """Estimate boxes by the tokens of a frozen ViT, or by a trained network."""
     if start.spec.model.freeze_backbone and not is_hybrid(start.spec.model.arch):
         model: ProbabilityModel = _TokenModel(_frozen_backbone(start), run.device, start.spec)
         thresholds = [0.5]
@@ -138,7 +138,7 @@ def _estimate(reader: ImageReader, start: Start, run: TrainingRun) -> Estimates:
 
 
 class _TokenModel:
-    """The training-free prior as a probability model, not cut at the box that it was told."""
+    """The training-free prior as a probability model; its mask may leave the given box."""
 
     def __init__(self, backbone: ViTBackbone, device: torch.device, spec: ExperimentSpec) -> None:
         self.backbone = backbone.to(device).eval()
@@ -153,8 +153,8 @@ class _TokenModel:
         return prior_logits(tokens_BDhw, unit_box_B4.to(self.device), self.temperature).sigmoid()
 
 
-def _frozen_backbone(start: Start) -> ViTBackbone:
-    """Return the backbone that the training will have, a random one too."""
+def _frozen_backbone(start: ResumePlan) -> ViTBackbone:
+    """Return the backbone that the training will use, which may be random."""
     torch.manual_seed(start.spec.train.seed)
     checkpoint = read_checkpoint(start.resume_from) if start.resume_from else None
     backbone = build_student(start.spec, checkpoint, start.warm_from).backbone
@@ -162,8 +162,8 @@ def _frozen_backbone(start: Start) -> ViTBackbone:
     return backbone
 
 
-def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> Start:
-    """Train on the objects with boxes, for half of the run; returns where one may go on from."""
+def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> ResumePlan:
+    """Train on the objects with boxes for half of the run; returns the resulting checkpoint."""
     folder = run.folder / FIRST_RUN_FOLDER
     folder.mkdir(exist_ok=True)
     train = dataclasses.replace(
@@ -174,16 +174,16 @@ def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun)
     )
     wandb = dataclasses.replace(spec.wandb, enable=False)
     first_spec = dataclasses.replace(spec, train=train, wandb=wandb)
-    start = agree_on_start(first_spec, folder, has_shrunk=False)
-    log.info("training on the objects with boxes first, to find the boxes of the others")
+    start = broadcast_resume_plan(first_spec, folder, after_oom_fallback=False)
+    log.info("training on the objects with boxes first, to estimate the boxes of the others")
     first_run = dataclasses.replace(run, folder=folder, measure=None)
     train_network(reader, start.spec, first_run, start.resume_from)
     latest = folder / LATEST_CHECKPOINT if Worker.current().is_first else None
-    return Start(start.spec, resume_from=file_of_first(latest, folder))
+    return ResumePlan(start.spec, resume_from=file_of_first(latest, folder))
 
 
-def _trained_network(start: Start, boxes: CocoBoxes) -> MALNetwork:
-    """Return the teacher of the run that the start goes on from, else a trained student.
+def _trained_network(start: ResumePlan, boxes: CocoBoxes) -> MALNetwork:
+    """Return the teacher of the checkpoint to resume, else a trained student.
 
     Raises:
         AnnotationError: There is neither.

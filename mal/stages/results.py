@@ -1,4 +1,4 @@
-"""What the four actions return."""
+"""The results of the four actions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class TrainResult:
     """A finished training run.
 
     Attributes:
-        results_dir: Folder of everything below (local, or the local twin of an s3:// one).
+        results_dir: Folder of the files below (for s3:// its local copy).
         checkpoint: `mal_model_latest.pth`.
         best_checkpoint: `mal_model_best.pth`.
-        metrics: Flat figures of the last validation and the run (val_mIoU, train_loss, num_steps,
+        metrics: Metrics of the last validation and of the run (val_mIoU, train_loss, num_steps,
             train_time_s, ...).
     """
 

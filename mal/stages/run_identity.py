@@ -1,7 +1,7 @@
-"""`run.json`: which run a results folder belongs to, and what makes another one of it.
+"""`run.json`: the run that a results folder belongs to, and the differences between two runs.
 
-It is written before the first step and travels with the first upload, so that a run that is killed
-at any moment leaves a folder that says what its weights were learned from.
+It is written before the first step and is part of the first upload, so that a run that is killed
+at any moment leaves a folder that records what its weights were trained on.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Inputs = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What makes a run this one.
+    """What distinguishes a run from others.
 
     Attributes:
         action: train, or automl for a search.
-        spec: Values by dotted key, as they were asked for.
-        data: uri and digests by spec key, of what is read.
+        spec: Requested values by dotted key.
+        data: URI and digests, by spec key, of the data that is read.
     """
 
     action: str
@@ -50,26 +50,25 @@ class RunIdentity:
 
     @property
     def sha256(self) -> str:
-        """A digest of it; data count by content."""
-        data = {key: _digest_of(facts) for key, facts in self.data.items()}
+        """A digest of the identity; data is identified by its content."""
+        data = {key: _digest_of(described) for key, described in self.data.items()}
         text = json.dumps([self.action, self.spec, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` says.
+    """The content of `run.json`.
 
     Attributes:
-        identity: Of the run.
-        run_id: Drawn anew for every run, of the same identity too.
-        started: When, ISO 8601.
-        resolved: Values in use by dotted key where they are others than those asked for: a seed
-            that was drawn, and what `train.oom_fallback` came down to.
-        inputs: uri and digest by spec key, for the manifest.
-        starts_from: The checkpoint of another run that it went on from; {} for none.
+        inputs: URI and digest by spec key, for the manifest.
+        run_id: Random; two runs of the same identity differ in it.
+        started: ISO 8601.
+        resolved: Values in use, by dotted key, that differ from the requested ones: a drawn seed,
+            and the settings that `train.oom_fallback` chose.
+        starts_from: The checkpoint of another run that this one resumed; {} for none.
         code: Versions of mal and torch that trained, in order.
-        is_adopted: Whether a version of mal that wrote no `run.json` began it.
+        is_adopted: Whether the run was started by a version of mal that wrote no `run.json`.
     """
 
     identity: RunIdentity
@@ -84,7 +83,7 @@ class RunRecord:
     is_adopted: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """Return what the manifest says of the run."""
+        """Return the entry of the run in the manifest."""
         return {
             "run_id": self.run_id,
             "identity": self.identity.sha256,
@@ -102,7 +101,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read `run.json`; None where there is none, or none that can be read."""
+        """Read `run.json`; None if it is missing or malformed."""
         try:
             content = json.loads((folder / RUN_FILE).read_bytes())
             return cls(
@@ -120,23 +119,23 @@ class RunRecord:
 
 
 def code_versions() -> dict[str, str]:
-    """Return the versions on which the bits of a training depend."""
+    """Return the versions on which the exact weights of a training depend."""
     return {package: metadata.version(package) for package in _CODE}
 
 
 def differences(known: RunRecord, asked: RunIdentity) -> list[str]:
-    """Name what makes a training another run than the known one, each `key: old -> new`."""
+    """List the differences of a requested run from the known one, each as `key: old -> new`."""
     if known.identity.action != asked.action:
         return [f"action: {known.identity.action} -> {asked.action}"]
     return [*_spec_differences(known, asked), *_data_differences(known.identity, asked)]
 
 
-def describe_refusal(uri: str, changed: Sequence[str]) -> str:
-    """Say that a folder has another run, how that differs, and what to do."""
+def describe_conflict(uri: str, changed: Sequence[str]) -> str:
+    """Return the message that a folder has another run: the differences, and what to do."""
     return (
         f"results_dir must hold no other run, got {uri}, whose run differs in\n"
         + "".join(f"  {line}\n" for line in changed)
-        + "Choose another with results_dir=FOLDER, or remove that run and start anew with "
+        + "Choose another with results_dir=FOLDER, or remove that run and start again with "
         "train.overwrite=true."
     )
 
@@ -145,7 +144,7 @@ def _spec_differences(known: RunRecord, asked: RunIdentity) -> Iterator[str]:
     defaults = {key: default for key, _, _, default in iterate_settings(ExperimentSpec)}
     old = known.identity.spec
     for key, value in asked.spec.items():
-        accepted = [old.get(key, defaults.get(key))]  # a key that an earlier version did not have
+        accepted = [old.get(key, defaults.get(key))]  # an earlier version may lack the key
         if key in known.resolved:
             accepted.append(known.resolved[key])
         if value in accepted or (key == SEED_KEY and value < 0):
@@ -164,23 +163,23 @@ def _data_differences(old: RunIdentity, new: RunIdentity) -> Iterator[str]:
 
 
 def _is_same_content(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
-    """Compare what both say: a packed set by its file, others by their images."""
+    """Compare the digests that both have: an archive by its file, others by their images."""
     if "sha256" in old and "sha256" in new:
         return old["sha256"] == new["sha256"]
     return next((old[name] == new[name] for name in _DIGESTS if name in old and name in new),
                 not old and not new)  # fmt: skip
 
 
-def _digest_of(facts: Mapping[str, str]) -> str:
-    return next((facts[name] for name in _DIGESTS if name in facts), "")
+def _digest_of(described: Mapping[str, str]) -> str:
+    return next((described[name] for name in _DIGESTS if name in described), "")
 
 
-def _named(facts: Mapping[str, str]) -> str:
-    if not facts:
+def _named(described: Mapping[str, str]) -> str:
+    if not described:
         return "none"
-    digest = _digest_of(facts)
-    uri = redact_uri(facts["uri"])
-    return uri if digest == facts["uri"] else f"{uri} (sha256 {digest[:_SHOWN_DIGITS]})"
+    digest = _digest_of(described)
+    uri = redact_uri(described["uri"])
+    return uri if digest == described["uri"] else f"{uri} (sha256 {digest[:_SHOWN_DIGITS]})"
 
 
 def _shown(value: Any) -> str:

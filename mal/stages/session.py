@@ -1,4 +1,4 @@
-"""What every action does around its work: result folder, records, status, upload."""
+"""What every action has in common: results folder, records, status, upload."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Session:
-    """A running action, as one process sees it.
+    """A running action in one process.
 
     Attributes:
-        results: The result folder; a scratch folder where another rank writes the results.
-        status: Its status log.
+        results: The results folder; a scratch folder on ranks that do not write results.
         is_first: Whether this process writes the results.
-        outputs: Files that the spec may place elsewhere, for the manifest.
-        run: Which run the folder belongs to, where the action says so: its inputs are then those of
-            the manifest, however often the run is started.
+        outputs: Files that may be outside the results folder, for the manifest.
+        run: The run of the folder, for actions that record one. The manifest then has the inputs of
+            its first start.
     """
 
     def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
@@ -61,16 +60,16 @@ class Session:
 
     @property
     def path(self) -> Path:
-        """The local result folder."""
+        """The local results folder."""
         return self.results.path
 
     @property
     def has_model(self) -> bool:
-        """Whether an earlier training left a model here."""
+        """Whether the folder has a checkpoint."""
         return any(self.path.glob("mal_model_*.pth"))
 
     def write_spec(self, spec: ExperimentSpec) -> None:
-        """Write `experiment.yaml`, the resolved spec; a wish to overwrite is not kept."""
+        """Write `experiment.yaml`, the resolved spec, without `train.overwrite`."""
         spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
         write_text(self.path / EXPERIMENT_FILE, write_experiment_yaml(spec))
 
@@ -80,15 +79,15 @@ class Session:
         self.status.write(Status.RUNNING, message, verbosity="WARNING")
 
     def upload(self) -> None:
-        """Bring what is finished so far to a remote result folder."""
+        """Upload the finished files to a remote results folder."""
         self.results.upload()
 
 
 def require_runnable(action: str, spec: ExperimentSpec) -> None:
-    """Check that the spec says where to read and write.
+    """Check that the spec sets all inputs and outputs.
 
     Raises:
-        SpecError: With every key that is missing.
+        SpecError: Lists every missing key.
     """
     if missing := missing_settings(action, spec):
         raise SpecError(list(missing.values()))
@@ -98,22 +97,21 @@ def require_runnable(action: str, spec: ExperimentSpec) -> None:
 def recording(
     action: str, spec: ExperimentSpec, inputs: Mapping[str, str], restored: tuple[str, ...] = ()
 ) -> Iterator[Session]:
-    """Record an action: spec first, then status, at the end manifest and SUCCESS or FAILURE.
+    """Record an action: first spec and status, at the end the manifest and SUCCESS or FAILURE.
 
-    A model that is there keeps the spec that it was trained with; a training that goes on from it
-    writes its own when it begins.
+    If the folder has a model, its `experiment.yaml` stays until a training that resumes it starts.
 
     Args:
-        action: Its name.
+        action: train, evaluate, inference or export.
         spec: The experiment.
-        inputs: uri by spec key, for the manifest.
-        restored: Files of an earlier run to fetch from a remote result folder.
+        inputs: URI by spec key, for the manifest.
+        restored: Files of an earlier run to fetch from a remote results folder.
     """
     require_runnable(action, spec)
     require_inputs_kept(action, spec)
     worker = Worker.current()
     if not worker.is_first:
-        with _assisting(worker) as session, _naming_remedies(action, spec):
+        with _assisting(worker) as session, _wrap_torch_errors(action, spec):
             yield session
         return
     results = ResultsFolder(results_uri(action, spec))
@@ -128,7 +126,7 @@ def recording(
 
 
 def _require_own_folder(action: str, results: ResultsFolder) -> None:
-    """Check that the folder is no training's or search's: its manifest would be lost.
+    """Check that the folder is not that of a training or search, whose manifest would be lost.
 
     Raises:
         SpecError: It is.
@@ -154,7 +152,7 @@ def _recording_in(
         if not session.has_model:
             session.write_spec(spec)
         session.status.write(Status.STARTED, f"{action} started")
-        with _naming_remedies(action, spec):
+        with _wrap_torch_errors(action, spec):
             yield session
         write_manifest(
             session.path,
@@ -172,8 +170,8 @@ def _recording_in(
             results.upload()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise StorageError(
-                f"results_dir must have room, got {results.uri} ({error.strerror}). Free some, or "
-                "choose another folder."
+                f"Cannot write to {results.uri}: {error.strerror}. Free some space, or choose "
+                "another results_dir."
             ) from error
         raise
     results.upload()
@@ -181,18 +179,18 @@ def _recording_in(
 
 @contextmanager
 def _assisting(worker: Worker) -> Iterator[Session]:
-    """Yield the session of a rank that writes nothing that lasts."""
+    """Yield the session of a rank that does not write results."""
     with tempfile.TemporaryDirectory(prefix=f"mal-rank-{worker.rank}-") as folder:
         yield Session(ResultsFolder(folder), is_first=False)
 
 
 @contextmanager
-def _naming_remedies(action: str, spec: ExperimentSpec) -> Iterator[None]:
-    """Raise errors whose cause lies in torch as ones that say what to do.
+def _wrap_torch_errors(action: str, spec: ExperimentSpec) -> Iterator[None]:
+    """Replace errors of torch by errors that say what to do.
 
     Raises:
-        MemoryShortageError: It names what would fit.
-        WorkerError: Another rank is gone.
+        MemoryShortageError: Names settings that may fit.
+        WorkerError: Another rank was lost.
     """
     try:
         yield
@@ -203,6 +201,6 @@ def _naming_remedies(action: str, spec: ExperimentSpec) -> Iterator[None]:
                 raise
             raise lost from error
         device = choose_device(spec, getattr(getattr(spec, action), "gpu_ids", []))
-        if action == "train":  # before the training, which knows more of its own shortage
+        if action == "train":  # before its first step; _Training handles later ones
             raise training_shortage(spec, error, device, checkpoint="") from error
         raise prediction_shortage(action, spec, error, device) from error

@@ -1,4 +1,4 @@
-"""Shares the items of a long work among the ranks and brings their results back in order."""
+"""Divides the items of a task among the ranks and merges their results in order."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ Result = TypeVar("Result")
 
 
 def share_of(items: NDArray[np.int64], worker: Worker) -> NDArray[np.int64]:
-    """Return a rank's items: every n-th block of them, so that neighbours stay together.
-
-    Args:
-        items: (N,), the same on all ranks.
-        worker: The rank.
-    """
+    """Return the rank's share of N items: every n-th block, so that an image stays on one rank."""
     block = _block_size(len(items), worker.num_ranks)
     rank_N = np.arange(len(items)) // block % worker.num_ranks
     return np.asarray(items[rank_N == worker.rank])
@@ -42,14 +37,14 @@ def merge_shares(
     """Yield the results of all ranks on every rank, in the order of the items.
 
     Args:
-        results: Of this rank's share, in its order.
-        num_items: N.
-        worker: The rank.
-        encode: Makes a JSON value of a result.
-        decode: Makes a result of that.
+        results: Results of this rank's share, in the order of the share.
+        num_items: Number of items of all ranks.
+        worker: This rank.
+        encode: Converts a result to a JSON value.
+        decode: Converts a JSON value to a result.
 
     Raises:
-        Interrupted: Any rank was, at this block or before: all are.
+        Interrupted: A rank was interrupted at this block or before; raised on all ranks.
     """
     if worker.num_ranks == 1:
         yield from results

@@ -52,7 +52,7 @@ from mal.stages.memory import (
 )
 from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
 from mal.stages.results import TrainResult
-from mal.stages.resume import Start, agree_on_start
+from mal.stages.resume import ResumePlan, broadcast_resume_plan
 from mal.stages.session import Session, recording
 from mal.stages.training_identity import identity_of_training
 from mal.status import Status
@@ -80,15 +80,15 @@ _RESTORED = (
 
 @on_every_device("train")
 def run_train(spec: ExperimentSpec) -> TrainResult:
-    """Train on the boxes of `dataset.train_*`; the same call again goes on where it was stopped.
+    """Train on the boxes of `dataset.train_*`; the same call again resumes a stopped training.
 
-    Started once on every node, it trains on all devices of all nodes.
+    Run it once on every node; it trains on all devices of all nodes.
 
     Raises:
-        SpecError: A key is missing, or asks for what is not there.
+        SpecError: A key is missing, or needs what this machine does not have.
         AnnotationError: A data set cannot be used.
         ArtifactError: Weights cannot be loaded.
-        MemoryShortageError: It does not fit into memory, and the message says what would.
+        MemoryShortageError: The training does not fit into memory; names the settings that may.
         WorkerError: One of several processes was lost.
     """
     dataset = spec.dataset
@@ -125,12 +125,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """What a training reads.
-
-    Attributes:
-        training: The boxes to learn from.
-        validation: Those to measure on, or None where there are no masks to do so.
-    """
+    """What a training reads; without masks to measure with there is no validation set."""
 
     training: ImageReader
     validation: ImageReader | None
@@ -143,14 +138,14 @@ def _claim(
     session: Session,
     inputs: Mapping[str, str],
 ) -> Claim:
-    """Make the results folder this training's.
+    """Claim the results folder for this training.
 
     Raises:
-        SpecError: The folder has another run.
+        SpecError: The folder belongs to another run.
     """
     weights = spec.train.pretrained_model_path
     if not session.has_model and parse_remote_uri(weights) is not None:
-        fetch_file(weights)  # so that its content can be described
+        fetch_file(weights)  # its digest is part of the run's identity
     described = describe_inputs(inputs)
     asked = identity_of_training(spec, data.training, data.validation, described)
     return claim_folder(
@@ -159,18 +154,18 @@ def _claim(
 
 
 def _require_startable(reader: ImageReader, spec: ExperimentSpec, device: torch.device) -> None:
-    """Fail where the training would, before an earlier run's results are removed for it.
+    """Raise the errors of a training's start before an earlier run's results are removed.
 
     Raises:
         AnnotationError: No box can be trained on.
         ArtifactError: Weights cannot be loaded.
-        SpecError: Nothing can be compiled here.
+        SpecError: There is no compiler for `train.compile`.
     """
     if spec.train.compile:
         require_compiler(device)
     if not len(rows_without_box(reader.boxes)):
         crops = TrainingCrops(reader, select_training_boxes(reader, spec), spec, seed=0)
-        crops[0, 0]  # the next readable image stands in for one that is not
+        crops[0, 0]  # an unreadable image is replaced by the next readable one
     given = spec.train.resume_training_checkpoint_path
     checkpoint = read_checkpoint(fetch_file(given)) if given else None
     build_student(spec, checkpoint, warm_from=None)
@@ -178,15 +173,7 @@ def _require_startable(reader: ImageReader, spec: ExperimentSpec, device: torch.
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """A training in a results folder that is its own.
-
-    Attributes:
-        data: What it reads.
-        claim: Of the folder; None on ranks that do not write.
-        device: Where to train.
-        stop: Remembers signals.
-        session: Of the action.
-    """
+    """A training in its own results folder; `claim` is None on ranks that do not write."""
 
     data: _Data
     claim: Claim | None
@@ -195,27 +182,29 @@ class _Training:
     session: Session
 
     def run_within_memory(self, spec: ExperimentSpec) -> dict[str, float]:
-        """Train; with `train.oom_fallback` again at the next smaller setting until it fits.
+        """Train; with `train.oom_fallback` retry with smaller settings until it fits.
 
         Raises:
             MemoryShortageError: It does not fit.
         """
-        has_shrunk = False
+        after_oom_fallback = False
         while True:
             try:
-                start = agree_on_start(spec, self.session.path, has_shrunk=has_shrunk)
+                start = broadcast_resume_plan(
+                    spec, self.session.path, after_oom_fallback=after_oom_fallback
+                )
                 spec = start.spec
                 return self._run_once(start)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                spec = _shrink(spec, error, self.device, self.session)
-            # Only now does nothing refer to the network any more: the error's frames did.
+                spec = _smaller_spec(spec, error, self.device, self.session)
+            # Only after the except block, whose error's frames refer to the network.
             free_memory()
             self.stop.raise_if_received()
-            has_shrunk = True
+            after_oom_fallback = True
 
-    def _run_once(self, start: Start) -> dict[str, float]:
+    def _run_once(self, start: ResumePlan) -> dict[str, float]:
         prior = SizePrior.from_boxes(self.data.training.boxes)
         run = TrainingRun(
             folder=self.session.path,
@@ -231,22 +220,22 @@ class _Training:
         return train_network(reader, start.spec, run, start.resume_from)
 
     def _record_start(self, spec: ExperimentSpec) -> None:
-        """Write the spec in use and, on the rank that writes, which run the folder has."""
+        """Write the spec in use and, on the rank that writes, `run.json`."""
         self.session.write_spec(spec)
         if self.claim is not None:
             self.session.run = self.claim.started(spec)
             self.session.run.write(self.session.path)
 
 
-def _shrink(
+def _smaller_spec(
     spec: ExperimentSpec, error: Exception, device: torch.device, session: Session
 ) -> ExperimentSpec:
-    """Return the spec of the next try; the curve of the last one ends.
+    """Return the spec of the next attempt, and remove the metrics of the last one.
 
     Raises:
-        MemoryShortageError: There is none, or nobody asked for one.
+        MemoryShortageError: There is no smaller setting, or `train.oom_fallback` is off.
     """
-    # Of several ranks the others wait inside the step that did not fit into this one's memory.
+    # Other ranks would wait for ever inside the step that failed on this rank.
     is_alone = Worker.current().num_ranks == 1
     smaller = fallback_of(spec) if spec.train.oom_fallback and is_alone else None
     checkpoint = ""
@@ -266,17 +255,17 @@ def _shrink(
 
 
 def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader | None:
-    """Return the validation set, or None where there are no masks to measure with."""
+    """Return the validation set, or None if it has no masks to measure with."""
     dataset = spec.dataset
     if not (dataset.val_ann_path and dataset.val_img_dir and dataset.load_mask):
-        _say_unmeasured(session, "there is no validation set")
+        _warn_unmeasured(session, "there is no validation set")
         return None
     reader = open_image_set(
         dataset.val_ann_path, dataset.val_img_dir, key="dataset.val", with_masks=True
     )
     reader, reason = without_box_masks(reader)
     if not reader.boxes.has_masks():
-        _say_unmeasured(session, f"the validation set measures nothing: {reason or NO_MASKS}")
+        _warn_unmeasured(session, f"the validation set cannot be measured: {reason or NO_MASKS}")
         return None
     return reader
 
@@ -284,12 +273,12 @@ def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader 
 def _validation(
     reader: ImageReader | None, spec: ExperimentSpec, trained_prior: SizePrior, stop: StopRequest
 ) -> Measure | None:
-    """Return how to measure on the validation set, or None without one."""
+    """Return the function that measures a module on the validation set; None without a set."""
     if reader is None:
         return None
     prior = SizePrior.for_set(reader.boxes, trained_prior)
     sampled = _sample_boxes(reader, spec)
-    # A frozen backbone gives the same masks at every validation: they are measured once.
+    # A frozen backbone predicts the same masks at every validation: measured once.
     training_free: dict[str, float] | None = None
 
     def measure(module: Any) -> Mapping[str, float]:
@@ -319,17 +308,17 @@ def _validation(
 def _measure_training_free(
     module: Any, reader: ImageReader, prior: SizePrior, spec: ExperimentSpec
 ) -> dict[str, float]:
-    """Measure what a frozen backbone gives without training; {} where that is not asked for."""
+    """Measure the training-free masks of a frozen backbone; {} if that is not requested."""
     backbone = module.student.backbone
-    is_asked = spec.evaluate.training_free and spec.model.freeze_backbone
-    if not is_asked or not isinstance(backbone, ViTBackbone):
+    is_requested = spec.evaluate.training_free and spec.model.freeze_backbone
+    if not is_requested or not isinstance(backbone, ViTBackbone):
         return {}
     metrics = _measure(TrainingFreeModel(backbone, module.device), reader, prior, spec)
     return {"val_training_free_iou": metrics["val_mean_iou_instances"]} if metrics else {}
 
 
 def _sample_boxes(reader: ImageReader, spec: ExperimentSpec) -> ImageReader:
-    """Keep `train.max_val_boxes` boxes of those that count: always the same ones."""
+    """Keep `train.max_val_boxes` of the measured boxes, always the same ones."""
     limits = spec.evaluate
     rows = rows_to_measure(
         reader.boxes, min_box_area=limits.min_box_area, min_box_side=limits.min_box_side
@@ -351,14 +340,14 @@ def _networks_to_measure(module: Any, spec: ExperimentSpec) -> list[Any]:
 def _measure(
     model: ProbabilityModel, reader: ImageReader, prior: SizePrior, spec: ExperimentSpec
 ) -> dict[str, float]:
-    """Return the figures, without those that no box within the limits of `evaluate` gives."""
+    """Return the metrics that are defined by the boxes within the limits of `evaluate`."""
     settings = prediction_settings(spec, spec.evaluate, spec.dataset.crop_size)
     reader = with_estimated_boxes(model, reader, settings, prior)
     measured = measure_model(model, reader, settings, spec.evaluate, name="validate")
-    figures = measured.measurement.metrics
+    metrics = measured.measurement.metrics
     names = ("mIoU", "mean_iou_instances", "box_iou", "ellipse_iou")
-    return {f"val_{name}": float(figures[name]) for name in names if figures[name] is not None}
+    return {f"val_{name}": float(metrics[name]) for name in names if metrics[name] is not None}
 
 
-def _say_unmeasured(session: Session, reason: str) -> None:
+def _warn_unmeasured(session: Session, reason: str) -> None:
     session.warn(f"{reason}; {BEST_CHECKPOINT} is the latest checkpoint")

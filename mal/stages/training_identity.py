@@ -1,4 +1,4 @@
-"""The identity of a training, from its spec and its open data or from an earlier checkpoint."""
+"""The identity of a training: from its spec and its open data, or from an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _RESOLVED_KEYS = (SEED_KEY, CROP_KEY, ARCH_KEY, BATCH_KEY)
 def identity_of_training(
     spec: ExperimentSpec, reader: ImageReader, validation: ImageReader | None, inputs: Inputs
 ) -> RunIdentity:
-    """Return the identity of a training whose data are open.
+    """Return the identity of a training whose data sets are open.
 
     Args:
-        spec: As it was asked for.
+        spec: The requested spec.
         reader: The training set.
-        validation: The validation set, where one is measured.
-        inputs: The descriptions of the data keys.
+        validation: The validation set, if one is measured.
+        inputs: URI and digest by data key.
     """
     unread = {"dataset.val_ann_path", "dataset.val_img_dir"} if validation is None else set()
-    data = {key: dict(facts) for key, facts in inputs.items() if key not in unread}
+    data = {key: dict(described) for key, described in inputs.items() if key not in unread}
     data["dataset.train_img_dir"]["sha256_of_images"] = _sha256_of_images(reader)
     if validation is not None:
         data["dataset.val_img_dir"]["sha256_of_images"] = _sha256_of_images(validation)
@@ -42,11 +42,11 @@ def identity_of_training(
 
 
 def _sha256_of_images(reader: ImageReader) -> str:
-    """Digest names and sizes of the annotated images that are there.
+    """Digest names and sizes of the annotated images that exist.
 
-    Not of all that lie in the folder: one that grows while a run waits is no other training set. A
-    folder, the same behind s3:// and an archive of it have the same digest, which costs a `stat` an
-    image (0.3 s of a CPU for 10 000).
+    Other files do not count: a folder that grows while a run waits is the same training set. A
+    folder, its copy at s3:// and its archive have the same digest. It costs a `stat` per image
+    (0.3 s of CPU time for 10 000).
     """
     names = ((index, image.file_name) for index, image in enumerate(reader.boxes.images))
     return sha256_of_listing(
@@ -59,16 +59,16 @@ def _sha256_of_images(reader: ImageReader) -> str:
 def record_of_checkpoint(
     folder: Path, checkpoint: Path, asked: RunIdentity, *, may_be_smaller: bool
 ) -> RunRecord | None:
-    """Return what a folder without `run.json` says of its run; None where it says nothing.
+    """Reconstruct the record of a folder without `run.json`; None if its checkpoint has no spec.
 
-    Version 0.1.0 wrote none. Its checkpoints carry the spec in use, and a finished run's manifest
-    the digests of its data; without these the uris count.
+    Version 0.1.0 wrote no `run.json`. Its checkpoints contain the spec in use, and the manifest of
+    a finished run the digests of its data; without a manifest the URIs are compared.
 
     Args:
-        folder: With a checkpoint.
-        checkpoint: It.
-        asked: The identity of the training that wants to go on.
-        may_be_smaller: Whether `train.oom_fallback` may have come down to the checkpoint's size.
+        folder: The results folder.
+        checkpoint: A checkpoint in it.
+        asked: The identity of the training that is to resume.
+        may_be_smaller: Whether `train.oom_fallback` may have chosen the checkpoint's size.
 
     Raises:
         ArtifactError: The checkpoint cannot be read.
@@ -87,7 +87,7 @@ def record_of_checkpoint(
     }
     identity = RunIdentity("train", values, data)
     keys = (CROP_KEY, ARCH_KEY, BATCH_KEY) if may_be_smaller else ()
-    smaller = {key: asked.spec[key] for key in keys}  # where a run starts these are compared
+    smaller = {key: asked.spec[key] for key in keys}  # choose_resume_plan compares these
     return RunRecord(identity, data, resolved=smaller, is_adopted=True)
 
 
@@ -101,6 +101,6 @@ def _manifest_inputs(folder: Path) -> Mapping[str, Mapping[str, str]]:
 
 
 def resolved_values(asked: RunIdentity, spec: ExperimentSpec) -> dict[str, Any]:
-    """Return the values in use that are others than those asked for."""
+    """Return the values in use that differ from the requested ones."""
     in_use = {key: functools.reduce(getattr, key.split("."), spec) for key in _RESOLVED_KEYS}
     return {key: value for key, value in in_use.items() if value != asked.spec[key]}

@@ -1,7 +1,7 @@
 """One trial of a search, as a process: `python -m mal.stages.trial SPEC.yaml`.
 
-With a second argument it only measures what a trial costs, and leaves that there as JSON. Started
-by `mal.automl`, never by a person.
+With a second argument it only measures the cost of a trial and writes it to that file as JSON.
+`mal.automl` starts it; it is not a command for users.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader, select_training_boxes
 from mal.data.datamodule import open_image_set
 from mal.distributed.workers import end_with_parent
-from mal.errors import MalError, SpecError
+from mal.errors import EXIT_USER_ERROR, MalError, SpecError
 from mal.evaluation.metrics import rows_to_measure
 from mal.runtime import Interrupted, choose_device, set_up_logging
 from mal.spec import load_spec
@@ -28,7 +28,6 @@ from mal.stages import run_train
 from mal.stages.measure import without_box_masks
 from mal.training.step_profile import PROFILE_FILE
 
-EXIT_USER_CAN_MEND = 2
 MEASURED_STEPS = 8
 MEASURED_BOXES = 16
 
@@ -48,14 +47,14 @@ def main(arguments: Sequence[str]) -> int:
         if answer_file:
             write_json(Path(answer_file[0]), {"error": str(error)})
         sys.stderr.write(f"{error}\n")
-        return EXIT_USER_CAN_MEND
+        return EXIT_USER_ERROR
     except Interrupted as interrupt:
         return interrupt.exit_code
     return 0
 
 
 def require_measurable(spec: ExperimentSpec) -> ImageReader:
-    """Return the validation set, by whose masks trials are ranked.
+    """Return the validation set, whose masks rank the trials.
 
     Raises:
         SpecError: There is none, or it has no masks.
@@ -80,7 +79,7 @@ def require_measurable(spec: ExperimentSpec) -> ImageReader:
 
 
 def _measure(spec: ExperimentSpec) -> dict[str, Any]:
-    """Return the fields of a `TrialCost`, and the seconds that the measured steps took."""
+    """Return the fields of a `TrialCost`, and the seconds that the measurement took."""
     reader = require_measurable(spec)
     dataset, train, limits = spec.dataset, spec.train, spec.evaluate
     val_rows = rows_to_measure(
@@ -106,7 +105,7 @@ def _measure(spec: ExperimentSpec) -> dict[str, Any]:
 
 
 def _time_some_steps(spec: ExperimentSpec, num_boxes: int) -> tuple[float, float, float]:
-    """Return seconds a step, a validated box, and in all."""
+    """Return seconds per step, per validated box, and in total."""
     with tempfile.TemporaryDirectory(prefix="mal-steps-") as folder:
         short = dataclasses.replace(
             spec,

@@ -102,7 +102,7 @@ def search_on_katib(
             records,
             study_of(space, records),
             has_baseline=False,
-            facts=facts,
+            details=facts,
             warning=warning,
         )
         report = page.read_text(encoding="utf-8")

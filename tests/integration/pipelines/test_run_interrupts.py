@@ -132,7 +132,7 @@ def test_what_a_killed_step_left_is_taken_over_once_it_has_ended(folder: Path) -
         assert (folder / "first.runs").read_text().count("\n") == 1, "two steps in one folder"
         (folder / "first.wait").unlink()
         assert run.end() == 0, run.printed
-    assert "going on from" in run.printed
+    assert "resuming" in run.printed
     assert (folder / "first.runs").read_text().count("\n") == 2
 
 
@@ -160,5 +160,5 @@ def test_the_same_command_gives_a_stopped_step_what_it_has_written(
     (folder / "first.wait").unlink()
     code, printed = run_to_end(command, folder.parent / "again")
     assert code == 0, printed
-    assert "going on from" in printed
+    assert "resuming" in printed
     assert "found half of first" in printed, "the step finds what its earlier try wrote"

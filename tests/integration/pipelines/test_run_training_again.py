@@ -129,8 +129,8 @@ def test_a_training_that_was_interrupted_and_one_that_was_killed_end_as_an_undis
     assert first_checkpoints
 
     with world.start() as run:
-        run.wait_for(f"going on from {interrupted}/tune")
-        run.wait_for("going on from mal_model_epoch_")
+        run.wait_for(f"resuming {interrupted}/tune")
+        run.wait_for("resuming mal_model_epoch_")
         pids = world.wait_for_checkpoint(run)
         run.send(signal.SIGKILL, to_group=True)
         run.end()
@@ -139,7 +139,7 @@ def test_a_training_that_was_interrupted_and_one_that_was_killed_end_as_an_undis
     assert checkpoints_in(killed) >= first_checkpoints
 
     printed = world.run()
-    assert f"going on from {killed}/tune" in printed
+    assert f"resuming {killed}/tune" in printed
     assert metrics_of(world.newest) == metrics_of(undisturbed)
     assert metrics_of(undisturbed)
 
@@ -167,4 +167,4 @@ def test_what_changed_is_trained_anew(
         run.send(number, to_group=False)
         assert run.end() == exit_code, run.printed
     annotations.write_text(before)
-    assert "going on from" not in run.printed.split("To go on")[0]
+    assert "resuming" not in run.printed.split("To go on")[0]

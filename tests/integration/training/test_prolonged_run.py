@@ -156,7 +156,7 @@ def test_which_of_two_checkpoints_a_run_goes_on_from_is_said(
         with caplog.at_level(logging.INFO, "mal"):
             spec = training_spec(tiny_set, tmp_path / "run", given, f"train.max_steps={num_steps}")
             run_train(spec)
-        assert f"going on from {source}" in caplog.text
+        assert f"resuming {source}" in caplog.text
         is_overruled = num_steps == 3
         assert (f"not from {other}" in caplog.text) is is_overruled
 

@@ -17,7 +17,7 @@ MAX_PAGE_BYTES = 3_000_000
 
 
 def write_page(path: Path, study: SearchStudy, facts: dict[str, str]) -> None:
-    write_search_report(path, study.records(), study.study, has_baseline=True, facts=facts)
+    write_search_report(path, study.records(), study.study, has_baseline=True, details=facts)
 
 
 def test_the_page_of_a_search_is_self_contained_and_small(

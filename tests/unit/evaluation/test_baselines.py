@@ -29,7 +29,7 @@ def metrics(own: float | None, **ious: float | None) -> dict[str, Any]:
             id="worse than the training-free masks",
         ),
         pytest.param(metrics(0.8, box=0.5, training_free=None), True, id="one was not measured"),
-        pytest.param(metrics(None, box=None), None, id="nothing was measured"),
+        pytest.param(metrics(None, box=None), None, id="no validation was measured"),
         pytest.param(metrics(0.8), None, id="nothing to compare with"),
     ],
 )
