@@ -22,7 +22,7 @@ __all__ = ["Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when somebody asks for the predictor."""
+    """Import torch only for the predictor."""
     if name == "Predictor":
         from mal.labeling.image_predictor import Predictor
 

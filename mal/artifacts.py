@@ -1,7 +1,7 @@
-"""Names of the result files, how they are written, and the manifest that says what they are.
+"""Names of the result files, atomic writes, and the manifest of a results folder.
 
-Everything is written beside its final name and renamed, so that a full disk or a kill leaves
-nothing half-written under a name that anybody reads.
+A file is written beside its final name and renamed, so that a full disk or a kill never leaves a
+truncated file under its final name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ONNX_FILE = "mal_model.onnx"
 
 PARTIAL_SUFFIX = ".part"
 
-# Of the image that the process runs in: the build sets the one, who names the image the other.
+# The image of the process: the build sets the commit, the pipeline sets the digest.
 GIT_COMMIT_VARIABLE = "MAL_GIT_COMMIT"
 IMAGE_DIGEST_VARIABLE = "MAL_IMAGE_DIGEST"
 
@@ -46,7 +46,7 @@ _RECORDED_PACKAGES = ("mal", "torch", "torchvision", "timm", "lightning", "numpy
 
 
 def checkpoint_name(num_epochs: int, num_steps: int) -> str:
-    """Name a checkpoint by its finished epochs and optimiser steps."""
+    """Return the file name of a checkpoint after these epochs and optimiser steps."""
     return f"mal_model_epoch_{num_epochs:03d}_step_{num_steps:05d}.pth"
 
 
@@ -66,7 +66,7 @@ def checkpoint_in(model_dir: str | Path) -> Path:
 
 
 class OnnxCompanions(NamedTuple):
-    """Names of the files that lie beside an exported model."""
+    """Names of the files beside an exported model."""
 
     sidecar: str
     encoder: str
@@ -74,7 +74,7 @@ class OnnxCompanions(NamedTuple):
 
 
 def companions_of(onnx_name: str) -> OnnxCompanions:
-    """Name what belongs to a model file, so that several may lie in one folder."""
+    """Return the names of the files of an exported model; several models may share a folder."""
     stem = onnx_name.removesuffix(".onnx")
     prefix = "mal" if onnx_name == ONNX_FILE else stem
     return OnnxCompanions(f"{stem}.json", f"{prefix}_encoder.onnx", f"{prefix}_decoder.onnx")
@@ -85,7 +85,7 @@ ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE = companions_of(ONNX_FIL
 
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield a new file in the folder of `path` that nobody reads; delete it at the end."""
+    """Yield a temporary file in the folder of `path`; delete it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
@@ -102,14 +102,14 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 def writing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield a temporary path for each; rename all of them on success, delete all on failure.
 
-    Earlier files of these names stay until all new ones are on the disk. The renames follow each
-    other at once but are not one operation: the last path is the one that readers look for first.
+    Existing files stay until all new ones are on the disk. The renames are not one operation, so
+    the last path must be the one that readers open first.
 
     Raises:
-        IsADirectoryError: One of the names is a folder's.
+        IsADirectoryError: One of the paths is a folder.
     """
     for path in paths:
-        if path.is_dir():  # found at its rename, it would separate the files
+        if path.is_dir():  # a failing rename would leave a part of the files
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(temporary_beside(path)) for path in paths]
@@ -129,7 +129,7 @@ def writing_atomically(path: Path) -> Iterator[Path]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Some file systems tell only now that there is no room."""
+    """Flush to the disk: some file systems report only then that the disk is full."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -144,12 +144,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; NaN is refused."""
+    """Write a JSON file atomically; NaN raises ValueError."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Return the text of a JSON file; NaN is refused."""
+    """Return the text of a JSON file; NaN raises ValueError."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
@@ -171,7 +171,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def made_by() -> dict[str, str | None]:
-    """Return commit and image of the code that runs, None for what is not known."""
+    """Return commit and image digest of the running code; None if unknown."""
     return {
         "git_commit": _git_commit(),
         "image_digest": os.environ.get(IMAGE_DIGEST_VARIABLE) or None,
@@ -190,12 +190,12 @@ def write_manifest(
     """Write `manifest.json`: outputs with size and sha256, inputs, versions, commit and image.
 
     Args:
-        results_dir: The finished result folder.
-        action: What made it.
-        inputs: uri and digest by spec key.
-        outside: Outputs that need not lie in the folder; those that do not go by their whole path.
-        maker: `made_by` of what made the results, where that was not this process.
-        run: What the results folder's run is known by.
+        results_dir: The finished results folder.
+        action: The action that wrote it.
+        inputs: URI and digest by spec key.
+        outside: Outputs that may be outside the folder; these are listed with their whole path.
+        maker: `made_by` of the process that wrote the results, if it was another one.
+        run: Identity and history of the folder's run.
     """
     files = sorted({p for p in (*results_dir.rglob("*"), *outside) if p.is_file()})
     sha256_of = functools.cache(sha256_of_file)  # the latest and best checkpoints are links
@@ -229,9 +229,9 @@ def _package_versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout, or of the image, that this code runs from.
+    """Return the commit of the checkout or of the image.
 
-    It ends with -dirty where files of a checkout differ from it.
+    It ends with -dirty if files of the checkout differ from it.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():

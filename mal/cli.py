@@ -15,26 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
-from mal.errors import MalError, MissingExtraError, SpecError
+from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILED, EXIT_USER_CAN_MEND, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
-_ERRORS_OF_A_PLACE = (
+_FILESYSTEM_ERRNOS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
 
 PIPELINES = "pipelines"
 
 _RESUMED = ("train", "automl")
-_JOB_OPTIONS = ("train_datasets", "eval_dataset", "inference_dataset", "parent_job")
+_SOURCE_OPTIONS = ("train_datasets", "eval_dataset", "inference_dataset", "parent_job")
 
 ACTION_HELP = {
     "train": "learn masks from boxes",
     "evaluate": "measure a model against true masks",
-    "inference": "write masks for boxes",
+    "inference": "write a mask for every box",
     "export": "write an ONNX model",
 }
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return int(args.run(args))
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except BaseException as error:
@@ -57,18 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_failure(error: BaseException, *, resumes: bool) -> int:
-    """Say on stderr what happened; returns the exit code."""
+    """Print the error on stderr; returns the exit code."""
     error = MissingExtraError.of(error) or error
     exit_code = getattr(error, "exit_code", None)
     if isinstance(error, MalError):
-        code, message = EXIT_USER_CAN_MEND, str(error)
-    elif isinstance(error, OSError) and error.errno in _ERRORS_OF_A_PLACE:
-        place = f"{error.filename or 'a file'} ({error.strerror})"
-        code = EXIT_USER_CAN_MEND
-        message = f"files must be accessible, got {place}. Mend that or choose another place."
+        code, message = EXIT_USER_ERROR, str(error)
+    elif isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS:
+        code = EXIT_USER_ERROR
+        message = (
+            f"Cannot read or write {error.filename or 'a file'}: {error.strerror}. Fix that, or "
+            "choose another path."
+        )
     elif isinstance(error, KeyboardInterrupt) or exit_code is not None:
         code = int(exit_code or EXIT_INTERRUPTED)
-        remedy = " Run the same command to go on." if resumes else ""
+        remedy = " Run the same command again to resume." if resumes else ""
         message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
     elif isinstance(error, Exception):
         traceback.print_exception(error)
@@ -80,7 +82,7 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; overrides may stand before and after any option."""
+    """Parse the command line; overrides may be before and after any option."""
     if arguments[:1] == [PIPELINES]:  # which has a parser of its own, and needs kfp
         return argparse.Namespace(run=_run_pipelines, arguments=arguments[1:])
     args, rest = parser.parse_known_args(arguments)
@@ -120,7 +122,7 @@ def _add_spec_options(command: argparse.ArgumentParser) -> None:
         "-e", "--experiment", action="append", default=[], metavar="SPEC",
         help="spec file, recipe:NAME or env:VARIABLE (its YAML text); the later wins",
     )  # fmt: skip
-    _add_job_options(command)
+    _add_source_options(command)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4")
 
 
@@ -128,7 +130,7 @@ def _add_automl_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     command = commands.add_parser("automl", help="search the settings of a training")
     _add_spec_options(command)
     search = command.add_argument_group(
-        "search", "0 does not limit; without any limit: 10 trials, and the epochs of 5 trainings"
+        "search", "0 does not limit; the default is 10 trials and the epochs of 5 trainings"
     )
     search.add_argument(
         "--algorithm",
@@ -141,35 +143,35 @@ def _add_automl_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )  # fmt: skip
     search.add_argument(
         "--parameter", dest="keys", action="append", default=[], metavar="KEY",
-        help="vary this key and no default one; may be given several times",
+        help="search only this key; may be repeated",
     )  # fmt: skip
     search.add_argument(
         "--trial", dest="trial_overrides", action="append", default=[], metavar="key=value",
-        help="override of the trials alone, e.g. train.max_steps=200",
+        help="override only for the trials, e.g. train.max_steps=200",
     )  # fmt: skip
-    search.add_argument("--trials", type=int, default=0, help="at most so many trials")
-    search.add_argument("--minutes", type=float, default=0, help="at most so long")
+    search.add_argument("--trials", type=int, default=0, help="largest number of trials")
+    search.add_argument("--minutes", type=float, default=0, help="longest wall time")
     search.add_argument(
-        "--epochs", type=int, default=0, help="at most so many epochs of all trials"
+        "--epochs", type=int, default=0, help="largest number of epochs of all trials"
     )
-    search.add_argument("--parallel", type=int, default=1, help="trials at a time; 0: by the GPUs")
-    search.add_argument("--seed", type=int, default=0, help="of the choice of values")
+    search.add_argument("--parallel", type=int, default=1, help="parallel trials; 0: one per GPU")
+    search.add_argument("--seed", type=int, default=0, help="seed of the choice of values")
     command.set_defaults(run=_run_automl, action="automl")
 
 
-def _add_job_options(command: argparse.ArgumentParser) -> None:
-    """Add what fills data and checkpoint keys; files are beaten by it, overrides beat it."""
-    job = command.add_argument_group("data sets and parent job")
+def _add_source_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that fill data and checkpoint keys: they override files of -e."""
+    sources = command.add_argument_group("data sets and parent job")
     files = "images.tar.gz and annotations.json"
-    job.add_argument(
+    sources.add_argument(
         "--train-dataset", dest="train_datasets", action="append", default=[], metavar="ROOT",
         help=f"folder or s3:// root with {files} to train on",
     )  # fmt: skip
-    job.add_argument("--eval-dataset", default="", metavar="ROOT", help="the same to measure on")
-    job.add_argument("--inference-dataset", default="", metavar="ROOT", help="the same to label")
-    job.add_argument(
+    for name, purpose in (("--eval-dataset", "measure on"), ("--inference-dataset", "label")):
+        sources.add_argument(name, default="", metavar="ROOT", help=f"the same, to {purpose}")
+    sources.add_argument(
         "--parent-job", default="", metavar="RESULTS_URI",
-        help="results folder of a train job: take its best checkpoint",
+        help="results folder of a training, whose best checkpoint is used",
     )  # fmt: skip
 
 
@@ -187,14 +189,14 @@ def _add_schema_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    dataset = commands.add_parser("dataset", help="make the demo set, or check a set")
+    dataset = commands.add_parser("dataset", help="generate the demo set, or check a data set")
     actions = dataset.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = actions.add_parser("demo", help="generate the demo set")
     demo.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     demo.add_argument("--images", type=int, default=300)
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_make_demo_dataset)
-    check = actions.add_parser("check", help="name every problem of a set")
+    check = actions.add_parser("check", help="list every problem of a data set")
     check.add_argument("annotations")
     check.add_argument("images")
     check.set_defaults(run=_check_dataset)
@@ -240,11 +242,11 @@ def _run_automl(args: argparse.Namespace) -> int:
 def _load_spec(args: argparse.Namespace, action: str) -> ExperimentSpec:
     from mal.tao import load_run_spec
 
-    job = {name: getattr(args, name) for name in _JOB_OPTIONS}
-    is_told_job = any(any(value) for value in job.values())  # '' is none, in a list as well
-    if not (args.experiment or args.overrides or is_told_job):
+    given = {name: getattr(args, name) for name in _SOURCE_OPTIONS}
+    has_sources = any(any(value) for value in given.values())  # '' is unset, in a list too
+    if not (args.experiment or args.overrides or has_sources):
         raise SpecError("-e must name a spec, got none. Write -e SPEC.yaml or -e recipe:NAME.")
-    return load_run_spec(action, args.experiment, args.overrides, **job)
+    return load_run_spec(action, args.experiment, args.overrides, **given)
 
 
 def _print_result(action: str, result: Any, results_uri: str) -> None:
@@ -254,7 +256,7 @@ def _print_result(action: str, result: Any, results_uri: str) -> None:
 
 
 def _print_lines(lines: Iterable[str], results_dir: Path, results_uri: str) -> None:
-    """Print figures and places; those of a bucket as they are there, not as their local twins."""
+    """Print metrics and paths; for remote results with their URI instead of the local copy."""
     is_remote = "://" in results_uri
     for line in lines:
         print(line.replace(str(results_dir), results_uri) if is_remote else line)

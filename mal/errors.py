@@ -1,14 +1,15 @@
-"""What can go wrong in a way that the user can mend.
+"""The errors that a user can fix.
 
-A message reads `<dotted key or noun> must <rule>, got <value> [in <file>]. <What to do.>`. The
-command line prints it without a traceback and exits with 2.
+A message says what happened, where, and what to do. For settings it reads `<dotted key> must
+<rule>, got <value> [in <file>]. <What to do.>`. The command line prints it without a traceback and
+exits with EXIT_USER_ERROR.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Of the packages that mal imports itself; pyproject.toml has those that each extra installs.
+# The optional packages that mal imports, and the extra that installs each.
 EXTRA_BY_PACKAGE = {
     "boto3": "s3",
     "botocore": "s3",
@@ -24,20 +25,15 @@ EXTRA_BY_PACKAGE = {
     "wandb": "wandb",
 }
 
-
 EXIT_USER_ERROR = 2
 
 
 class MalError(Exception):
-    """A failure that the user can mend; the message says how."""
+    """A failure that the user can fix; the message says how."""
 
 
 class SpecError(MalError):
-    """An experiment spec that cannot be used, with every problem found in it.
-
-    Attributes:
-        problems: One sentence (or two) a problem, each naming its dotted key.
-    """
+    """An invalid spec, with all its problems; each problem names its dotted key."""
 
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -49,11 +45,11 @@ class AnnotationError(MalError):
 
 
 class ArtifactError(MalError):
-    """A checkpoint, an exported model or a result folder that cannot be used."""
+    """A checkpoint, an exported model or a results folder that cannot be used."""
 
 
 class StorageError(MalError):
-    """A local or remote place that cannot be read or written."""
+    """A path or URI that cannot be read or written."""
 
 
 class ClusterError(MalError):
@@ -65,11 +61,11 @@ class MemoryShortageError(MalError):
 
 
 class WorkerError(MalError):
-    """A process of a run over several was lost, or cannot reach the others."""
+    """A process of a distributed run was lost, or cannot reach the others."""
 
 
 class ConnectionLostError(WorkerError):
-    """The end of another process, as this one saw it: never the cause itself."""
+    """Another process of the run is gone; its own log has the cause."""
 
 
 class MissingExtraError(MalError):
@@ -80,7 +76,7 @@ class MissingExtraError(MalError):
 
     @classmethod
     def of(cls, error: BaseException) -> MissingExtraError | None:
-        """Return the error that a failed import of an optional package stands for, if it does."""
+        """Return the error for a failed import of an optional package; None for other errors."""
         package = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and package in EXTRA_BY_PACKAGE:
             return cls(package, EXTRA_BY_PACKAGE[package])

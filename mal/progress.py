@@ -18,14 +18,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts work that is done.
-
-    Args:
-        name: What is being done.
-        total: How much there is.
-        unit: Of what.
-        done: How much was done before.
-    """
+    """Shows the progress of a task, of which `done` units may be done before."""
 
     def __init__(self, name: str, total: int, *, unit: str, done: int = 0) -> None:
         self.name = name
@@ -37,7 +30,7 @@ class Progress:
         self._bar = _TerminalBar(name, total, done) if has_bar else None
 
     def update_to(self, done: int) -> None:
-        """Say how much is done in all."""
+        """Set the number of finished units."""
         self.done = done
         if self._bar is not None:
             self._bar.update_to(done)
@@ -91,14 +84,14 @@ class _TerminalBar:
 
 @functools.cache
 def _console() -> Any:
-    """Return the one console of all bars: a validation's bar stands below the training's."""
+    """Return the one console of all bars: a validation's bar is below the training's."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def track(items: Iterable[Item], name: str, total: int, *, unit: str) -> Iterator[Item]:
-    """Yield the items and show how far the work is."""
+    """Yield the items and show the progress."""
     progress = Progress(name, total, unit=unit)
     try:
         for done, item in enumerate(items, start=1):

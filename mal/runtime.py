@@ -1,4 +1,4 @@
-"""What every action needs of the process: logs, device, and being interrupted politely."""
+"""What every action needs of the process: logging, devices, and stop signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """The process, or another one of its run, was asked to stop; `exit_code` is 130 or 143."""
+    """The process, or another process of its run, got a stop signal; `exit_code` is 130 or 143."""
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -34,12 +34,12 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into `Interrupted`, at a moment that can be chosen.
+    """Raises `Interrupted` on SIGINT and SIGTERM, immediately or after the current step.
 
     Attributes:
-        is_deferred: While true a first signal is only remembered, for the training loop to act on
-            after its step; a second one interrupts at once.
-        received: The remembered signal, of this process or of another one of its run.
+        is_deferred: If true, a first signal is only recorded, for the training loop to handle after
+            its step; a second signal interrupts immediately.
+        received: The recorded signal, of this process or of another process of its run.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class StopRequest:
         self._num_own = 0
 
     def handle(self, signal_number: int, _frame: Any) -> None:
-        """Remember the signal or interrupt."""
+        """Record the signal, or interrupt."""
         self._num_own += 1
         if self.is_deferred and self._num_own == 1:
             self.received = self.received or signal_number
@@ -57,7 +57,7 @@ class StopRequest:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Only remember a signal inside the block."""
+        """Only record signals inside the block."""
         self.is_deferred = True
         try:
             yield
@@ -65,9 +65,9 @@ class StopRequest:
             self.is_deferred = False
 
     def agree(self) -> bool:
-        """Let a signal that any rank remembers count for all; returns whether there is one.
+        """Share a signal that any rank recorded with all ranks; returns whether there is one.
 
-        All ranks call it at the same moment.
+        A collective operation: all ranks must call it.
         """
         number = highest_of_ranks(self.received or 0)
         if number and self.received is None:
@@ -75,20 +75,20 @@ class StopRequest:
         return bool(number)
 
     def take_signals(self) -> None:
-        """Handle them here alone (in a main thread), also where a library has put itself before."""
+        """Install the handlers (in a main thread), replacing those of libraries."""
         with contextlib.suppress(ValueError):
             for number in STOP_SIGNALS:
                 signal.signal(number, self.handle)
 
     def raise_if_received(self) -> None:
-        """Interrupt if a signal was remembered."""
+        """Interrupt if a signal was recorded."""
         if self.received is not None:
             raise Interrupted(self.received)
 
 
 @contextmanager
 def handling_stop_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM inside the block (in a main thread; elsewhere nothing changes)."""
+    """Handle SIGINT and SIGTERM inside the block; only in a main thread."""
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     request.take_signals()
@@ -106,20 +106,20 @@ def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:
 
 
 def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]:
-    """Return the devices of this node, one a process, that `device` asks for.
+    """Return the device of each process of this node.
 
     Args:
         spec: The experiment.
-        gpu_ids: CUDA devices to use; too few of them, and the first ones of the node are taken.
+        gpu_ids: CUDA devices to use; if they are too few, the first devices of the node are used.
 
     Raises:
-        SpecError: cuda, or one of its devices, is asked for and absent.
+        SpecError: CUDA or one of the devices is not available.
     """
     import torch
 
     has_cuda = torch.cuda.is_available()
     if spec.device == "cuda" and not has_cuda:
-        raise SpecError("device must be cpu where CUDA is absent, got cuda. Set device=auto.")
+        raise SpecError("device must be cpu without CUDA, got cuda. Set device=auto.")
     num_wanted = Worker.current().topology.devices_per_node
     if spec.device == "cpu" or not has_cuda:
         return [torch.device("cpu")] * num_wanted
@@ -134,7 +134,7 @@ def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]
 
 
 def set_up_logging() -> None:
-    """Log what mal says as plain lines on stderr; quieten the libraries' chatter."""
+    """Log mal's messages as plain lines on stderr; silence messages of libraries."""
     root = logging.getLogger("mal")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)

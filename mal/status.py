@@ -1,4 +1,4 @@
-"""`status.json`: what a run is doing, one JSON object a line, as TAO's tools read it."""
+"""`status.json`: the progress of a run, one JSON object per line, as TAO's tools read it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mal.artifacts import STATUS_FILE
 
-MONITORED_METRIC = "mIoU"  # what services look for among a run's figures
+MONITORED_METRIC = "mIoU"  # TAO's services read it from a run's metrics
 
 
 class Status(StrEnum):
@@ -26,10 +26,10 @@ class Status(StrEnum):
 
 
 class StatusLog:
-    """Appends whole lines to `status.json` of a result folder.
+    """Appends whole lines to `status.json` of a results folder.
 
-    A line is written by one `write` of an append-only descriptor, so a kill never leaves half a
-    line; one that a full disk cuts is taken back, and one that another program cut is closed.
+    A line is one `write` to an append-only descriptor, so that a kill never leaves half a line. A
+    line that a full disk truncates is removed; a line that another program truncated is ended.
     """
 
     def __init__(self, results_dir: Path) -> None:
@@ -48,12 +48,12 @@ class StatusLog:
 
         Args:
             status: State after this line.
-            message: One line a person can read.
-            kpi: Figures by name; what is no finite number becomes null.
+            message: One line for people.
+            kpi: Metrics by name; NaN and infinity become null.
             verbosity: INFO, WARNING or ERROR.
 
         Raises:
-            OSError: There is no room for the line.
+            OSError: The disk is full.
         """
         now = datetime.datetime.now()
         line = json.dumps(
@@ -88,8 +88,8 @@ class StatusLog:
             return file.read(1) == b"\n"
 
 
-def last_figures(path: Path) -> dict[str, float]:
-    """Return the figures of the last line of a `status.json` that has any."""
+def last_metrics(path: Path) -> dict[str, float]:
+    """Return the metrics of the last line of a `status.json` that has any."""
     for line in reversed(path.read_text(encoding="utf-8").splitlines()):
         kpi = json.loads(line)["kpi"] if line.strip() else {}
         if kpi:

@@ -1,4 +1,4 @@
-"""Packaged recipes: partial specs that one command repeats a documented figure with."""
+"""Packaged recipes: partial specs with which one command reproduces a documented result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a YAML value to the value of a spec key, or to the rule that it breaks."""
+"""Converts a YAML value to the value of a spec key, or returns the rule that it breaks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     """Convert a value to the declared type.
 
     Returns:
-        The converted value, and what it must do instead, if it breaks a rule ("be at least 1").
+        The converted value, and the broken rule ("be at least 1") or None.
     """
     converted, rule = _convert_type(value, hint)
     return converted, rule or _broken_rule(converted, facts)
@@ -28,7 +28,7 @@ def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
     """Return the sentence that says what to write instead."""
     if isinstance(value, str) and hint is not str:
         if "${" in value:
-            return "Write the value itself; only texts may refer to other keys."
+            return "Write the value itself; only text may refer to other keys."
         if _is_quoted(value, hint):
             return "It is a text: write it without quotes."
     if facts.choices:
@@ -41,7 +41,7 @@ def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
 
 
 def yaml_text(value: Any) -> str:
-    """Write a plain value as YAML reads it, on one line and shortened if it is long."""
+    """Return a plain value as YAML on one line, shortened if it is long."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -54,12 +54,12 @@ def yaml_text(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an int or float; a bool is none."""
+    """Whether a value is an int or float, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_quoted(text: str, hint: Any) -> bool:
-    """Whether a text would be a value of the key if it were none; PyYAML leaves 1e-6 a text."""
+    """Whether a quoted text contains a valid value; PyYAML also reads 1e-6 as text."""
     if hint is bool:
         return text.strip().lower() in {"true", "false"}
     try:
@@ -69,7 +69,7 @@ def _is_quoted(text: str, hint: Any) -> bool:
 
 
 class _Shorten(reprlib.Repr):
-    """`repr` that never grows with what a hostile spec holds."""
+    """`repr` of bounded length, for values of untrusted specs."""
 
     def __init__(self) -> None:
         super().__init__()

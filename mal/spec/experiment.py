@@ -1,8 +1,8 @@
 """The experiment spec: dataclasses, the single source of every key, default and bound.
 
-Keys and defaults without a mark are those of TAO's `mal`; keys that exist only here say "Ours".
-Defaults give TAO's behaviour, so that a plain TAO spec runs as it does there; what measurement
-favours is in `mal/recipes`.
+Keys and defaults are those of TAO's `mal`; a description that begins with "[mal]" marks a key that
+TAO does not have. The defaults give TAO's behaviour, so that a TAO spec runs as it does there;
+settings that measured better are in `mal/recipes`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKBONE_ARCHS = (
 
 @dataclass
 class DatasetSpec:
-    """Where the boxes and images are, and which boxes count."""
+    """The data sets, and which of their boxes are used."""
 
     type: str = setting("coco", "Annotation format.", choices=("coco",))
     train_ann_path: str = setting(
@@ -43,13 +43,17 @@ class DatasetSpec:
         "", "Validation annotations: COCO JSON, local or s3://.", is_popular=True
     )
     val_img_dir: str = setting("", "Validation images: folder, archive or s3://.", is_popular=True)
-    min_obj_size: float = setting(2048.0, "Train on boxes of w*h above this, px^2.", minimum=0)
-    max_obj_size: float = setting(1e10, "Train on boxes of w*h below this, px^2.", minimum=0)
-    min_obj_side: float = setting(
-        0.0, "Ours. Train on boxes whose both sides reach this, px.", minimum=0
+    min_obj_size: float = setting(
+        2048.0, "Train on boxes whose w*h is above this, px^2.", minimum=0
     )
-    num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
-    load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
+    max_obj_size: float = setting(1e10, "Train on boxes whose w*h is below this, px^2.", minimum=0)
+    min_obj_side: float = setting(
+        0.0, "[mal] Train on boxes whose sides are both at least this, px.", minimum=0
+    )
+    num_workers_per_gpu: int = setting(
+        2, "Loader processes per device; 0 loads in the training process.", minimum=0
+    )
+    load_mask: bool = setting(True, "Read the true masks of the validation set to measure with.")
     crop_size: int = setting(
         512,
         "Side of the network's input, px; a multiple of the patch size.",
@@ -58,29 +62,30 @@ class DatasetSpec:
     )
     window_rate: list[float] = setting(
         [],
-        "Ours. [low, high]: side of the training window as a multiple of the box's, drawn per "
-        "axis. Empty: TAO's train.margin_rate.",
+        "[mal] [low, high]: range of the training window's side as a multiple of the box's side, "
+        "drawn per axis. Empty uses TAO's train.margin_rate.",
         lengths=(0, 2),
         minimum=1,
         is_searchable=False,
     )
     box_jitter: float = setting(
         0.0,
-        "Ours. Shift of the training window against the box, as a part of the box's side, "
-        "drawn from [-v, v] per axis. Breaks the fill-the-box shortcut.",
+        "[mal] Shift of the training window relative to the box, as a fraction of the box's side, "
+        "drawn from [-v, v] per axis. Keeps the network from learning to fill the box.",
         minimum=0,
         maximum=1,
     )
     photometric_rate: float = setting(
         1.0,
-        "Ours. Strength of the student's colour augmentation: 1 is the paper's, 0 none.",
+        "[mal] Strength of the student's colour augmentation: 1 as in the paper, 0 for none.",
         minimum=0,
         maximum=1,
     )
     shuffle_pool_mib: int = setting(
         256,
-        "Ours. Training boxes are shuffled among the images that fit into this memory of a loader "
-        "process, MiB decoded, so that each is decoded once an epoch. 0: among the whole set.",
+        "[mal] Training boxes are shuffled among as many images as fit, decoded, into this memory "
+        "of a loader process, MiB; each image is then decoded once per epoch. 0 shuffles the whole "
+        "set.",
         minimum=0,
         is_searchable=False,
     )
@@ -94,23 +99,24 @@ class ModelSpec:
     frozen_stages: list[int] = setting(
         [-1],
         "Transformer blocks that are not trained, as [last] or [first, last]; 0 is the patch "
-        "embedding; [-1] none.",
+        "embedding; [-1] trains all.",
         lengths=(1, 2),
         minimum=-1,
         is_searchable=False,
     )
     freeze_backbone: bool = setting(
-        False, "Ours. Train the heads only; with train.cached_crops features are computed once."
+        False, "[mal] Train only the heads; with train.cached_crops, features are computed once."
     )
     mask_head: str = setting(
         "convolutional",
-        "Ours. convolutional: the paper's; fused: several blocks of the backbone joined with a "
-        "thin stem of the image (small sets, frozen backbones); pyramid: the hybrid's own.",
+        "[mal] convolutional: as in the paper; fused: several blocks of the backbone and a small "
+        "convolutional stem of the image (for small sets and frozen backbones); pyramid: for the "
+        "hybrid.",
         choices=("convolutional", "fused", "pyramid"),
     )
     mask_head_num_convs: int = setting(4, "3x3 convolutions of the mask head.", minimum=1)
-    mask_head_hidden_channel: int = setting(256, "Width of the mask head.", minimum=1)
-    mask_head_out_channel: int = setting(256, "Width of its output.", minimum=1)
+    mask_head_hidden_channel: int = setting(256, "Hidden channels of the mask head.", minimum=1)
+    mask_head_out_channel: int = setting(256, "Output channels of the mask head.", minimum=1)
     mask_scale_ratio: float = setting(
         2.0, "Upsampling of the features inside the mask head.", exclusive_minimum=0
     )
@@ -118,8 +124,8 @@ class ModelSpec:
     not_adjust_scale: bool = setting(False, "Do not resize features by the object's size.")
     object_pooling: str = setting(
         "crop",
-        "Ours. Features averaged into the object vector: the whole crop (the paper), or those "
-        "inside the box minus those outside.",
+        "[mal] Features averaged into the object vector. crop: the whole crop (as in the paper); "
+        "box: those inside the box minus those outside.",
         choices=("crop", "box"),
     )
     teacher_momentum: float = setting(0.996, "EMA momentum of the teacher.", minimum=0, maximum=1)
@@ -130,24 +136,24 @@ class ModelSpec:
 class CudnnSpec:
     """cuDNN switches (CUDA only)."""
 
-    benchmark: bool = setting(False, "Let cuDNN time its algorithms.")
-    deterministic: bool = setting(True, "Use deterministic algorithms only.")
+    benchmark: bool = setting(False, "Let cuDNN benchmark its algorithms.")
+    deterministic: bool = setting(True, "Use only deterministic algorithms.")
 
 
 @dataclass
 class TrainSpec:
-    """The optimisation, the losses and the crop windows."""
+    """Optimiser, losses and crop windows."""
 
     num_gpus: int = setting(
         1,
-        "Devices a node; on CPU the number of processes.",
+        "Devices per node; on CPUs the number of processes.",
         minimum=1,
         is_popular=True,
     )
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(
         1,
-        "Nodes; the environment of a launcher beats it.",
+        "Nodes; the environment of a launcher overrides it.",
         minimum=1,
         is_popular=True,
     )
@@ -161,13 +167,13 @@ class TrainSpec:
     )
     max_steps: int = setting(
         0,
-        "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.",
+        "[mal] Optimiser steps of the run, instead of num_epochs; 0 uses num_epochs.",
         minimum=0,
         is_searchable=False,
     )
     checkpoint_interval: int = setting(
         1,
-        "Write a checkpoint every so many units.",
+        "Interval between checkpoints, in checkpoint_interval_unit.",
         minimum=1,
         is_popular=True,
     )
@@ -176,101 +182,111 @@ class TrainSpec:
     )
     validation_interval: int = setting(
         1,
-        "Validate every so many epochs, and at the end.",
+        "Interval between validations, epochs; the last epoch is always validated.",
         minimum=1,
         is_popular=True,
     )
     max_val_boxes: int = setting(
         0,
-        "Ours. Validate during training on so many boxes at most; 0: on all.",
+        "[mal] Largest number of boxes to validate on during training; 0 for all.",
         minimum=0,
         is_searchable=False,
     )
     resume_training_checkpoint_path: str = setting(
         "",
-        "Checkpoint to go on from, where the results folder has none: its own latest comes first.",
+        "Checkpoint to resume if the results folder has none.",
     )
-    results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
+    results_dir: str = setting("", "Results folder. Empty uses <results_dir>/train.")
     overwrite: bool = setting(
         False,
-        "Ours. Where the results folder holds another run: remove that one's results and train "
-        "anew, instead of ending with an error. The same run goes on.",
+        "[mal] If the results folder has another run, remove its results and train, instead of "
+        "an error. The same run is resumed.",
         is_searchable=False,
     )
     pretrained_model_path: str = setting(
         "",
-        "Weights to start from: local or s3:// .pth/.ckpt/.safetensors of a backbone (MAE, DeiT, "
-        "timm) or of a whole MAL network (ours, TAO's: heads too), or timm:NAME of the hub.",
+        "Weights to start from: a local or s3:// .pth, .ckpt or .safetensors file of a backbone "
+        "(MAE, DeiT, timm) or of a whole MAL network (mal's or TAO's), or timm:NAME from the hub.",
         is_popular=True,
     )
-    batch_size: int = setting(1, "Boxes a device and step.", minimum=1, is_popular=True)
-    accum_grad_batches: int = setting(1, "Batches a step.", minimum=1)
-    clip_grad_norm: float = setting(0.0, "Ours. Largest norm of the gradient; 0: any.", minimum=0)
-    use_amp: bool = setting(True, "Mixed precision on CUDA (train.precision auto).")
+    batch_size: int = setting(1, "Boxes per device and step.", minimum=1, is_popular=True)
+    accum_grad_batches: int = setting(1, "Batches per optimiser step.", minimum=1)
+    clip_grad_norm: float = setting(
+        0.0, "[mal] Largest norm of the gradient; 0 does not clip.", minimum=0
+    )
+    use_amp: bool = setting(True, "Mixed precision on CUDA, with train.precision=auto.")
     precision: str = setting(
         "auto",
-        "Ours. auto: fp16 on CUDA with use_amp, else fp32.",
+        "[mal] auto is fp16 on CUDA with use_amp, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     supervision: str = setting(
         "box",
-        "Ours. box: learn from boxes alone; mask: train the same network on true masks, the "
-        "upper bound that tells what the boxes cost.",
+        "[mal] box: train on boxes alone; mask: train the same network on true masks, to measure "
+        "the upper bound.",
         choices=("box", "mask"),
         is_searchable=False,
     )
     cached_crops: int = setting(
         0,
-        "Ours. With model.freeze_backbone: crops drawn once, shared evenly among the boxes, whose "
-        "features are computed once and cached. 0: features are computed in every step.",
+        "[mal] With model.freeze_backbone: number of crops, the same for each box, that are drawn "
+        "once and whose features are cached. 0 computes features in every step.",
         minimum=0,
     )
     feature_cache_gib: float = setting(
         20.0,
-        "Ours. Most that the cached features of all runs may take, GiB; the longest unused go.",
+        "[mal] Largest size of the cached features of all runs, GiB; the least recently used are "
+        "deleted.",
         exclusive_minimum=0,
         is_searchable=False,
     )
     compile: bool = setting(
         False,
-        "Ours. Compile the student's backbone (torch.compile); a CPU needs a C++ compiler.",
+        "[mal] Compile the student's backbone with torch.compile; on a CPU it needs a C++ "
+        "compiler.",
         is_searchable=False,
     )
     profile: bool = setting(
         False,
-        "Ours. Tell at the end where the time went: a table, and profile.json.",
+        "[mal] Measure the time of each part of the training: logs a table, writes profile.json.",
         is_searchable=False,
     )
     oom_fallback: bool = setting(
         False,
-        "Ours. When memory runs out, train again by itself at the next smaller crop, backbone or "
-        "batch. A run of several processes does not.",
+        "[mal] When memory runs out, train again with the next smaller crop, backbone or batch. "
+        "Only for runs of one process.",
         is_searchable=False,
     )
     optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
     optim_momentum: float = setting(0.9, "No effect with adamw.", minimum=0, maximum=1)
     lr: float = setting(
         1e-6,
-        "Learning rate a box: the effective rate is lr * devices * nodes * batch_size.",
+        "Learning rate per box: the effective rate is lr * devices * nodes * batch_size.",
         minimum=0,
         search=SearchRange(1e-7, 1e-2, log=True),
         is_popular=True,
     )
-    min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
-    min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
-    num_wave: float = setting(
-        1.0, "Half periods of the cosine; 1 falls once to the lower end, 0 never.", minimum=0
+    min_lr: float = setting(
+        0.0, "Final rate of the cosine schedule; 0 uses lr * min_lr_rate.", minimum=0
     )
-    warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
+    min_lr_rate: float = setting(
+        0.02, "Final rate as a fraction of the rate.", minimum=0, maximum=1
+    )
+    num_wave: float = setting(
+        1.0,
+        "Half periods of the cosine: 1 falls once to the final rate, 0 keeps the rate.",
+        minimum=0,
+    )
+    warmup_epochs: int = setting(1, "Linear warm-up of the learning rate, epochs.", minimum=0)
     warmup_rate: float = setting(
         0.0,
-        "Ours. Linear warm-up as a part of the run; 0: by warmup_epochs.",
+        "[mal] Linear warm-up as a fraction of the run; 0 uses warmup_epochs.",
         minimum=0,
         maximum=1,
     )
     wd: float = setting(
         5e-4,
-        "Weight decay of weights (never of biases, norms or position embeddings).",
+        "Weight decay, not applied to biases, norms and position embeddings.",
         minimum=0,
         search=SearchRange(1e-6, 1e-1, log=True),
         is_popular=True,
@@ -286,48 +302,56 @@ class TrainSpec:
     )
     margin_rate: list[float] = setting(
         [0.0, 1.2],
-        "[low, high]: margin of the training window as a part of the half box; opposite sides "
-        "share it at random.",
+        "[low, high]: range of the training window's margin as a fraction of half the box; it is "
+        "divided at random between opposite sides.",
         lengths=(2,),
         minimum=0,
         is_searchable=False,
     )
     test_margin_rate: list[float] = setting(
         [0.6, 0.6],
-        "Margin of both sides of the prediction window together; the first value counts.",
+        "Sum of the margins of opposite sides of the prediction window; only the first value is "
+        "used.",
         lengths=(2,),
         minimum=0,
         is_searchable=False,
     )
     mask_thres: list[float] = setting(
         [0.1],
-        "Probability from which a pixel is mask: one value, or three for small, medium, large.",
+        "Mask threshold of the probability: one value, or three for small, medium and large "
+        "objects.",
         lengths=(1, 3),
         minimum=0,
         maximum=1,
         is_searchable=False,
     )
     loss_mil_weight: float = setting(4.0, "Weight of the multiple-instance loss.", minimum=0)
-    loss_mil_step: int = setting(1000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_mil_step: int = setting(
+        1000, "Linear warm-up of loss_mil_weight, optimiser steps.", minimum=0
+    )
     loss_crf_weight: float = setting(0.5, "Weight of the CRF loss.", minimum=0)
-    loss_crf_step: int = setting(4000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_crf_step: int = setting(
+        4000, "Linear warm-up of loss_crf_weight, optimiser steps.", minimum=0
+    )
     loss_crf_window: list[float] = setting(
         [],
-        "Ours. [begin, end] as parts of the run: the CRF weight is 0 before begin and full from "
-        "end on. Empty: loss_crf_step.",
+        "[mal] [begin, end] as fractions of the run: the CRF weight is 0 before begin and full "
+        "after end. Empty uses loss_crf_step.",
         lengths=(0, 2),
         minimum=0,
         maximum=1,
         is_searchable=False,
     )
     loss_point_weight: float = setting(
-        3.0, "Ours. Weight of the loss of labelled points, where annotations have any.", minimum=0
+        3.0, "[mal] Weight of the point loss, for annotations with points.", minimum=0
     )
     crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
-    crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood.", minimum=1, is_odd=True)
+    crf_kernel_size: int = setting(
+        3, "Side of the CRF's neighbourhood, px of the mask map.", minimum=1, is_odd=True
+    )
     crf_dilations: list[int] = setting(
         [1],
-        "Ours. Distances of the neighbourhoods, map pixels; several are summed.",
+        "[mal] Dilations of the neighbourhood, px of the mask map; several are summed.",
         lengths=(1, 2, 3, 4),
         minimum=1,
         is_searchable=False,
@@ -342,74 +366,77 @@ class TrainSpec:
     )
     crf_color_space: str = setting(
         "rgb",
-        "Ours. rgb: normalised RGB (the paper); lab: CIELAB / 100.",
+        "[mal] rgb: normalised RGB (the paper); lab: CIELAB / 100.",
         choices=("rgb", "lab"),
     )
     crf_view: str = setting(
         "student",
-        "Ours. Whose crop the CRF takes its colours from: the student's augmented one (the "
-        "paper) or the teacher's clean one.",
+        "[mal] Crop whose colours the CRF uses: the student's augmented one (as in the paper) or "
+        "the teacher's unchanged one.",
         choices=("student", "teacher"),
     )
     crf_start: str = setting(
         "clamped",
-        "Ours. clamped: the probabilities, clamped (the paper); balanced: only their side of "
-        "0.5, at the clamps; soft: another name of clamped. The outside is at the lower clamp.",
+        "[mal] Initial label of the CRF. clamped: the clamped probabilities (as in the paper); "
+        "balanced: the clamp on their side of crf_start_thres; soft: the same as clamped. Outside "
+        "the "
+        "box it is the lower clamp.",
         choices=("clamped", "balanced", "soft"),
         option_weights=(1, 1, 0),
     )
     crf_start_thres: float = setting(
         0.5,
-        "Ours. Probability from which the CRF starts a pixel as object.",
+        "[mal] Probability above which a pixel starts as object in the CRF.",
         exclusive_minimum=0,
         maximum=0.99,
     )
     prior_weight: float = setting(
         0.0,
-        "Ours. Part of the training-free prior (the box spread over like tokens) in the pseudo "
-        "label's start.",
+        "[mal] Weight of the training-free prior (the box spread over similar tokens) in the "
+        "initial pseudo label.",
         minimum=0,
         maximum=1,
     )
     affinity_weight: float = setting(
         0.0,
-        "Ours. Part of the pseudo label's start that is propagated over similar tokens.",
+        "[mal] Weight of the propagation over similar tokens in the initial pseudo label.",
         minimum=0,
         maximum=1,
     )
     affinity_temperature: float = setting(
-        0.1, "Ours. Temperature of the token affinity exp((cos - 1) / T).", exclusive_minimum=0
+        0.1, "[mal] Temperature of the token affinity exp((cos - 1) / T).", exclusive_minimum=0
     )
 
 
 @dataclass
 class PredictionSpec:
-    """What evaluate and inference share."""
+    """The keys that evaluate and inference share."""
 
     checkpoint: str = setting(
         REQUIRED,
-        "Checkpoint (.pth), exported model (.onnx) or a train job's results folder.",
+        "Checkpoint (.pth), exported model (.onnx), or results folder of a training.",
         is_popular=True,
     )
-    batch_size: int = setting(3, "Boxes a forward pass.", minimum=1, is_popular=True)
-    num_gpus: int = setting(1, "Devices a node.", minimum=1)
+    batch_size: int = setting(3, "Boxes per forward pass.", minimum=1, is_popular=True)
+    num_gpus: int = setting(1, "Devices per node.", minimum=1)
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(1, "Nodes.", minimum=1)
-    results_dir: str = setting("", "Result folder. Empty: <results_dir>/<action>.")
-    trt_engine: str = setting("", "TensorRT engine; not supported here: export to ONNX.")
-    use_flip_test: bool = setting(False, "Average with the mirrored crop's prediction.")
+    results_dir: str = setting("", "Results folder. Empty uses <results_dir>/<action>.")
+    trt_engine: str = setting("", "TensorRT engine; not supported: export to ONNX.")
+    use_flip_test: bool = setting(False, "Average with the prediction of the mirrored crop.")
     use_mixed_model_test: bool = setting(False, "Average student and teacher.")
     use_teacher_test: bool = setting(False, "Predict with the teacher.")
     precision: str = setting(
         "auto",
-        "Ours. Of the network: auto is fp16 on CUDA with train.use_amp, else fp32. On a CPU "
-        "without bf16 units bf16 is slower than fp32.",
+        "[mal] Precision of the network: auto is fp16 on CUDA with train.use_amp, else fp32. On a "
+        "CPU without bf16 units, bf16 is slower than fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     crop_sizes: list[int] = setting(
         [],
-        "Ours. Crops of several sizes, px, multiples of a ViT's patch: each box gets the smallest "
-        "that holds its window, or the largest. Empty: the model's one crop for all.",
+        "[mal] Crop sizes, px, multiples of a ViT's patch: each box uses the smallest that "
+        "contains "
+        "its window, or the largest. Empty uses the model's crop size.",
         minimum=MIN_CROP_SIZE,
         is_searchable=False,
     )
@@ -417,27 +444,29 @@ class PredictionSpec:
 
 @dataclass
 class EvaluateSpec(PredictionSpec):
-    """Measuring against true masks."""
+    """Measure a model against true masks."""
 
     comp_clustering: bool = setting(False, "Keep only the largest connected part of a mask.")
     training_free: bool = setting(
-        False, "Ours. Measure the training-free baseline of a ViT too (one more pass)."
+        False, "[mal] Also measure the training-free baseline of a ViT, in another pass."
     )
-    min_box_area: float = setting(0.0, "Ours. Count boxes of w*h above this, px^2.", minimum=0)
+    min_box_area: float = setting(
+        0.0, "[mal] Measure boxes whose w*h is above this, px^2.", minimum=0
+    )
     min_box_side: float = setting(
-        0.0, "Ours. Count boxes whose both sides reach this, px.", minimum=0
+        0.0, "[mal] Measure boxes whose sides are both at least this, px.", minimum=0
     )
 
 
 @dataclass
 class InferenceSpec(PredictionSpec):
-    """Writing masks for boxes."""
+    """Write masks for boxes."""
 
     ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.", is_popular=True)
-    img_dir: str = setting("", "Their images: folder, archive or s3://.", is_popular=True)
+    img_dir: str = setting("", "Images of the boxes: folder, archive or s3://.", is_popular=True)
     label_dump_path: str = setting(
         "instances_val2017_mal.json",
-        "Output file; relative paths lie in the results folder.",
+        "Output file; a relative path is below the results folder.",
         is_popular=True,
     )
     load_mask: bool = setting(False, "Keep true masks for the report.")
@@ -445,26 +474,26 @@ class InferenceSpec(PredictionSpec):
 
 @dataclass
 class ExportSpec:
-    """Writing an ONNX model. Ours: TAO has no export action for MAL."""
+    """Write an ONNX model. TAO has no export action for MAL."""
 
     checkpoint: str = setting(
-        REQUIRED, "Checkpoint (.pth), or a train job's results folder.", is_popular=True
+        REQUIRED, "Checkpoint (.pth), or results folder of a training.", is_popular=True
     )
     onnx_file: str = setting(
         "mal_model.onnx",
-        "Output; relative paths lie in the results folder. Another NAME.onnx comes with NAME.json, "
+        "Output file; a relative path is below the results folder. NAME.onnx comes with NAME.json, "
         "NAME_encoder.onnx and NAME_decoder.onnx.",
     )
     opset_version: int = setting(
-        18, "ONNX opset; PyTorch's exporter writes none below 18.", minimum=18
+        18, "ONNX opset; PyTorch's exporter supports 18 and later.", minimum=18
     )
     precision: str = setting(
         "fp32",
-        "int8: matrix products in 8 bits, for ONNX Runtime on a CPU.",
+        "int8 quantises matrix products, for ONNX Runtime on a CPU.",
         choices=("fp32", "int8"),
     )
-    batch_size: int = setting(-1, "Fixed batch; -1 or 0: dynamic.", minimum=-1)
-    results_dir: str = setting("", "Result folder. Empty: <results_dir>/export.")
+    batch_size: int = setting(-1, "Fixed batch size; -1 or 0 for a dynamic one.", minimum=-1)
+    results_dir: str = setting("", "Results folder. Empty uses <results_dir>/export.")
     use_mixed_model_test: bool = setting(False, "Export the mean of student and teacher.")
     use_teacher_test: bool = setting(False, "Export the teacher.")
 
@@ -474,7 +503,9 @@ class WandbSpec:
     """Weights & Biases logging of a training run."""
 
     enable: bool = setting(
-        True, "Log to Weights & Biases where wandb is installed and logged in; else say so once."
+        True,
+        "Log to Weights & Biases if wandb is installed and logged in; otherwise log the reason "
+        "once.",
     )
     project: str = setting("TAO Toolkit", "Project.")
     entity: str = setting("", "Entity.")
@@ -483,32 +514,32 @@ class WandbSpec:
     run_id: str = setting("", "Run id to continue.")
     reinit: bool = setting(False, "Allow several runs in one process.")
     save_code: bool = setting(False, "Save the code.")
-    sync_tensorboard: bool = setting(False, "Copy what TensorBoard gets.")
+    sync_tensorboard: bool = setting(False, "Copy the TensorBoard logs.")
     tags: list[str] = setting(["tao-toolkit"], "Tags.", is_searchable=False)
 
 
 @dataclass
 class ExperimentSpec:
-    """The whole spec; every action reads the sections it needs."""
+    """The whole spec; an action reads only the sections that it needs."""
 
     results_dir: str = setting(
         "", "Root of the results: <results_dir>/<action>/, local or s3://.", is_popular=True
     )
-    model_name: str = setting("", "Accepted for TAO's sake; has no effect.")
+    model_name: str = setting("", "Accepted for compatibility with TAO; has no effect.")
     encryption_key: str = setting(
         "",
-        "Accepted for TAO's sake; nothing is encrypted, and the key is kept nowhere.",
+        "Accepted for compatibility with TAO; nothing is encrypted, and the key is not recorded.",
         is_ignored=True,
     )
     device: str = setting(
-        "auto", "Ours. auto: CUDA where there is one.", choices=("auto", "cpu", "cuda")
+        "auto", "[mal] auto uses CUDA if it is available.", choices=("auto", "cpu", "cuda")
     )
-    dataset: DatasetSpec = section(DatasetSpec, "Where the boxes and images are.")
+    dataset: DatasetSpec = section(DatasetSpec, "The data sets.")
     model: ModelSpec = section(ModelSpec, "The network.")
-    train: TrainSpec = section(TrainSpec, "Optimisation, losses and windows.")
-    evaluate: EvaluateSpec = section(EvaluateSpec, "Measuring against true masks.")
-    inference: InferenceSpec = section(InferenceSpec, "Writing masks for boxes.")
-    export: ExportSpec = section(ExportSpec, "Writing an ONNX model.")
+    train: TrainSpec = section(TrainSpec, "Optimiser, losses and windows.")
+    evaluate: EvaluateSpec = section(EvaluateSpec, "Measure a model against true masks.")
+    inference: InferenceSpec = section(InferenceSpec, "Write masks for boxes.")
+    export: ExportSpec = section(ExportSpec, "Write an ONNX model.")
     wandb: WandbSpec = section(WandbSpec, "Weights & Biases logging of a training run.")
 
 

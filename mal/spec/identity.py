@@ -1,6 +1,6 @@
-"""Which keys of the spec make a training the same run, and which may change between its tries.
+"""The keys of the spec that identify a run, and those that may change between its attempts.
 
-`KEY_ROLES` is the only place that decides it; a test keeps it complete.
+`KEY_ROLES` classifies every key; a test checks that it is complete.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from mal.spec.load import iterate_settings
 
 
 class Role(StrEnum):
-    """What a key decides of a training."""
+    """What a key determines in a training."""
 
     IDENTITY = "identity"
-    """What is learned: another value is another run."""
+    """The weights: another value is another run."""
     MEASURE = "measure"
-    """How the validation chooses the best: another value is another run where there is one."""
+    """The choice of the best model: another value is another run, if there is a validation set."""
     DATA = "data"
-    """Where data or weights lie: their content counts, not their path."""
+    """Data or weights: identified by content, not by path."""
     LENGTH = "length"
-    """How long: a run may be prolonged."""
+    """The length: a run may be extended."""
     MACHINE = "machine"
-    """With which devices and processes: a retry may get others."""
+    """Devices and processes: another attempt may get others."""
     RECORD = "record"
     """What is written, cached, logged, and where."""
     NONE = "none"

@@ -1,6 +1,6 @@
-"""From spec files, recipes and overrides to a checked `ExperimentSpec`.
+"""Loads a checked `ExperimentSpec` from spec files, recipes and overrides.
 
-Every problem of a spec is reported at once, each with its dotted key and what to write instead.
+All problems of a spec are reported together, each with its dotted key and what to write instead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ACTION_SECTIONS = {
     "export": ("dataset", "model", "train", "export"),
 }
 
-# User and password in a uri would end in every record of a run.
+# User and password in a URI would be part of every record of a run.
 CREDENTIALS_PATTERN = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
 
 ALIASES = {"model.crop_size": "dataset.crop_size", "model.load_mask": "dataset.load_mask"}
@@ -68,13 +68,13 @@ SpecSource = str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Given:
-    """A value, the key as it was written, and where.
+    """A value with its source.
 
     Attributes:
-        value: As YAML reads it.
-        written_key: With alias or shorthand.
-        file: That it stands in; '' for none.
-        text: Of an override, as it was typed; None elsewhere.
+        value: The value as YAML parses it.
+        written_key: The key as written, perhaps an alias or a shorthand.
+        file: The file of the value; '' for none.
+        text: The text of an override as typed; None for a value of a file.
     """
 
     value: Any
@@ -83,7 +83,7 @@ class _Given:
     text: str | None
 
     @property
-    def place(self) -> str:
+    def in_file(self) -> str:
         return f" in {self.file}" if self.file else ""
 
 
@@ -100,8 +100,8 @@ def load_spec(
         action: train, evaluate, inference or export; its required keys must be set.
         source: A YAML file, `recipe:NAME`, a mapping, or several of these; the later wins.
         overrides: `dotted.key=value` with YAML values; they win over every source.
-        find_missing: Names by key what a run would miss, to be told with the problems of a spec
-            that has any. A spec without problems may be completed later.
+        find_missing: Returns problems of missing inputs by key; only called when the spec already
+            has problems, since the missing keys of a correct spec may be set later.
 
     Raises:
         SpecError: With all problems found.
@@ -124,12 +124,12 @@ def load_spec(
         key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
     ]
     problems += _resolve_references(spec, set(given) - set(unusable))
-    if is_read_whole:  # else what seems wrong may be right in what could not be read
+    if is_read_whole:  # otherwise an unreadable source may set the missing keys
         missing = _missing_required(spec, action)
-        problems += _untold(missing, unusable, problems)
+        problems += _unreported(missing, unusable, problems)
         problems += combination_problems(spec, action, unusable)
         if problems and find_missing:
-            problems += _untold(find_missing(spec), unusable, problems)
+            problems += _unreported(find_missing(spec), unusable, problems)
     if problems:
         raise SpecError(problems)
     return spec
@@ -141,12 +141,12 @@ def spec_as_dict(spec: Any) -> dict[str, Any]:
 
 
 def write_experiment_yaml(spec: ExperimentSpec) -> str:
-    """Render the resolved spec as YAML."""
+    """Return the resolved spec as YAML."""
     return yaml.safe_dump(spec_as_dict(spec), sort_keys=False)
 
 
 def iterate_settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, Setting, Any]]:
-    """Yield dotted key, type, facts and default of every leaf setting."""
+    """Yield dotted key, type, `Setting` and default of every key."""
     hints = typing.get_type_hints(cls)
     defaults = cls()
     for field in dataclasses.fields(cls):
@@ -167,7 +167,7 @@ SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 def _read_sources(
     sources: Sequence[SpecSource], problems: list[str]
 ) -> Iterator[tuple[Mapping[Any, Any], str, None]]:
-    """Yield what each source holds, and its file; later ones win."""
+    """Yield the content of each source and its file; later ones win."""
     for source in sources:
         if isinstance(source, Mapping):
             yield source, "", None
@@ -181,7 +181,7 @@ def _read_sources(
 def _read_overrides(
     overrides: Sequence[str], problems: list[str]
 ) -> Iterator[tuple[Mapping[Any, Any], str, str]]:
-    """Yield what each override holds, no file, and its text."""
+    """Yield the content of each override, no file, and its text."""
     for override in overrides:
         try:
             yield parse_override(override), "", override.partition("=")[2].strip()
@@ -203,23 +203,23 @@ def _known_settings(
         elif key in SECTIONS:
             if value is not None:
                 problems.append(
-                    f"{key} must be a section of keys, got {yaml_text(value)}{entry.place}. "
+                    f"{key} must be a section of keys, got {yaml_text(value)}{entry.in_file}. "
                     f"Write its keys below it, or {key}.KEY=VALUE."
                 )
         else:
-            problems.append(f"{key} is not a key of the spec{entry.place}. {suggest_key(key)}")
+            problems.append(f"{key} is not a key of the spec{entry.in_file}. {suggest_key(key)}")
     return known
 
 
 def _drop_ignored(given: dict[str, _Given]) -> None:
-    """Leave out what has no effect, whatever it is, without ever repeating it."""
+    """Remove keys without effect; their values are never logged."""
     for key in [key for key in given if _SETTINGS[key][1].is_ignored]:
         if given.pop(key).value not in ("", None):
-            log.warning("%s has no effect: nothing is encrypted here. It is left out.", key)
+            log.warning("%s has no effect: nothing is encrypted. The key is not recorded.", key)
 
 
 def suggest_key(key: str) -> str:
-    """Return the sentence that names the nearest known key."""
+    """Return a sentence with the nearest known key."""
     candidates = [*_SETTINGS, *ALIASES, *SHORTHANDS, *([] if "." in key else SECTIONS)]
     nearest = difflib.get_close_matches(key[:100], candidates, n=1, cutoff=0.6)
     if not nearest:
@@ -231,7 +231,7 @@ def suggest_key(key: str) -> str:
 def _assign(
     spec: ExperimentSpec, key: str, entry: _Given, action: str, problems: list[str]
 ) -> bool:
-    """Set a key; a value that cannot be used is reported and leaves the default."""
+    """Set a key; an invalid value is reported, and the default stays."""
     hint, facts, default = _SETTINGS[key]
     is_free_text = hint is str and not facts.choices
     if entry.value is None and is_free_text:
@@ -239,7 +239,7 @@ def _assign(
     if entry.value == REQUIRED and is_free_text:
         if default == REQUIRED or not is_needed(key, action):
             return True
-        problems.append(f"{key} must be set, got ???{entry.place}. Write {key}=VALUE.")
+        problems.append(f"{key} must be set, got ???{entry.in_file}. Write {key}=VALUE.")
         return False
     is_typed_number = is_free_text and entry.text is not None and is_number(entry.value)
     given = entry.text if is_typed_number else entry.value
@@ -247,21 +247,23 @@ def _assign(
     if rule is None and is_free_text and re.match(CREDENTIALS_PATTERN, value):
         shown = re.sub("//[^/\\s]*@", "//", value)
         problems.append(
-            f"{entry.written_key} must not carry credentials, got some in {shown}{entry.place}. "
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            f"{entry.written_key} must not contain credentials, got some in "
+            f"{shown}{entry.in_file}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
         return False
     if rule is None:
         _set_value(spec, key, value)
         return True
-    sentence = f"{entry.written_key} must {rule}, got {yaml_text(entry.value)}{entry.place}."
-    if not any(problem.startswith(sentence) for problem in problems):  # a shorthand sets several
+    sentence = f"{entry.written_key} must {rule}, got {yaml_text(entry.value)}{entry.in_file}."
+    if not any(
+        problem.startswith(sentence) for problem in problems
+    ):  # a shorthand sets several keys
         problems.append(f"{sentence} {remedy_for(given, hint, facts, default)}")
     return False
 
 
 def is_needed(key: str, action: str) -> bool:
-    """Whether `???` stops the action; TAO's files leave the keys of other actions open."""
+    """Whether `???` is an error for the action; TAO's files have it for other actions' keys."""
     section = key.partition(".")[0]
     needed = ("results_dir", "model", action, *(["dataset"] if action == "train" else []))
     return section in needed
@@ -276,7 +278,7 @@ def _set_value(spec: ExperimentSpec, key: str, value: Any) -> None:
 
 
 def _resolve_references(spec: ExperimentSpec, keys: Collection[str]) -> list[str]:
-    """Put the values of other keys in the place of `${key}`, as in TAO's files."""
+    """Replace `${key}` by the value of that key, as in TAO's files."""
     problems = []
     for key in sorted(keys):
         text = _value_of(spec, key)
@@ -304,14 +306,14 @@ def _missing_required(spec: ExperimentSpec, action: str) -> dict[str, str]:
     return {key: f"{key} must be set, got ???. Write {key}=PATH." for key in missing}
 
 
-def _untold(
+def _unreported(
     missing: Mapping[str, str], unusable: Collection[str], problems: Sequence[str]
 ) -> list[str]:
-    """Return the problems of keys that have no other one: those were given, if badly."""
-    told = {*unusable, *(subject_of(problem) for problem in problems)}
-    return [problem for key, problem in missing.items() if key not in told]
+    """Return the problems of keys that have no other problem yet."""
+    reported = {*unusable, *(subject_of(problem) for problem in problems)}
+    return [problem for key, problem in missing.items() if key not in reported]
 
 
 def subject_of(problem: str) -> str:
-    """Return the key or noun that a problem begins with."""
+    """Return the first word of a problem, its key."""
     return problem.partition(" ")[0]

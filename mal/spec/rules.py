@@ -1,4 +1,4 @@
-"""Rules that join several keys of the spec."""
+"""Rules between several keys of the spec."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def is_hybrid(arch: str) -> bool:
 def combination_problems(
     spec: ExperimentSpec, action: str, unusable_keys: Collection[str] = ()
 ) -> list[str]:
-    """Check what no single key can tell; each problem names its key and the remedy.
+    """Return the problems of combinations of keys, each with its key and what to write.
 
     Args:
-        spec: With its default in the place of every unusable key.
-        action: Whose own section is checked.
-        unusable_keys: Keys with a problem of their own; rules that need them say nothing.
+        spec: The spec; invalid keys have their default.
+        action: The action whose section is checked.
+        unusable_keys: Invalid keys; rules that depend on them are skipped.
     """
     findings = [
         *_dataset_findings(spec),

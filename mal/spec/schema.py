@@ -1,14 +1,13 @@
 """The JSON Schema (draft 2020-12) of an action's spec, generated from the spec's dataclasses.
 
-A schema accepts what `load_spec` accepts, and nothing else, for documents that JSON can hold. What
-it cannot say: a key that must be set may still be absent or `???`, since a template is valid too;
-an integer must lie in the range of a float where a number is asked for;
-of a key that stands in a document under several of its names, the last one counts; a reference
-`${key}` must name another key; dotted keys (`train.lr: 1e-4`) are for people, not for schemas.
+A schema accepts the same JSON documents as `load_spec`, with these exceptions: a required key may
+be absent or `???`, so that a template is valid; a number may be an integer outside the range of a
+float; if a document has a key under several names, the schema checks each, the loader the last; the
+target of a reference `${key}` is not checked; dotted keys (`train.lr: 1e-4`) are not accepted.
 
-Beside JSON Schema's own words it has those that readers of TAO's schemas look for: `default`,
-`popular`, `automl_default_parameters` and `automl_disabled_parameters` at the top, `popular`,
-`automl_enabled`, `automl_range` and `automl_option_weights` at a key.
+For readers of TAO's schemas it adds `default`, `popular`, `automl_default_parameters` and
+`automl_disabled_parameters` at the top, and `popular`, `automl_enabled`, `automl_range` and
+`automl_option_weights` at a key.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def action_schema(action: str) -> JsonSchema:
 
 
 def _settings_of(action: str) -> Iterator[tuple[str, Setting, Any]]:
-    """Yield key, facts and default of what an action reads."""
+    """Yield key, `Setting` and default of the keys that an action reads."""
     for key, _, facts, default in iterate_settings(ExperimentSpec):
         section, dot, _ = key.partition(".")
         if not dot or section in ACTION_SECTIONS[action]:
@@ -86,7 +85,7 @@ def _defaults(action: str, is_wanted: Callable[[Setting], bool]) -> dict[str, An
 
 
 def _properties(cls: type[Any], prefix: str, action: str) -> dict[str, JsonSchema]:
-    """Describe the keys of a section, and of the sections below it."""
+    """Return the schemas of a section's keys and of its nested sections."""
     hints = typing.get_type_hints(cls)
     defaults = cls()
     described: dict[str, JsonSchema] = {}
@@ -102,7 +101,7 @@ def _properties(cls: type[Any], prefix: str, action: str) -> dict[str, JsonSchem
             }
         else:
             default = getattr(defaults, field.name)
-            # A template holds the default, and is valid.
+            # A template has the default and must be valid.
             must_be_set = is_needed(key, action) and default != REQUIRED
             described[field.name] = {
                 **_value_schema(hint, facts, must_be_set=must_be_set),
@@ -134,7 +133,7 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         refused: list[JsonSchema] = [{"pattern": CREDENTIALS_PATTERN}]
         if must_be_set:
             refused.append({"const": REQUIRED})
-        # To a schema a pattern holds for all that is no text.
+        # In JSON Schema a pattern is satisfied by anything that is not a string.
         return {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
     return {"type": _TYPES[hint], **_bounds(facts, hint)}
 
@@ -170,7 +169,7 @@ def _remarks(facts: Setting) -> JsonSchema:
 
 
 def _short_names() -> dict[str, JsonSchema]:
-    """Describe the shorthands, which stand at the top of a document."""
+    """Return the schemas of the shorthands, which are top-level keys."""
     described = {}
     for name, keys in SHORTHANDS.items():
         references = [_reference(key, name) for key in keys]
@@ -187,7 +186,7 @@ def _reference(key: str, name: str) -> JsonSchema:
 
 
 def _combination_rules(action: str) -> Iterator[JsonSchema]:
-    """Yield what `mal.spec.rules` checks; defaults count where a key is not given."""
+    """Yield the rules of `mal.spec.rules`; a missing key has its default."""
     default = ExperimentSpec()
     for patch in sorted({patch_size_of(arch) for arch in BACKBONE_ARCHS}):
         yield _implies(
@@ -223,7 +222,7 @@ def _arch_is(is_wanted: Callable[[str], bool]) -> JsonSchema:
 
 
 def _holds(key: str, condition: JsonSchema, by_default: bool) -> JsonSchema:
-    """Say that the value of a key, given by any of its names or by default, meets a condition."""
+    """Return the schema that a key, under any of its names or by default, meets a condition."""
     names = [key, *(a for a, k in ALIASES.items() if k == key)]
     names += [shorthand for shorthand, keys in SHORTHANDS.items() if key in keys]
     given: list[JsonSchema] = [_at(name.split("."), condition) for name in names]
@@ -233,7 +232,7 @@ def _holds(key: str, condition: JsonSchema, by_default: bool) -> JsonSchema:
 
 
 def _at(path: list[str], condition: JsonSchema) -> JsonSchema:
-    """Say that the value at a path is there and meets a condition."""
+    """Return the schema that the value at a path exists and meets a condition."""
     name, *rest = path
     below = _at(rest, condition) if rest else condition
     return {"type": "object", "properties": {name: below}, "required": [name]}

@@ -1,4 +1,4 @@
-"""How a key of the spec is declared: its default, and what is known of its values."""
+"""Declares a key of the spec: its default, description and bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_WHOLE_NUMBER = 2**31 - 1
 
 @dataclass(frozen=True)
 class SearchRange:
-    """How AutoML may vary a setting; it bounds the search, not the spec."""
+    """AutoML's default range of a key; it limits the search, not the spec."""
 
     low: float
     high: float
@@ -21,22 +21,19 @@ class SearchRange:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one spec key beside its type and default.
+    """The declaration of a spec key beside its type and default.
+
+    Bounds apply to each number of a list.
 
     Attributes:
-        description: What it does, in a sentence or two.
-        minimum: Least value, of each number of a list.
-        exclusive_minimum: What every value lies above.
-        maximum: Greatest value.
-        exclusive_maximum: What every value lies below.
-        is_odd: Whether even numbers are refused.
-        choices: The known names; empty for any.
-        lengths: How many values a list may have; empty for any.
-        option_weights: Odds of each choice in a search; 0: not tried. Empty: all alike.
-        search: AutoML's range by default; None: not varied unless the user asks.
-        is_searchable: Whether a user may ask AutoML to vary it.
-        is_popular: Whether people often set it.
-        is_ignored: Whether any value is taken, and none is kept.
+        choices: Allowed names; empty for any.
+        lengths: Allowed lengths of a list; empty for any.
+        option_weights: Relative probability of each choice in a search; 0 excludes it; empty for
+            equal ones.
+        search: AutoML's default range; None if AutoML does not vary the key by default.
+        is_searchable: Whether a user may add the key to a search.
+        is_popular: Whether the key is often set.
+        is_ignored: Whether any value is accepted and discarded.
     """
 
     description: str

@@ -1,4 +1,4 @@
-"""Reading what a spec is made of: YAML files, recipes and `key=value` overrides."""
+"""Reads the sources of a spec: YAML files, recipes and `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE_PREFIX = "env:"
 
 
 class _SpecLoader(yaml.SafeLoader):
-    """YAML of specs: `1e-6` is a number, a date is text, and no key stands twice."""
+    """YAML loader for specs: `1e-6` is a number, a date is text, a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -52,12 +52,12 @@ def read_spec_source(text: str) -> Mapping[str, Any]:
 
 
 def read_spec_file(source: str) -> Mapping[str, Any]:
-    """Read a YAML file, `recipe:NAME`, or `env:VARIABLE` that holds the YAML text.
+    """Read a YAML file, `recipe:NAME`, or `env:VARIABLE` with YAML text.
 
-    A variable brings a spec into a pod without a file to mount.
+    A pod gets its spec by a variable, without mounting a file.
 
     Raises:
-        SpecError: It cannot be read, or is no mapping.
+        SpecError: It cannot be read, or is not a mapping.
     """
     if source.startswith(RECIPE_PREFIX):
         return parse_spec_text(read_recipe(source.removeprefix(RECIPE_PREFIX)), source)
@@ -88,7 +88,7 @@ def _read_variable(name: str) -> str:
 
 
 def parse_spec_text(text: str, name: str) -> Mapping[str, Any]:
-    """Parse the YAML text of a spec; `name` says in errors where it came from."""
+    """Parse the YAML text of a spec; `name` is its source in error messages."""
     content = parse_yaml(text, name)
     if content is None:
         return {}
@@ -121,7 +121,7 @@ def parse_override(override: str) -> Mapping[str, Any]:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Parse YAML without ever running what a tag asks for.
+    """Parse YAML; a tag never constructs an object.
 
     Raises:
         SpecError: The text is not YAML.
@@ -130,25 +130,25 @@ def parse_yaml(text: str, name: str) -> Any:
         return yaml.load(text, Loader=_SpecLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(
-            f"spec must be valid YAML, got an error in {name} ({_reason(error)}). Mend it."
+            f"spec must be valid YAML, got an error in {name} ({_reason(error)}). Fix it."
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what a parser has to say in several."""
+    """Return a parser's message on one line."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        return f"{place}{error.problem or error.context}"
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return f"{position}{error.problem or error.context}"
     return " ".join(str(error).split())
 
 
 def flatten(
     content: Mapping[Any, Any], sections: Collection[str], prefix: str = ""
 ) -> dict[str, Any]:
-    """Join nested keys by dots; what is no section of the spec stays whole, however deep it is."""
+    """Join nested keys by dots; a mapping that is not a section of the spec stays a value."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"

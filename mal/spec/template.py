@@ -19,10 +19,10 @@ INDENT = "  "
 
 
 def spec_template(action: str) -> str:
-    """Return the full YAML spec of an action: every key it reads, with default and meaning."""
+    """Return the full YAML spec of an action: every key with default and description."""
     lines = [
         f"# Spec of mal {action}: every key, with its default. Keep what you change.",
-        f"# {REQUIRED} must be set, here or on the command line.",
+        f"# {REQUIRED} must be set, here or on the command line. [mal]: TAO has no such key.",
         *_section_lines(ExperimentSpec, 0, ACTION_SECTIONS[action]),
     ]
     return "\n".join(lines) + "\n"
@@ -81,7 +81,7 @@ def _describe(facts: Setting) -> str:
 
 
 def _yaml_value(value: Any) -> str:
-    """Write a default as YAML reads it back, in YAML 1.1 and 1.2 alike."""
+    """Return a default as text that YAML 1.1 and 1.2 both parse to the same value."""
     if value == REQUIRED:
         return REQUIRED
     if isinstance(value, float):

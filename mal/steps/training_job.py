@@ -34,7 +34,7 @@ from mal.errors import ArtifactError, SpecError, StorageError
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
-from mal.status import MONITORED_METRIC, last_figures
+from mal.status import MONITORED_METRIC, last_metrics
 from mal.steps import metadata as lineage
 from mal.steps import step as steps
 from mal.storage import child_uri, fetch_results, redact_uri
@@ -158,7 +158,7 @@ def train_as_job(
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
         folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
-        figures = lineage.figures(last_figures(folder / STATUS_FILE))
+        figures = lineage.figures(last_metrics(folder / STATUS_FILE))
         figures.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
         facts = lineage.model_metadata(experiment, folder, figures) | _job_facts(job, finished)

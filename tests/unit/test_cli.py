@@ -65,24 +65,24 @@ def sending(signal_number: int) -> Stage:
             raising(OSError(errno.ENOSPC, "No space left on device", "/r/a.pth")),
             2,
             (
-                "mal: files must be accessible, got /r/a.pth (No space left on device). "
-                "Mend that or choose another place.\n"
+                "mal: Cannot read or write /r/a.pth: No space left on device. Fix that, or "
+                "choose another path.\n"
             ),
         ),
         (
             raising(KeyboardInterrupt()),
             130,
-            "mal: stopped by SIGINT. Run the same command to go on.\n",
+            "mal: stopped by SIGINT. Run the same command again to resume.\n",
         ),
         (
             sending(signal.SIGINT),
             130,
-            "mal: stopped by SIGINT. Run the same command to go on.\n",
+            "mal: stopped by SIGINT. Run the same command again to resume.\n",
         ),
         (
             sending(signal.SIGTERM),
             143,
-            "mal: stopped by SIGTERM. Run the same command to go on.\n",
+            "mal: stopped by SIGTERM. Run the same command again to resume.\n",
         ),
     ],
     ids=["spec", "annotations", "full disk", "Ctrl-C", "SIGINT", "SIGTERM"],
@@ -382,7 +382,7 @@ def test_a_place_that_cannot_be_written_is_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["spec", "train", "-o", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("mal: files must be accessible, got ")
+    assert capsys.readouterr().err.startswith("mal: Cannot read or write ")
 
 
 def test_the_demo_set_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

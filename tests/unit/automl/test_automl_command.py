@@ -73,7 +73,10 @@ def test_figures_values_and_places_are_printed_and_a_later_job_finds_the_model(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--algorithm", "grid"], "algorithm must be a known one, got grid"),
+        (
+            ["--algorithm", "grid"],
+            "algorithm must be one of bayesian, random, hyperband, asha, bohb, got grid",
+        ),
         (["--range", "train.seed=1:9"], "train.seed must not be searched"),
         (["train.num_nodes=2"], "train.num_nodes must be 1 to search on one machine"),
         (["--trials", "-1"], "trials of a search must be at least 0"),

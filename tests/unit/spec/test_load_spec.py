@@ -206,7 +206,7 @@ def test_a_mistake_is_named_with_the_rule_and_the_remedy(override: str, problem:
         ({"train": {"use_amp": "True"}}, "It is a text: write it without quotes."),
         ({"train": {"gpu_ids": "0"}}, "The default is [0]."),
         ({"train": {"lr": "nan"}}, "The default is 1e-06."),
-        ({"train": {"num_gpus": "${train.num_nodes}"}}, "Write the value itself; only texts may"),
+        ({"train": {"num_gpus": "${train.num_nodes}"}}, "Write the value itself; only text may"),
     ],
     ids=["float", "int", "bool", "list", "nan", "reference"],
 )
@@ -410,7 +410,7 @@ def test_a_reference_to_no_other_key_is_named(text: str) -> None:
 @pytest.mark.parametrize("key", ["results_dir", "inference.ann_path", "dataset.train_img_dir"])
 def test_a_password_in_a_uri_is_refused_before_it_is_recorded_anywhere(key: str) -> None:
     (told,) = problems_of({}, [f"{key}=https://user:hunter2@host/a@b"])
-    assert told.startswith(f"{key} must not carry credentials, got some in https://host/a@b.")
+    assert told.startswith(f"{key} must not contain credentials, got some in https://host/a@b.")
     assert load_spec("train", {}, [f"{key}=s3://bucket/user@host/x"])
 
 

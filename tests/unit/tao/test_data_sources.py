@@ -206,7 +206,10 @@ def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
     ("root", "told"),
     [
         ("gs://b/set", "eval_dataset: uri must be a local path, s3:// or minio://, got gs://b/set"),
-        ("s3://u:secret@b/set", "eval_dataset: uri must not carry credentials, got some in s3://b"),
+        (
+            "s3://u:secret@b/set",
+            "eval_dataset: uri must not carry credentials, got some in s3://b",
+        ),
         ("ftp://u:secret@b/set?k=secret", "eval_dataset: uri must be a local path"),
         ("~no-such-user-of-mal/x", "eval_dataset must be a readable path, got ~no-s"),
         (f"/{'x' * 5000}", "eval_dataset must be a readable path, got /xxx"),
