@@ -1,1 +1,1 @@
-"""Kubeflow pipelines: one folder a pipeline; see `python -m pipelines --help`."""
+"""Kubeflow pipelines, one folder per pipeline; see `mal pipelines --help`."""

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mal.errors import MalError, MissingExtraError
+from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 
 from . import _lineage, _promote, _schedule, _submit
 from ._registry import Pipeline, find_pipeline, is_installed, list_pipelines
 from ._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
 
 EXIT_FAILURE = 1
-EXIT_USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pipelines") -> int:
@@ -69,7 +68,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     running.add_argument(
         "--fresh",
         action="store_true",
-        help="take nothing of earlier runs in DIR: neither finished steps nor checkpoints",
+        help="reuse nothing of earlier runs in DIR, neither finished steps nor checkpoints",
     )
     running.set_defaults(command=_run)
 
@@ -137,8 +136,8 @@ def _run(options: argparse.Namespace) -> int:
         return EXIT_FAILURE
     except RunInterruptedError as interrupt:
         _write_last(
-            f"interrupted; what was made is in {output_dir}. To go on from there, run the same "
-            "command again, without --fresh.\n"
+            f"interrupted; the finished steps are in {output_dir}. To resume, run the same command "
+            "again, without --fresh.\n"
         )
         return interrupt.exit_code
     print_summary(run, Console(file=sys.stdout))
@@ -147,9 +146,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write_last(line: str) -> None:
-    """Write to stderr, and keep the exit code where terminal or pipe are closed.
+    """Write to stderr, and keep the exit code if terminal or pipe are closed.
 
-    Python exits with 120 when it cannot flush its streams at the end.
+    Python exits with 120 if it cannot flush its streams at the end.
     """
     for stream, text in ((sys.stdout, ""), (sys.stderr, line)):
         try:

@@ -1,4 +1,4 @@
-"""From `-p key=value` to the typed arguments of a pipeline."""
+"""Parses `-p key=value` to the typed arguments of a pipeline."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ from mal.kfp.components._images import TRAIN_IMAGE
 from ._registry import Parameter, Pipeline
 from ._target import images_of
 
-_PLACE_NAME = re.compile(r"(\w+_)?(images|annotations|store|work_dir)|model")
+_PATH_PARAMETER = re.compile(r"(\w+_)?(images|annotations|store|work_dir)|model")
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
@@ -25,15 +25,15 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class ArgumentError(MalError):
-    """Arguments that a pipeline cannot be started with, with every problem found."""
+    """Invalid arguments of a pipeline, with all problems."""
 
 
 def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` pairs.
 
-    Values of anything but text are YAML. A list may be given whole (`overrides=[a=1, b=2]`) or an
-    item at a time (`overrides=a=1`, repeated). Relative paths of data, models and stores are made
-    absolute; `spec` may name a file.
+    Values of parameters that are not text are parsed as YAML. A list may be given as a whole
+    (`overrides=[a=1, b=2]`) or item by item (`overrides=a=1`, repeated). Relative paths of data,
+    models and stores become absolute; `spec` may name a file.
 
     Raises:
         ArgumentError: With all problems found.
@@ -61,10 +61,10 @@ def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str,
 
 
 def image_arguments(pipeline: Pipeline) -> dict[str, str]:
-    """Return the image of a pipeline's jobs as the environment names it, for those that have jobs.
+    """Return the image of a pipeline's training jobs, as the environment sets it.
 
     Raises:
-        MalError: The environment names what cannot be used.
+        MalError: The environment is invalid.
     """
     return {
         parameter.name: images_of().put_in(parameter.default)
@@ -103,7 +103,7 @@ def _assign(
 
 
 def _text_value(name: str, text: str) -> str:
-    if _PLACE_NAME.fullmatch(name) and text and "://" not in text:
+    if _PATH_PARAMETER.fullmatch(name) and text and "://" not in text:
         return str(Path(text).expanduser().resolve())
     if name == "spec" and "\n" not in text and text.endswith((".yaml", ".yml")):
         return Path(text).expanduser().read_text(encoding="utf-8")

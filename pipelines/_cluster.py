@@ -1,4 +1,4 @@
-"""A client of the Kubeflow Pipelines API, and the options that lead to it."""
+"""A client of the Kubeflow Pipelines API, and the command-line options for it."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ _UNAUTHORISED = (401, 403)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command that talks to a cluster."""
+    """Add the options of every command that uses a cluster."""
     parser.add_argument(
         "--host",
         required=True,
@@ -35,10 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help=f"a bearer token; without it the variable {TOKEN_VARIABLE}, else none",
+        help=f"file with a bearer token; default: the variable {TOKEN_VARIABLE}",
     )
     parser.add_argument(
-        "--namespace", default="", metavar="NAME", help="of your profile, with several users"
+        "--namespace",
+        default="",
+        metavar="NAME",
+        help="namespace of your profile, on a multi-user Kubeflow",
     )
     parser.add_argument("--experiment", default="mal", metavar="NAME", help="default: mal")
 
@@ -47,13 +50,13 @@ def connect(options: argparse.Namespace) -> Any:
     """Return a kfp client.
 
     Raises:
-        ClusterError: The token cannot be read, or the API refuses it or cannot be reached.
+        ClusterError: The token cannot be read, or the API rejects it or cannot be reached.
     """
     import kfp
 
     token = _token(options.token_file)
     if options.host != IN_CLUSTER:
-        _require_answer(options.host, token)
+        _require_reachable(options.host, token)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         return kfp.Client(
@@ -61,8 +64,8 @@ def connect(options: argparse.Namespace) -> Any:
         )
 
 
-def _require_answer(host: str, token: str | None) -> None:
-    """Ask once: the client itself would ask for half a minute, and log a traceback each time."""
+def _require_reachable(host: str, token: str | None) -> None:
+    """Send one request: the client would retry for half a minute and log a traceback each time."""
     url = (host if "://" in host else f"https://{host}").rstrip("/")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
@@ -70,7 +73,7 @@ def _require_answer(host: str, token: str | None) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):
             return
     except urllib.error.HTTPError as error:
-        raise _refusal(host, error.code, str(error.reason)) from error
+        raise _api_error(host, error.code, str(error.reason)) from error
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"Pipelines API {redact_uri(host)} must be within reach, got: {error}. Check --host, "
@@ -78,7 +81,7 @@ def _require_answer(host: str, token: str | None) -> None:
         ) from error
 
 
-def _refusal(host: str, status: int, reason: str) -> ClusterError:
+def _api_error(host: str, status: int, reason: str) -> ClusterError:
     remedy = (
         f"Give a token by --token-file or {TOKEN_VARIABLE}, and the right --namespace."
         if status in _UNAUTHORISED
@@ -90,11 +93,11 @@ def _refusal(host: str, status: int, reason: str) -> ClusterError:
 
 
 @contextlib.contextmanager
-def talking_to(host: str) -> Iterator[None]:
-    """Turn what the client raises into one sentence that names the host and the remedy.
+def wrap_api_errors(host: str) -> Iterator[None]:
+    """Replace errors of the client by one sentence with the host and what to do.
 
     Raises:
-        ClusterError: The API refuses or cannot be reached.
+        ClusterError: The API rejects a request or cannot be reached.
     """
     import kfp_server_api
     import urllib3
@@ -102,7 +105,7 @@ def talking_to(host: str) -> Iterator[None]:
     try:
         yield
     except kfp_server_api.ApiException as error:
-        raise _refusal(host, error.status, str(error.reason)) from error
+        raise _api_error(host, error.status, str(error.reason)) from error
     except urllib3.exceptions.HTTPError as error:
         raise ClusterError(
             f"Pipelines API {redact_uri(host)} must stay within reach, got "

@@ -1,8 +1,8 @@
-"""What earlier runs in the same output have left of a step: a result to take, or a start.
+"""Reuses a step of earlier runs in the same output folder.
 
-A step's folder has a record of what it was made from. A finished step of equal inputs is taken by
-reference: kfp gets the earlier step's outputs. One that was stopped is moved into the new run, so
-that a training finds its checkpoint; a link stays behind, for the absolute paths in its files.
+A step's folder has a record of its inputs. A finished step with equal inputs is reused by
+reference: kfp gets the earlier step's outputs. A stopped step is moved into the new run, so that a
+training finds its checkpoint; a link remains for the absolute paths in its files.
 """
 
 import contextlib
@@ -26,12 +26,11 @@ _POLL_INTERVAL_S = 0.1
 
 @dataclass(frozen=True)
 class EarlierStep:
-    """What a step's folder says of itself.
+    """The record in a step's folder.
 
     Attributes:
-        folder: The step's.
         inputs: Digest of each input, by name.
-        outputs: The files and folders that it left; empty: it has not succeeded.
+        outputs: Files and folders of the result; empty if the step has not succeeded.
     """
 
     folder: Path
@@ -45,20 +44,20 @@ class EarlierStep:
 
     @property
     def key(self) -> str:
-        """Equal for steps of equal inputs."""
+        """Equal for steps with equal inputs."""
         return key_of(self.inputs)
 
     def write(self) -> None:
-        """Write it into the folder."""
+        """Write the record."""
         content = {"inputs": dict(self.inputs), "outputs": list(self.outputs)}
         write_json(self.folder / STEP_RECORD, content)
 
 
 def write_finished(folder: Path, inputs: Mapping[str, str], record: Path) -> None:
-    """Note that a step has succeeded, and what it left.
+    """Record that a step has succeeded, with its outputs.
 
     Args:
-        folder: The step's.
+        folder: The step's folder.
         inputs: Digest of each input, by name.
         record: `executor_output.json`; some artifacts, such as metrics, have no file.
     """
@@ -69,7 +68,7 @@ def write_finished(folder: Path, inputs: Mapping[str, str], record: Path) -> Non
 
 
 def read_step(folder: Path) -> EarlierStep | None:
-    """Return what a folder says; None if it says nothing, or has been moved into a later run."""
+    """Return the record of a folder; None without one, or if it was moved into a later run."""
     if folder.is_symlink():
         return None
     try:
@@ -80,11 +79,11 @@ def read_step(folder: Path) -> EarlierStep | None:
 
 
 class EarlierSteps:
-    """The same step in the earlier runs of this output.
+    """The same step in the earlier runs of this output folder.
 
     Args:
-        run: The run that looks.
-        outputs: Of the step, in that run.
+        run: The new run.
+        outputs: Outputs of the step in the new run.
         inputs: Digest of each input, by name.
     """
 
@@ -92,12 +91,12 @@ class EarlierSteps:
         self._outputs = outputs
         self._inputs = inputs
         self._key = key_of(inputs)
-        place = outputs.folder.relative_to(run.path)
-        found = ((folder, read_step(folder / place)) for folder in run.earlier())
+        step = outputs.folder.relative_to(run.path)
+        found = ((folder, read_step(folder / step)) for folder in run.earlier())
         self._records = [(folder, record) for folder, record in found if record is not None]
 
     def take_finished(self) -> Path | None:
-        """Let a finished step of equal inputs be this one's; returns its folder, None: no such."""
+        """Reuse a finished step with equal inputs; returns its folder, or None."""
         for _, record in self._records:
             is_equal = record.is_finished and record.key == self._key
             if is_equal and all(Path(each).exists() for each in record.outputs):
@@ -113,15 +112,15 @@ class EarlierSteps:
                 shutil.copyfile(source, target)
 
     def take_stopped(self, pause: Callable[[], None]) -> tuple[Path, int] | None:
-        """Move what a stopped step of equal inputs has left to this step's folder.
+        """Move the folder of a stopped step with equal inputs to this step's folder.
 
         Args:
-            pause: Called while the step of a run that was killed still writes; may raise.
+            pause: Called while the step of a killed run still writes; may raise.
 
         Returns:
-            Where it was, and the lock that goes with the folder; None: there is nothing.
+            The earlier folder and the lock of the folder, or None.
         """
-        if self._outputs.folder.exists():  # of an earlier try in this run
+        if self._outputs.folder.exists():  # an earlier attempt in this run
             return None
         for run_folder, record in self._records:
             if record.is_finished or record.key != self._key:
@@ -137,19 +136,21 @@ class EarlierSteps:
         return None
 
     def difference(self) -> tuple[Path, str] | None:
-        """Return the newest finished one, and why it was not taken; None: there is none."""
+        """Return the newest finished step and why it was not reused; None without one."""
         for _, record in self._records:
             if record.is_finished:
                 names = sorted(self._inputs.keys() | record.inputs.keys())
                 changed = [n for n in names if self._inputs.get(n) != record.inputs.get(n)]
                 return record.folder, (
-                    f"of which {', '.join(changed)} changed" if changed else "whose files are gone"
+                    f"of which {', '.join(changed)} changed"
+                    if changed
+                    else "whose files were deleted"
                 )
         return None
 
 
 def lock_step(folder: Path) -> int | None:
-    """Take the lock of a step's folder, made if need be; None where another has it."""
+    """Lock a step's folder, creating it if needed; None if another process has the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     return open_lock(folder / _STEP_LOCK)
 
@@ -164,7 +165,7 @@ def _outputs_in(folder: Path, outputs: StepOutputs) -> StepOutputs:
 def _lock_when_ended(
     run_folder: Path, record: EarlierStep, pause: Callable[[], None]
 ) -> int | None:
-    """Take the lock of a stopped step; one whose run was killed may still write its checkpoint."""
+    """Lock a stopped step, after it has ended: after a killed run it may still write."""
     while True:
         with contextlib.suppress(OSError):
             lock = open_lock(record.folder / _STEP_LOCK)

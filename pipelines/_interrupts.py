@@ -1,7 +1,6 @@
-"""Let the running steps end by themselves when the run is interrupted, and start no other.
+"""On an interrupt, lets the running steps end and starts no other.
 
-Leaving the run at once would close the step's output under it, and a training step would lose its
-last checkpoint to a broken pipe.
+If the run ended immediately, a training step would lose its last checkpoint to a broken pipe.
 """
 
 import contextlib
@@ -16,14 +15,14 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXIT_CODE_BASE = 128
 _WAITING = (
-    "interrupted: the running step writes what it has and ends; interrupt again to hasten it\n"
+    "interrupted: the running step writes its state and ends; interrupt again to end it sooner\n"
 )
 
 
 class RunInterruptedError(BaseException):
-    """The run was asked to end; `exit_code` is the shell's for the signal.
+    """The run was interrupted; `exit_code` is the shell's code for the signal.
 
-    Not an Exception: kfp takes an Exception of a step for its failure, and goes on.
+    It is not an Exception: kfp treats an Exception as the failure of a step, and continues.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -32,10 +31,10 @@ class RunInterruptedError(BaseException):
 
 
 class Interrupts:
-    """Which signal came first, and the processes that must end because of it.
+    """Records the first signal, and ends the running processes.
 
-    Steps are in sessions of their own (see `_step_guard`), so that a signal of the terminal to the
-    whole process group reaches them once, from here.
+    Steps run in their own sessions (see `_step_guard`), so that a signal to the terminal's process
+    group reaches them only once, from here.
     """
 
     def __init__(self) -> None:
@@ -46,11 +45,11 @@ class Interrupts:
 
     @property
     def is_requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self._exit_code is not None
 
     def take(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal and ask the running steps to end.
+        """Record the signal and end the running steps.
 
         Raises:
             RunInterruptedError: No step is running.

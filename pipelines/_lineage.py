@@ -1,4 +1,4 @@
-"""`python -m pipelines lineage`: what made a model, and what was made from it."""
+"""`mal pipelines lineage`: what a model was made from, and what was made from it."""
 
 import argparse
 import sys
@@ -11,9 +11,11 @@ from mal.lineage.page import write_lineage_page
 
 def add_command(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("lineage", help="tell what made a model, and what it made")
+    parser = commands.add_parser(
+        "lineage", help="show what a model was made from, and what was made from it"
+    )
     parser.add_argument(
-        "place",
+        "uri",
         metavar="MODEL_OR_RUN",
         help="a run's folder (runs/latest), a model store, or STORE/versions/VERSION",
     )
@@ -21,8 +23,8 @@ def add_command(commands: Any) -> None:
         "--of",
         default="",
         metavar="NAME",
-        help="an artifact: its title, version, uri or the beginning of its sha256; default: the "
-        "newest version or model",
+        help="an artifact: its title, version, URI or the first characters of its sha256; "
+        "default: the newest version or model",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("lineage.html"), help="default: lineage.html"
@@ -31,7 +33,7 @@ def add_command(commands: Any) -> None:
 
 
 def _lineage(options: argparse.Namespace) -> int:
-    graph = read_lineage(options.place)
+    graph = read_lineage(options.uri)
     node = graph.find(options.of) if options.of else graph.main_node()
     sys.stdout.writelines(f"{line}\n" for line in lineage_lines(graph, node))
     write_lineage_page(graph, options.output, title=f"Lineage of {node.title}", focus=node)

@@ -24,11 +24,11 @@ _EXTENSIONS = {"system.HTML": ".html", "system.Markdown": ".md"}
 
 
 class StepFailedError(MalError):
-    """A step ended with an error that the user can mend; the message is the step's."""
+    """A step failed with a user error; the message is the step's."""
 
 
 class StepCrashedError(RuntimeError):
-    """A step ended with an unexpected exception; its traceback was shown as it ran."""
+    """A step failed with an unexpected exception, whose traceback was printed as it ran."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class LocalRun:
     """A finished run.
 
     Attributes:
-        folder: `<output>/<pipeline>-<time>`: a folder a step, and the outputs under plain names.
-        steps: What ran, in order.
-        outputs: Path of each output of the pipeline, by its name.
+        folder: `<output>/<pipeline>-<time>`, with a folder per step and links to the outputs.
+        steps: The steps in the order of their start.
+        outputs: Path of each output of the pipeline, by name.
     """
 
     folder: Path
@@ -54,19 +54,19 @@ def run_locally(
     shown: TextIO,
     is_fresh: bool = False,
 ) -> LocalRun:
-    """Run a pipeline and gather its outputs.
+    """Run a pipeline and link its outputs.
 
     Args:
-        pipeline: What to run.
+        pipeline: The pipeline.
         arguments: Its typed arguments.
-        output_dir: Where the run's folder is made.
-        shown: Where the steps' lines go.
-        is_fresh: Take nothing of earlier runs in `output_dir`.
+        output_dir: The folder in which the run's folder is created.
+        shown: The stream for the lines of the steps.
+        is_fresh: Reuse nothing of earlier runs in `output_dir`.
 
     Raises:
-        StepFailedError: A step said what the user can mend.
-        StepCrashedError: A step ended otherwise.
-        RunInterruptedError: SIGINT, SIGTERM or SIGHUP came; the running steps have ended.
+        StepFailedError: A step failed with a user error.
+        StepCrashedError: A step failed with an unexpected exception.
+        RunInterruptedError: SIGINT, SIGTERM or SIGHUP was received; the running steps have ended.
     """
     with (
         taking_interrupts() as interrupts,
@@ -102,7 +102,7 @@ def _execute(
     with (
         # kfp deletes the workspace after the run: never let it be a folder with data.
         tempfile.TemporaryDirectory(prefix="mal-workspace-", ignore_cleanup_errors=True) as scratch,
-        # What a step leaves there goes with the run, and /tmp may be closed to us.
+        # Temporary files of steps are deleted with the run; /tmp may not be writable.
         _environment(PYTHONUNBUFFERED="1", TMPDIR=scratch),
         warnings.catch_warnings(),
         writing_to(log),
@@ -143,14 +143,14 @@ def _step_error(log: StepLog, error: RuntimeError, run: RunFolder) -> Exception:
     if starts and _TRACEBACK not in lines[starts[-1] :]:
         message = "\n".join(lines[starts[-1] :]).removeprefix(ERROR_PREFIX)
         return StepFailedError(f"step {failed.name} failed: {message}")
-    last = lines[-1] if lines else "it was ended before it wrote a line"
+    last = lines[-1] if lines else "it ended before it printed a line"
     return StepCrashedError(
         f"step {failed.name} failed unexpectedly: {last}. The whole log is {run.log_file}."
     )
 
 
 def _link_outputs(artifacts: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Give the outputs names that a person looks for; return where each is."""
+    """Link the outputs under their names; returns the path of each."""
     links = {}
     for name, artifact in artifacts.items():
         path = Path(artifact.path)
@@ -163,7 +163,7 @@ def _link_outputs(artifacts: Mapping[str, Any], folder: Path) -> dict[str, Path]
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make or replace a relative symbolic link, in one step: another run may do the same."""
+    """Create or replace a relative symbolic link atomically: another run may do the same."""
     if link.exists() and not link.is_symlink():
         return
     temporary = link.with_name(f".{link.name}-{os.getpid()}")

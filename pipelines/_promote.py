@@ -1,4 +1,4 @@
-"""`python -m pipelines promote`: look at a model store, and move its champion by hand."""
+"""`mal pipelines promote`: show a model store, or make one of its versions the champion."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--reason", default="by hand", metavar="TEXT", help="for the history")
     parser.add_argument(
-        "--registry", default="", metavar="URL", help="a Kubeflow Model Registry to tell as well"
+        "--registry", default="", metavar="URL", help="a Kubeflow Model Registry to update too"
     )
     parser.add_argument("--model-name", default="mal", metavar="NAME", help="its name there")
     parser.set_defaults(command=_promote)
@@ -32,10 +32,10 @@ def add_command(commands: Any) -> None:
 
 def _promote(options: argparse.Namespace) -> int:
     store = ModelStore(options.store)
-    if not _is_there(options.store):
+    if not _exists(options.store):
         raise ArtifactError(
             f"--store must be a model store, got nothing at {redact_uri(options.store)}. Check the "
-            "uri; the first run of retrain makes one."
+            "URI; the first run of retrain creates a store."
         )
     if options.to:
         registry = registry_of_run(options.registry, options.model_name)
@@ -45,8 +45,8 @@ def _promote(options: argparse.Namespace) -> int:
     return 0
 
 
-def _is_there(uri: str) -> bool:
-    """Return whether there is a folder; in a bucket it is one once it has files."""
+def _exists(uri: str) -> bool:
+    """Whether the folder exists; in a bucket, whether it has files."""
     if parse_remote_uri(uri) is None:
         return Path(uri).expanduser().is_dir()
     return bool(list_files(uri))
@@ -58,8 +58,8 @@ def _show(store: ModelStore, state: StoreState) -> None:
         record = store.read_version(version) or {}
         gate = "passed" if record["gate"]["is_passed"] else "refused"
         miou = record["metrics"].get("mIoU")
-        figure = "no figures" if miou is None else f"mIoU {miou:.4f}"
-        lines.append(f"  {version}  {record['created_at']}  {figure}  gate {gate}")
+        metric = "no metrics" if miou is None else f"mIoU {miou:.4f}"
+        lines.append(f"  {version}  {record['created_at']}  {metric}  gate {gate}")
     lines += [
         f"{change.at}  {change.previous or 'none'} -> {change.version}  {change.reason}"
         for change in state.history

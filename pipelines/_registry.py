@@ -1,4 +1,4 @@
-"""Which pipelines there are, their parameters, and their compiled files."""
+"""The pipelines, their parameters and their compiled files."""
 
 import importlib
 import inspect
@@ -17,12 +17,12 @@ PIPELINES_DIR = Path(__file__).parent
 
 
 def is_installed() -> bool:
-    """Whether the pipelines come from a wheel, whose files are not to be written."""
+    """Whether the pipelines are those of an installed wheel, whose files must not be written."""
     return __package__ == "mal.kfp.pipelines" and not PIPELINES_DIR.is_symlink()
 
 
 class UnknownPipelineError(MalError):
-    """There is no pipeline of the asked name."""
+    """There is no pipeline of this name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline of this repository, found by its folder."""
+    """A pipeline, found by its folder."""
 
     name: str
 
@@ -59,12 +59,12 @@ class Pipeline:
 
     @property
     def kfp_name(self) -> str:
-        """Name that kfp and its UI know it by."""
+        """Name of the pipeline in kfp and its UI."""
         return str(self.function.pipeline_spec.pipeline_info.name)
 
     @property
     def num_steps(self) -> int:
-        """How many steps a run has; 0 where it depends on what they find."""
+        """Number of steps of a run; 0 if it depends on conditions or loops."""
         tasks = self.function.pipeline_spec.root.dag.tasks.values()
         depends = any(self._is_graph(task.component_ref.name) for task in tasks)
         return 0 if depends else len(tasks)
@@ -74,7 +74,7 @@ class Pipeline:
 
     @property
     def output_names(self) -> Sequence[str]:
-        """Names of its outputs, in the order of its named tuple."""
+        """Names of the outputs, in the order of the named tuple."""
         outputs = inspect.signature(self.function.pipeline_func).return_annotation
         return tuple(getattr(outputs, "_fields", ()))
 
@@ -97,7 +97,7 @@ class Pipeline:
         }
 
     def function_for(self, target: Target) -> Any:
-        """Trace the pipeline anew, for a target; image references are put into its text."""
+        """Trace the pipeline again for a target; `compiled` sets the image references."""
         from kfp import dsl
 
         function = self.function  # imported, and so traced, for the committed target
@@ -115,7 +115,7 @@ def list_pipelines() -> list[Pipeline]:
 
 
 def find_pipeline(name: str) -> Pipeline:
-    """Return the pipeline of a name; `-` and `_` are the same.
+    """Return the pipeline of a name, in which `-` and `_` are equal.
 
     Raises:
         UnknownPipelineError: There is none.

@@ -1,4 +1,4 @@
-"""The folder of one local run, and which other runs of its pipeline are beside it."""
+"""The folder of a local run, and the folders of other runs of its pipeline."""
 
 import contextlib
 import datetime
@@ -17,12 +17,7 @@ _TIME_PATTERN = r"\d{4}(?:-\d\d){5}-\d{6}"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's own folder, `<output>/<pipeline>-<time>`.
-
-    Attributes:
-        path: It.
-        pipeline_name: As kfp knows it.
-    """
+    """The folder of a run, `<output>/<pipeline>-<time>`; `pipeline_name` is kfp's."""
 
     path: Path
     pipeline_name: str
@@ -39,14 +34,14 @@ class RunFolder:
         return sorted((each for each in beside if each != self.path), reverse=True)
 
     def without_run_folders(self, content: bytes) -> bytes:
-        """Replace the paths of this and all such runs by one word: a retry has another folder."""
+        """Replace the paths of run folders by one word, for comparisons between runs."""
         prefix = re.escape(f"{self.path.parent}/{self.pipeline_name}-")
         return re.sub(f"{prefix}{_TIME_PATTERN}".encode(), b"<run>", content)
 
 
 @contextlib.contextmanager
 def making_run_folder(pipeline_name: str, output_dir: Path) -> Iterator[RunFolder]:
-    """Make a folder that no other run has, also one of this very moment, and hold its lock."""
+    """Create a folder with a unique name, and hold its lock."""
     output_dir.mkdir(parents=True, exist_ok=True)
     while True:
         time = datetime.datetime.now().strftime(_TIME_FORMAT)
@@ -63,7 +58,7 @@ def making_run_folder(pipeline_name: str, output_dir: Path) -> Iterator[RunFolde
 
 
 def is_run_alive(folder: Path) -> bool:
-    """Whether the process of a run is there."""
+    """Whether the process of a run exists."""
     if not (folder / _RUN_LOCK).exists():
         return False
     lock = open_lock(folder / _RUN_LOCK)
@@ -74,10 +69,10 @@ def is_run_alive(folder: Path) -> bool:
 
 
 def open_lock(path: Path) -> int | None:
-    """Take the lock that a file stands for; returns its descriptor, None where another has it.
+    """Lock a file; returns its descriptor, or None if another process holds the lock.
 
-    It is the kernel's, and ends with the last process that has the descriptor, however that ends.
-    A file system without locks counts as one where another has it: nothing is then shared.
+    The kernel releases the lock when the last process with the descriptor ends, for whatever
+    reason. A file system without locks counts as locked, so that runs share nothing there.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:

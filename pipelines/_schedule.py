@@ -1,7 +1,7 @@
-"""`python -m pipelines schedule`: recurring runs that may be applied again and again.
+"""`mal pipelines schedule`: recurring runs that can be applied repeatedly.
 
-The API can neither change a recurring run nor keep two of one name apart. A schedule here is the
-one recurring run of its name, with a digest of everything it consists of in its description.
+The API can neither change a recurring run nor reject a second one of the same name. A schedule is
+the only recurring run of its name, with a digest of its content in its description.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 from mal.errors import ClusterError
 
 from ._arguments import parse_arguments
-from ._cluster import add_options, connect, talking_to
+from ._cluster import add_options, connect, wrap_api_errors
 from ._registry import find_pipeline
 from ._submit import add_pipeline_options, compiled_file
 from ._target import cluster_target_of
@@ -31,15 +31,13 @@ _DIGEST_MARK = "mal schedule sha256:"
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a recurring run consists of.
+    """The content of a recurring run.
 
     Attributes:
-        name: Its display name.
         compiled: The pipeline as YAML.
-        parameters: Of the pipeline.
         cron: Six fields, seconds first, UTC.
-        service_account: Of its runs; '' for Kubeflow's.
-        pipeline_root: Where artifacts go; '' for Kubeflow's.
+        service_account: '' uses Kubeflow's.
+        pipeline_root: Root URI of the artifacts; '' uses Kubeflow's.
     """
 
     name: str
@@ -51,19 +49,21 @@ class Schedule:
 
     @property
     def description(self) -> str:
-        """Text that changes whenever anything of the schedule does."""
-        facts = [self.compiled, self.parameters, self.cron, self.service_account]
-        canonical = json.dumps([*facts, self.pipeline_root, MAX_CONCURRENCY], sort_keys=True)
+        """Text with a digest of the schedule."""
+        content = [self.compiled, self.parameters, self.cron, self.service_account]
+        canonical = json.dumps([*content, self.pipeline_root, MAX_CONCURRENCY], sort_keys=True)
         return f"{_DIGEST_MARK}{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def add_command(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("schedule", help="run a pipeline on a cluster time and again")
+    parser = commands.add_parser("schedule", help="run a pipeline on a cluster by a schedule")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    apply = verbs.add_parser("apply", help="make a schedule, or let it be as it is given here")
+    apply = verbs.add_parser("apply", help="create a schedule, or change it to what is given here")
     add_pipeline_options(apply)
-    apply.add_argument("--name", dest="schedule", default="", help="default: that of the pipeline")
+    apply.add_argument(
+        "--name", dest="schedule", default="", help="default: the name of the pipeline"
+    )
     apply.add_argument(
         "--cron", required=True, help="six fields, seconds first: '0 0 * * * *' is every hour"
     )
@@ -74,7 +74,7 @@ def add_command(commands: Any) -> None:
     listing.set_defaults(command=_list)
     for verb, text in (
         ("pause", "start no more runs"),
-        ("resume", "start runs again; those that were missed are not made up for"),
+        ("resume", "start runs again; missed runs are not repeated"),
         ("remove", "delete a schedule; its runs stay"),
     ):
         changing = verbs.add_parser(verb, help=text)
@@ -94,22 +94,22 @@ class Schedules:
             ).experiment_id
 
     def find(self, name: str = "") -> list[Any]:
-        """Return the recurring runs of a name, or all, oldest first."""
+        """Return the recurring runs of a name, or all; the oldest first."""
         return [run for run in self._pages() if not name or run.display_name == name]
 
     def apply(self, schedule: Schedule) -> str:
-        """Let there be exactly this schedule of its name; returns what was done.
+        """Create or replace the schedule of this name; returns what was done.
 
-        What was paused stays so. Two of one name would each start a run: the old one is paused
-        before the new one is made, and deleted after it. Dying in between leaves it paused, which
-        is said here, or beside the new one, where the next call removes it.
+        A paused schedule stays paused. Two schedules of one name would both start runs, so the old
+        one is paused before the new one is created, and deleted afterwards. If this process dies in
+        between, the old one stays paused, or beside the new one until the next call removes it.
         """
         there = self.find(schedule.name)
         same = [run for run in there if run.description == schedule.description][:1]
         enabled = [run for run in there if is_enabled(run)]
         is_on = is_enabled(same[0]) if same else bool(enabled) or not there
         if not same:
-            with self._pausing(enabled, in_favour_of=schedule):
+            with self._pausing(enabled, replacement=schedule):
                 self._create(schedule, is_enabled=is_on)
         for run in there:
             if run not in same:
@@ -138,16 +138,16 @@ class Schedules:
             action(run.recurring_run_id)
 
     @contextlib.contextmanager
-    def _pausing(self, runs: Sequence[Any], *, in_favour_of: Schedule) -> Iterator[None]:
-        """Pause schedules; where another one cannot take their place they go on."""
+    def _pausing(self, runs: Sequence[Any], *, replacement: Schedule) -> Iterator[None]:
+        """Pause schedules; resume them if the new one cannot be created."""
         try:
             for run in runs:
                 self._client.disable_recurring_run(run.recurring_run_id)
             yield
         except BaseException:
-            # An answer that was lost may have been a yes.
-            made = [run.description for run in self.find(in_favour_of.name)]
-            if in_favour_of.description not in made:
+            # The request may have succeeded although its answer was lost.
+            made = [run.description for run in self.find(replacement.name)]
+            if replacement.description not in made:
                 for run in runs:
                     self._client.enable_recurring_run(run.recurring_run_id)
             raise
@@ -221,7 +221,7 @@ def _change(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _schedules(options: argparse.Namespace) -> Iterator[Schedules]:
-    with talking_to(options.host):
+    with wrap_api_errors(options.host):
         yield Schedules(
             connect(options), experiment=options.experiment, namespace=options.namespace
         )

@@ -1,10 +1,9 @@
-"""The process between a local run and one of its steps: the step never outlives its run unnoticed.
+"""A process between a local run and one of its steps, which ends the step when the run is gone.
 
-It is started in a session of its own, where neither the terminal nor `kill -9 -GROUP` reaches it.
-It passes a signal on to the process that computes and to no other: a shell in between would die
-and leave it behind, and a DataLoader worker that dies takes its training with it. When the run is
-gone it asks the step to end, as a signal does, and goes on reading what the step prints: otherwise
-the step would lose its checkpoint to a broken pipe.
+It runs in its own session, so that signals to the run's process group do not reach it. It forwards
+a signal only to the process that computes: a shell in between would die and leave it behind, and a
+DataLoader worker that dies ends its training. When the run is gone, it sends SIGTERM to the step
+and continues to read its output: otherwise a broken pipe would cost the step its checkpoint.
 
 Stdlib only, run as a file with `python -I -S`: it costs a step 20 ms.
 """
@@ -30,11 +29,11 @@ _SHELL_SIGNAL_BASE = 128
 
 
 class Guard:
-    """A step's process and what surrounds it.
+    """Runs and ends the process of a step.
 
     Args:
         run_pid: The process of the run.
-        log_file: What the step prints after the run's end is appended to it.
+        log_file: Gets the output of the step after the run has ended.
     """
 
     def __init__(self, run_pid: int, log_file: Path) -> None:
@@ -46,7 +45,7 @@ class Guard:
         self._output: int | None = sys.stdout.fileno()
 
     def take(self, _number: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
-        """Ask the step to end; from the third time on, kill it."""
+        """Send SIGTERM to the step; from the third call on, kill it."""
         self._num_signals += 1
         if self._process is None:
             return
@@ -60,7 +59,7 @@ class Guard:
         """Run the step to its end; returns its exit code as a shell does."""
         signal.signal(signal.SIGTERM, self.take)
         for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)  # SIG_IGN would be the step's too
+            signal.signal(number, lambda *_: None)  # the step would inherit SIG_IGN
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -75,7 +74,7 @@ class Guard:
         assert process.stdout is not None
         pipe: int | None = process.stdout.fileno()
         while True:
-            self._look_at_run()
+            self._check_run()
             ready = select.select([pipe], [], [], POLL_INTERVAL_S)[0] if pipe is not None else []
             if ready and pipe is not None:
                 chunk = os.read(pipe, _CHUNK_BYTES)
@@ -87,13 +86,13 @@ class Guard:
             elif pipe is None:
                 time.sleep(POLL_INTERVAL_S)
 
-    def _look_at_run(self) -> None:
+    def _check_run(self) -> None:
         if os.getppid() == self._run_pid:
             return
         if self._kill_at_s is None:
             self._kill_at_s = time.monotonic() + ORPHAN_GRACE_S
             self._output = None
-            self._write(b"the run is gone: the step writes what it has and ends\n")
+            self._write(b"the run has ended: the step writes its state and ends\n")
             self.take()
         elif time.monotonic() > self._kill_at_s:
             self._end_session(signal.SIGKILL)
@@ -104,13 +103,13 @@ class Guard:
                 while chunk:
                     chunk = chunk[os.write(self._output, chunk) :]
                 return
-            except OSError:  # the run has ended since
+            except OSError:  # the run has ended
                 self._output = None
         with contextlib.suppress(OSError), self._log_file.open("ab") as log:
             log.write(chunk)
 
     def _end_session(self, number: int) -> None:
-        """Signal everything that the step has started and that is still there."""
+        """Signal every process of the step's session."""
         own = os.getpid()
         for pid in _processes():
             with contextlib.suppress(OSError):
@@ -123,7 +122,7 @@ class Guard:
 def computing_processes(pid: int) -> list[int]:
     """Return the executor that a step's shell has started; without one, the shell and its children.
 
-    The executor's own children have the same arguments when they are forked: the topmost counts.
+    Forked children of the executor have the same arguments: the topmost process is returned.
     """
     everyone = [pid, *descendants_of(pid)]
     executor = next((each for each in everyone if EXECUTOR_ARGUMENT in _arguments_of(each)), None)
@@ -131,12 +130,12 @@ def computing_processes(pid: int) -> list[int]:
 
 
 def descendants_of(pid: int) -> list[int]:
-    """Return the processes below one, parents first, from /proc; none where there is no /proc."""
+    """Return the descendants of a process, parents first, from /proc; empty without /proc."""
     children: dict[int, list[int]] = {}
     for each in _processes():
         with contextlib.suppress(OSError):
             stat = Path(f"/proc/{each}/stat").read_text(errors="replace")
-            # The name, in brackets, may hold anything: the fields count from its last bracket.
+            # The name in brackets may contain brackets: the other fields follow the last one.
             children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(each)
     found: list[int] = []
     pending = [pid]

@@ -1,7 +1,7 @@
-"""What a step is made from, by content: two steps of equal inputs would leave the same.
+"""Digests the inputs of a step by content: two steps with equal digests have equal results.
 
-kfp's own local cache does not serve: its key has uris and metadata, such as the time of a
-snapshot, but neither the content of files nor the code behind a component.
+kfp's local cache is not enough: its key has URIs and metadata, such as the time of a snapshot, but
+neither the content of files nor the code that a component calls.
 """
 
 import functools
@@ -29,11 +29,11 @@ _NO_CODE = ("__pycache__", "metadata")
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """Where kfp wants what a step leaves.
+    """The paths to which kfp makes a step write.
 
     Attributes:
         record: `executor_output.json`: artifacts and returned values.
-        parameter_files: Of values that are written as files.
+        parameter_files: Output parameters that are files.
     """
 
     record: Path
@@ -41,19 +41,19 @@ class StepOutputs:
 
     @property
     def folder(self) -> Path:
-        """The step's own."""
+        """The step's folder."""
         return self.record.parent
 
 
 def executor_input_of(command: Sequence[str]) -> Mapping[str, Any]:
-    """Return what kfp hands to the step's executor."""
+    """Return the executor input of a step."""
     text = command[command.index(EXECUTOR_INPUT_OPTION) + 1]
     content: Mapping[str, Any] = json.loads(text)
     return content
 
 
 def outputs_of(executor_input: Mapping[str, Any]) -> StepOutputs:
-    """Return where the step's outputs go."""
+    """Return the output paths of a step."""
     outputs = executor_input["outputs"]
     parameters = outputs.get("parameters", {}).values()
     return StepOutputs(
@@ -64,12 +64,12 @@ def outputs_of(executor_input: Mapping[str, Any]) -> StepOutputs:
 def digest_inputs(
     command: Sequence[str], variables: Mapping[str, str], run: RunFolder
 ) -> dict[str, str]:
-    """Hash everything that decides what a step leaves, by the name that people know it by.
+    """Hash everything that determines a step's result, by the name of the input.
 
     Args:
-        command: With the source of the component and its executor input.
-        variables: Of the step, beside the run's own.
-        run: Paths below it and below its like count by content alone.
+        command: The command with the component's source and its executor input.
+        variables: Environment variables of the step.
+        run: The run; paths in the folders of runs are compared only by content.
     """
     executor_input = executor_input_of(command)
     inputs = executor_input.get("inputs", {})
@@ -86,13 +86,13 @@ def digest_inputs(
 
 
 def key_of(digests: Mapping[str, str]) -> str:
-    """Return one digest for all of them."""
+    """Return one digest of all inputs."""
     return _sha256(sorted(digests.items()))
 
 
 @functools.cache
 def code_digest() -> str:
-    """Hash the sources of mal and the versions of what computes; components come as source."""
+    """Hash the sources of mal and the versions of numerical packages."""
     root = Path(mal.__file__).parent
     files = sorted(
         path
@@ -107,7 +107,7 @@ def code_digest() -> str:
 def iterate_paths(value: Any) -> Iterator[Path]:
     """Yield the local files and folders that a parameter names.
 
-    They may be the parameter, the value of a `key=value` setting, or a value in YAML text.
+    A path may be the parameter, the value of a `key=value` setting, or a value in YAML text.
     """
     if isinstance(value, Mapping):
         for each in value.values():
@@ -143,16 +143,19 @@ def _existing_path(text: str) -> Path | None:
 
 
 def digest_path(path: Path, run: RunFolder) -> Any:
-    """Hash what lies at a path: a file by content, a folder of a run too, others by their listing.
+    """Hash a file, or a folder of a run, by content; other folders by names, sizes and times.
 
-    A folder that the user names may hold very many images: names, sizes and times stand for them.
+    A folder of the user may have too many images to read.
     """
     if path.is_file():
         return _digest_file(path, run)
     name = str(path).encode()
     is_of_run = run.without_run_folders(name) != name
     return sorted(
-        [str(file.relative_to(path)), _digest_file(file, run) if is_of_run else _look_at(file)]
+        [
+            str(file.relative_to(path)),
+            _digest_file(file, run) if is_of_run else _size_and_time(file),
+        ]
         for file in path.rglob("*")
         if file.is_file()
     )
@@ -167,9 +170,9 @@ def _digest_artifact(artifact: Mapping[str, Any], run: RunFolder) -> Any:
 
 def _digest_file(path: Path, run: RunFolder) -> str:
     try:
-        facts = path.stat()
-        return _digest_unchanged_file(path, run, facts.st_size, facts.st_mtime_ns)
-    except OSError as error:  # what cannot be read is for the step to say
+        stat = path.stat()
+        return _digest_unchanged_file(path, run, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:  # the step reports what cannot be read
         return str(error.strerror)
 
 
@@ -180,9 +183,9 @@ def _digest_unchanged_file(path: Path, run: RunFolder, size: int, _mtime_ns: int
     return hashlib.sha256(run.without_run_folders(path.read_bytes())).hexdigest()
 
 
-def _look_at(path: Path) -> list[int]:
-    facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
+def _size_and_time(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _sha256(content: Any) -> str:

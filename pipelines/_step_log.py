@@ -1,9 +1,8 @@
-"""What a person sees of a local run: the lines of the steps, without the chatter of kfp.
+"""The output of a local run: the lines of the steps, without kfp's own messages.
 
-kfp.local writes its own log and the output of every step to stdout. Its own lines carry a clock.
-Steps that run side by side are told apart by the thread that kfp gives each: it writes both what
-the step prints and when it starts and ends. Nothing is lost: every line goes to the log of the run
-as it comes.
+kfp.local writes its log and the output of every step to stdout. Its own lines start with a time.
+Parallel steps are distinguished by kfp's thread, which writes both the step's output and the
+messages about its start and end. Every line is also written to the log of the run.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ _EXECUTOR_LINE = re.compile(r"^\[KFP Executor [^]]+\]: ")
 
 @dataclass
 class StepRecord:
-    """One step of a run; `lines` are the last ones that it wrote."""
+    """One step of a run, with its last output lines."""
 
     name: str
     started_s: float
@@ -38,7 +37,7 @@ class StepRecord:
 
 @dataclass
 class _Writer:
-    """A thread that writes: the line it has not ended, and the step it runs."""
+    """A writing thread: its unfinished line and its step."""
 
     pending: str = ""
     number: int = 0
@@ -47,17 +46,17 @@ class _Writer:
 
 
 class StepLog(io.TextIOBase):
-    """A stand-in for stdout during a run of kfp.local.
+    """Replaces stdout during a run of kfp.local.
 
     Args:
-        shown: What people read. Once it is closed, as a terminal or a pipe may be, the run goes on.
-        num_steps: 0: not known beforehand.
+        shown: The stream for people; the run continues if it is closed.
+        num_steps: Number of steps; 0 if unknown.
         kept: Gets everything that is written, without colours.
-        is_stopping: While it returns true kfp's announcements of steps are not believed.
-        clock: Seconds.
+        is_stopping: While it returns true, kfp's messages about started steps are ignored.
+        clock: Returns seconds.
 
     Attributes:
-        steps: Every step that was started, in order.
+        steps: The started steps, in order.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class StepLog(io.TextIOBase):
             try:
                 self._kept.write(f"{line}\n")
                 self._kept.flush()
-            except OSError:  # a full disk ends the steps that write results, not the others
+            except OSError:  # a full disk must not end steps that write nothing
                 self._kept = None
         runner_line = _RUNNER_LINE.match(line)
         if runner_line:
@@ -144,11 +143,11 @@ class StepLog(io.TextIOBase):
 
 @contextlib.contextmanager
 def writing_to(log: StepLog) -> Iterator[None]:
-    """Let everything that kfp.local prints and logs go to `log`.
+    """Send everything that kfp.local prints and logs to `log`.
 
-    For each step kfp exchanges `print` and the handlers of the root logger for its own, and puts
-    back what it found: steps that run side by side lose each other's. So its handler is set up
-    once, and the steps' lines are not indented.
+    For each step kfp replaces `print` and the handlers of the root logger and restores them
+    afterwards, which is wrong for parallel steps. So its handler is set up once, and lines are not
+    indented.
     """
     from kfp.local import logging_utils
 

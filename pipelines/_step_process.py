@@ -1,9 +1,9 @@
-"""How kfp.local runs a step of ours, and the only place where kfp's own way is exchanged.
+"""Runs the steps of kfp.local; the only module that patches kfp.
 
-kfp 2.17 has no way to name a run's folder, to stop a run, or to be given another task handler:
-`task_dispatcher` looks its handlers up by the exact type of two runners. It swallows a step that
-was interrupted as one that failed, and then starts exit handlers and the other iterations of a
-loop. Its cache compares uris, not content (see `_step_inputs`).
+kfp 2.17 cannot name a run's folder, stop a run, or use another task handler: `task_dispatcher`
+finds its handlers by the exact type of two runners. It treats an interrupted step as a failed one, and
+then starts exit handlers and the other iterations of a loop. Its cache compares URIs, not content
+(see `_step_inputs`).
 """
 
 import contextlib
@@ -27,13 +27,13 @@ _COMPONENT_PREFIX = "comp-"
 
 @dataclass(frozen=True)
 class StepRunner:
-    """What all steps of a run share.
+    """Runs the steps of a run.
 
     Attributes:
-        run: Where they write.
-        interrupts: What ends them.
-        repeatable: Names of the steps for which equal inputs mean an equal result.
-        is_fresh: Nothing of earlier runs is taken.
+        run: The folder that they write to.
+        interrupts: Stops them.
+        repeatable: Names of the steps whose result depends only on their inputs.
+        is_fresh: Whether nothing of earlier runs is reused.
     """
 
     run: RunFolder
@@ -43,13 +43,13 @@ class StepRunner:
 
     @contextlib.contextmanager
     def running_steps_of_kfp(self) -> Iterator[None]:
-        """Let kfp.local run its steps by this, into this run's folder."""
+        """Make kfp.local run its steps by this runner, in this run's folder."""
         from kfp.local import executor_input_utils, subprocess_task_handler
 
         original = subprocess_task_handler.SubprocessTaskHandler
 
         def handler_of(**arguments: Any) -> _StepProcess:
-            original(**arguments)  # refuses what cannot run without a container
+            original(**arguments)  # raises for what cannot run without a container
             return _StepProcess(self, arguments["full_command"], arguments["env_vars"] or {})
 
         with (
@@ -64,7 +64,7 @@ class StepRunner:
 
 
 class _StepProcess:
-    """A task handler of kfp.local, for one try of one step."""
+    """A task handler of kfp.local, for one attempt of one step."""
 
     def __init__(
         self, runner: StepRunner, command: Sequence[str], variables: Mapping[str, str]
@@ -75,10 +75,10 @@ class _StepProcess:
         self._outputs = outputs_of(executor_input_of(command))
 
     def run(self) -> Any:
-        """Run the step, or take what an earlier run has left of it; returns kfp's status.
+        """Run the step, or reuse the result of an earlier run; returns kfp's status.
 
         Raises:
-            RunInterruptedError: The run was asked to end.
+            RunInterruptedError: The run was interrupted.
         """
         from kfp.local.status import Status
 
@@ -86,11 +86,11 @@ class _StepProcess:
         if self._outputs.folder.name not in self._runner.repeatable:
             is_done = self._run_process() == 0
         else:
-            is_done = self._run_or_take()
+            is_done = self._run_or_reuse()
         self._runner.interrupts.raise_if_any()
         return Status.SUCCESS if is_done else Status.FAILURE
 
-    def _run_or_take(self) -> bool:
+    def _run_or_reuse(self) -> bool:
         run = self._runner.run
         folder = self._outputs.folder
         inputs = digest_inputs(self._command, self._variables, run)
@@ -98,16 +98,16 @@ class _StepProcess:
         if not self._runner.is_fresh:
             earlier = EarlierSteps(run, self._outputs, inputs)
             if (taken := earlier.take_finished()) is not None:
-                _show(f"unchanged, taken from {taken}")
+                _show(f"unchanged, reused from {taken}")
                 return True
             stopped = earlier.take_stopped(self._runner.interrupts.raise_if_any)
             if stopped is not None:
-                place, lock = stopped
-                _show(f"going on from {place}")
+                stopped_folder, lock = stopped
+                _show(f"resuming {stopped_folder}")
             elif (other := earlier.difference()) is not None:
-                _show(f"not taken from {other[0]}, {other[1]}")
+                _show(f"not reused from {other[0]}, {other[1]}")
         if lock is None:
-            lock = lock_step(folder)  # before the record: another run must not take it for stopped
+            lock = lock_step(folder)  # before the record, or another run would see a stopped step
         EarlierStep(folder, inputs).write()
         try:
             is_done = self._run_process(lock) == 0
@@ -119,7 +119,7 @@ class _StepProcess:
         return is_done
 
     def _run_process(self, lock: int | None = None) -> int:
-        """Run it in the care of a guard, which has the lock as long as the step is there."""
+        """Run the step under a guard process, which holds the lock until the step ends."""
         from kfp.local.subprocess_task_handler import replace_python_executable
 
         command = replace_python_executable(self._command, sys.executable)
@@ -135,7 +135,7 @@ class _StepProcess:
             assert process.stdout is not None
             for line in process.stdout:
                 sys.stdout.write(line)
-        _show("")  # kfp's own lines begin a new one
+        _show("")  # kfp's own lines start on a new line
         return process.returncode
 
 
@@ -144,9 +144,9 @@ def _show(line: str) -> None:
 
 
 def repeatable_steps(pipeline_spec: Any) -> frozenset[str]:
-    """Return the steps that a pipeline lets be cached, by the name of their folder.
+    """Return the cached steps of a pipeline, by the name of their folder.
 
-    The others look at what may change behind equal inputs, or change something outside.
+    The others read data that may change at the same URI, or change something outside.
     """
     graphs = [pipeline_spec.root, *pipeline_spec.components.values()]
     tasks = [task for graph in graphs for task in graph.dag.tasks.values()]

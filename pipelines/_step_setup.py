@@ -1,4 +1,4 @@
-"""What every step gets on a cluster; on one machine kfp leaves it out."""
+"""Settings of every step on a cluster; kfp.local ignores them."""
 
 from kfp import dsl, kubernetes
 
@@ -19,13 +19,16 @@ SHARED_MEMORY = "/dev/shm"
 def prepare(
     step: dsl.PipelineTask, *, is_cached: bool = True, uses_gpus: bool = True
 ) -> dsl.PipelineTask:
-    """Let a step read the object store, run in `restricted` namespaces, and be cached or not.
+    """Give a step the object store's settings, a restricted security context and its resources.
 
-    It learns the digest of its image where that is known. Steps of the image that computes get the
-    resources that the pipeline is compiled for, GPUs unless they have no use for them.
+    The step gets the digest of its image if it is known. Steps on the `component` image get the
+    resources that the pipeline is compiled for. ConfigMap and Secret are optional: without them the
+    step uses the credentials of its service account.
 
-    Where manifests/ has made neither ConfigMap nor Secret the step finds credentials by itself,
-    such as those of its service account.
+    Args:
+        step: The task of the step.
+        is_cached: Whether Kubeflow may reuse an earlier result for equal inputs.
+        uses_gpus: False for a step that has no use for GPUs.
     """
     kubernetes.use_config_map_as_env(
         step, CONFIG_MAP, {name: name for name in CONFIGURED}, optional=True
@@ -40,15 +43,15 @@ def prepare(
     if digest := target.images.digest_of(image):
         step.set_env_variable(IMAGE_DIGEST_VARIABLE, digest)
     if image == COMPONENT_IMAGE:
-        _give(step, target.resources, uses_gpus=uses_gpus)
+        _set_resources(step, target.resources, uses_gpus=uses_gpus)
     return step
 
 
-def _give(step: dsl.PipelineTask, resources: StepResources, *, uses_gpus: bool) -> None:
-    """Give a step resources, and room for its loader processes to hand over batches.
+def _set_resources(step: dsl.PipelineTask, resources: StepResources, *, uses_gpus: bool) -> None:
+    """Set a step's resources, and mount /dev/shm, by which loader processes pass batches.
 
-    A container's own /dev/shm has 64 MB. The volume is as large as the memory limit, else as the
-    node's memory, and only takes what is written to it.
+    A container's default /dev/shm has 64 MB. The volume may grow to the memory limit, or to the
+    node's memory without one; it uses only what is written to it.
     """
     kubernetes.empty_dir_mount(step, "shm", SHARED_MEMORY, medium="Memory")
     if resources.memory:
@@ -60,6 +63,6 @@ def _give(step: dsl.PipelineTask, resources: StepResources, *, uses_gpus: bool) 
         step.set_accelerator_limit(resources.gpus)
 
 
-def know_its_run(step: dsl.PipelineTask) -> None:
-    """Tell a step the run's id; as a parameter it would be in the cache's key."""
+def set_run_id(step: dsl.PipelineTask) -> None:
+    """Give a step the run's id; as a parameter it would be part of the cache key."""
     kubernetes.use_field_path_as_env(step, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")

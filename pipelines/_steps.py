@@ -1,4 +1,4 @@
-"""Steps that pipelines share: before the training, and after it."""
+"""The steps that pipelines share, before and after the training."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ._step_setup import prepare
 
 
 class LabelOutputs(NamedTuple):
-    """What a run that trains and labels leaves."""
+    """The outputs of a pipeline that trains and labels."""
 
     dataset: dsl.Dataset
     model: dsl.Model
@@ -27,13 +27,13 @@ class LabelOutputs(NamedTuple):
 def take_snapshot(**parameters: Any) -> Any:
     """Add the step that pins the data; returns its data set.
 
-    What lies behind a uri may change while the uri does not: it looks at every run.
+    It is not cached: the data at a URI may change while the URI stays the same.
     """
     return prepare(snapshot_dataset(**parameters), is_cached=False).outputs["dataset"]
 
 
 def use_model(model: Any, settings: Mapping[str, Any]) -> LabelOutputs:
-    """Add the steps that measure a trained model, label with it and export it.
+    """Add the steps that evaluate a trained model, label with it and export it.
 
     Args:
         model: Output of the training step.

@@ -1,4 +1,4 @@
-"""`python -m pipelines submit` and `manifests`: a run on a cluster; a pipeline as its objects."""
+"""`mal pipelines submit` and `manifests`: run on a cluster; write Kubernetes objects."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 from mal import __version__
 
 from ._arguments import parse_arguments
-from ._cluster import add_options, connect, talking_to
+from ._cluster import add_options, connect, wrap_api_errors
 from ._registry import Pipeline, find_pipeline
 from ._target import Target, add_target_options, cluster_target_of, target_of
 
@@ -37,24 +37,30 @@ def add_command(commands: Any) -> None:
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what to run, from which images, with what, and as whom."""
+    """Add the options of a run: pipeline, parameters, images, account."""
     parser.add_argument("name", metavar="PIPELINE")
     parser.add_argument(
         "-p", dest="assignments", action="append", default=[], metavar="KEY=VALUE",
         help="a parameter of the pipeline; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--service-account", default="", metavar="NAME", help="of the run, such as mal-launcher"
+        "--service-account",
+        default="",
+        metavar="NAME",
+        help="account of the run, such as mal-launcher",
     )
     parser.add_argument(
-        "--pipeline-root", default="", metavar="URI", help="where artifacts go; default: Kubeflow's"
+        "--pipeline-root",
+        default="",
+        metavar="URI",
+        help="root of the artifacts; default: Kubeflow's",
     )
     add_target_options(parser)
 
 
 @contextlib.contextmanager
 def compiled_file(compiled: str) -> Iterator[str]:
-    """Yield the path of a file that holds a compiled pipeline, as the client wants it."""
+    """Yield the path of a file with the compiled pipeline, which the client needs."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_text(compiled, encoding="utf-8")
@@ -66,10 +72,10 @@ def _submit(options: argparse.Namespace) -> int:
     target = cluster_target_of(options)
     arguments = parse_arguments(pipeline, options.assignments)
     name = options.run_name or f"{pipeline.kfp_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    links = io.StringIO()  # the client prints links in the middle of its work
+    links = io.StringIO()  # the client prints links itself
     with (
         compiled_file(pipeline.compiled(target)) as path,
-        talking_to(options.host),
+        wrap_api_errors(options.host),
         contextlib.redirect_stdout(links),
     ):
         run = connect(options).create_run_from_pipeline_package(
@@ -98,7 +104,7 @@ def _manifests(options: argparse.Namespace) -> int:
 
 
 def kubernetes_manifests(pipeline: Pipeline, target: Target, *, namespace: str) -> str:
-    """Return a Pipeline and its PipelineVersion, for clusters that keep pipelines as objects."""
+    """Return a Pipeline and a PipelineVersion, for clusters that store pipelines as objects."""
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 

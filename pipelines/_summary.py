@@ -16,12 +16,12 @@ _SIZES = ("small", "medium", "large")
 
 
 def print_summary(run: LocalRun, console: Console) -> None:
-    """Print the steps with their time, the figures and where the outputs are."""
+    """Print the steps with their time, the metrics, and the paths of the outputs."""
     console.print()
     console.print(steps_table(run.steps))
     if "metrics" in run.outputs:
         metrics = json.loads(run.outputs["metrics"].read_text(encoding="utf-8"))
-        console.print(figures_table(metrics))
+        console.print(metrics_table(metrics))
         if warning := usefulness_warning(metrics):
             console.print(f"Warning: {warning}", highlight=False, markup=False)
     for name, path in run.outputs.items():
@@ -39,34 +39,34 @@ def steps_table(steps: Sequence[StepRecord]) -> Table:
     return table
 
 
-def figures_table(metrics: Mapping[str, Any]) -> Table:
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """Tabulate the IoU of masks and of the plain boxes: overall, by size and by category."""
     table = Table("objects", title="IoU with the true masks", title_justify="left")
     for column in ("predicted", "plain box", "ellipse", "count"):
         table.add_column(column, justify="right")
     table.add_row(
         "all, mean over categories (mIoU)",
-        _figure(metrics.get("mIoU")),
-        _figure(metrics.get("box_mIoU")),
-        _figure(metrics.get("ellipse_mIoU")),
+        _metric_text(metrics.get("mIoU")),
+        _metric_text(metrics.get("box_mIoU")),
+        _metric_text(metrics.get("ellipse_mIoU")),
         _count(metrics.get("num_instances")),
     )
     table.add_row(
         "all, mean over objects",
-        _figure(metrics.get("mean_iou_instances")),
-        _figure(metrics.get("box_iou")),
-        _figure(metrics.get("ellipse_iou")),
+        _metric_text(metrics.get("mean_iou_instances")),
+        _metric_text(metrics.get("box_iou")),
+        _metric_text(metrics.get("ellipse_iou")),
     )
     for size in _SIZES:
         if metrics.get(f"mIoU_{size}") is not None:
-            table.add_row(f"{size} (mIoU)", _figure(metrics[f"mIoU_{size}"]))
+            table.add_row(f"{size} (mIoU)", _metric_text(metrics[f"mIoU_{size}"]))
     table.add_section()
     for name, category in (metrics.get("per_category") or {}).items():
         table.add_row(
             name,
-            _figure(category["iou"]),
-            _figure(metrics["box_iou_per_category"].get(name)),
-            _figure(metrics["ellipse_iou_per_category"].get(name)),
+            _metric_text(category["iou"]),
+            _metric_text(metrics["box_iou_per_category"].get(name)),
+            _metric_text(metrics["ellipse_iou_per_category"].get(name)),
             _count(category["count"]),
         )
     if metrics.get("mIoU") is None:
@@ -74,7 +74,7 @@ def figures_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _figure(value: float | None) -> str:
+def _metric_text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 

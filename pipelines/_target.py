@@ -1,4 +1,4 @@
-"""What a pipeline is compiled for: where its images are, and what a step that computes may use."""
+"""What a pipeline is compiled for: its images, and the resources of steps that compute."""
 
 import argparse
 import contextlib
@@ -27,21 +27,20 @@ _GPU_RESOURCE = re.compile(
 
 
 class TargetError(MalError):
-    """Options that a pipeline cannot be compiled for."""
+    """Invalid options of a compilation."""
 
 
 @dataclass(frozen=True)
 class StepResources:
-    """What each step that computes gets; unset, the namespace decides.
+    """Resources of each step that computes; unset ones are left to the namespace.
 
     Attributes:
-        gpus: How many.
-        gpu_resource: Name under which the nodes offer them.
+        gpu_resource: Resource name of the nodes' GPUs.
         memory: Limit and request, such as 16Gi; /dev/shm counts against it.
         cpu: Limit and request, such as 4 or 500m.
 
     Raises:
-        TargetError: With the first rule that is broken.
+        TargetError: With the first broken rule.
     """
 
     gpus: int = 0
@@ -67,7 +66,7 @@ class StepResources:
 
 @dataclass(frozen=True)
 class Target:
-    """Where images are, and the resources of steps."""
+    """The images and the resources of a compilation."""
 
     images: ImageReferences = COMMITTED
     resources: StepResources = StepResources()
@@ -78,13 +77,13 @@ _TARGET: ContextVar[Target] = ContextVar("target", default=COMMITTED_TARGET)
 
 
 def current_target() -> Target:
-    """Return what the pipeline that is being traced is compiled for."""
+    """Return the target of the pipeline that is being traced."""
     return _TARGET.get()
 
 
 @contextlib.contextmanager
 def compiling_for(target: Target) -> Iterator[None]:
-    """Let the pipelines that are traced in the block be for a target."""
+    """Set the target of pipelines that are traced inside the block."""
     token = _TARGET.set(target)
     try:
         yield
@@ -94,7 +93,7 @@ def compiling_for(target: Target) -> Iterator[None]:
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that compiles a pipeline."""
-    images = parser.add_argument_group("images", "where your cluster gets them from")
+    images = parser.add_argument_group("images", "the registry of your cluster")
     images.add_argument(
         "--registry", metavar="R", help=f"HOST[:PORT][/PATH]; default: {REGISTRY_VARIABLE}"
     )
@@ -108,7 +107,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help=f"YAML as images/push writes it; beats the tag; default: {DIGESTS_VARIABLE}",
     )
     resources = parser.add_argument_group(
-        "resources", "of each step that computes: train, tune, evaluate, inference, label_shard; "
+        "resources", "for each step that computes: train, tune, evaluate, inference, label_shard; "
         "export gets no GPU; unset by default",
     )  # fmt: skip
     resources.add_argument("--gpus", type=int, default=0, metavar="N")
@@ -116,16 +115,16 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--gpu-resource", metavar="NAME", help=f"of these; default: {DEFAULT_GPU_RESOURCE}"
     )
     resources.add_argument(
-        "--memory", default="", metavar="SIZE", help="such as 16Gi; /dev/shm is a part of it"
+        "--memory", default="", metavar="SIZE", help="such as 16Gi; includes /dev/shm"
     )
     resources.add_argument("--cpu", default="", metavar="CORES", help="such as 4 or 500m")
 
 
 def target_of(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Target:
-    """Read the options, and for images that they do not name the environment.
+    """Read the options; the environment sets images that they do not.
 
     Raises:
-        MalError: One of them cannot be used.
+        MalError: One of them is invalid.
     """
     if options.gpu_resource is not None and not options.gpus:
         raise TargetError(
@@ -145,12 +144,12 @@ def images_of(
     tag: str | None = None,
     digests: Path | None = None,
 ) -> ImageReferences:
-    """Return where the images are; what is not given the environment says.
+    """Return the image references; the environment sets what is not given.
 
     Raises:
-        MalError: Something of it cannot be used.
+        MalError: One of them is invalid.
     """
-    # A tag that is given is meant: digests of the environment must not beat it.
+    # An explicit tag must not be overridden by digests of the environment.
     file = environ.get(DIGESTS_VARIABLE) if tag is None else None
     return image_references(
         _first(registry, environ.get(REGISTRY_VARIABLE)),
@@ -162,11 +161,11 @@ def images_of(
 def cluster_target_of(
     options: argparse.Namespace, environ: Mapping[str, str] = os.environ
 ) -> Target:
-    """Read the options of a command that goes to a cluster.
+    """Read the options of a command that uses a cluster.
 
     Raises:
-        MalError: One of them cannot be used, or no registry is named: nobody publishes to the
-            committed one. Who has images of its name on the nodes may name it.
+        MalError: One of them is invalid, or no registry is named. The committed registry has no
+            images; a cluster whose nodes have images of that name may name it explicitly.
     """
     if _first(options.registry, environ.get(REGISTRY_VARIABLE)) is None:
         raise TargetError(
@@ -178,5 +177,5 @@ def cluster_target_of(
 
 
 def _first(option: str | None, variable: str | None) -> str | None:
-    """Return the option, else what the variable holds; an empty variable is none."""
+    """Return the option, or else the variable; an empty variable is unset."""
     return option if option is not None else variable or None

@@ -5,7 +5,7 @@ from kfp import dsl
 from mal.kfp.components._images import TRAIN_IMAGE
 from mal.kfp.components.train_distributed import train_distributed
 
-from .._step_setup import know_its_run, prepare
+from .._step_setup import prepare, set_run_id
 from .._steps import LabelOutputs, take_snapshot, use_model
 
 PIPELINE_NAME = "auto-label-distributed"
@@ -43,14 +43,15 @@ def auto_label_distributed(  # noqa: PLR0917 - kfp calls it by position
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
         backend: pytorchjob (training operator v1) or trainjob (Trainer v2).
-        num_nodes: Pods of the job.
-        gpus_per_node: GPUs of each, one process a GPU; 0 trains on CPUs, -1 leaves it to `job`.
-        image: Of the job's pods.
-        namespace: Of the job; '' is the run's own.
-        outputs_uri: Below it each training has a folder of its own; '' is the model artifact's uri.
-        job: Every other setting of the job, as docs/operations.md lists them.
-        queue_timeout_s: Longest wait for a queue or a quota; 0 waits without end.
-        start_timeout_s: Longest wait from admission until all pods run; 0 waits without end.
+        num_nodes: Pods of the training job.
+        gpus_per_node: GPUs of each pod, one process per GPU; 0 trains on CPUs, -1 uses `job`.
+        image: Image of the training job's pods.
+        namespace: Namespace of the training job; '' is that of the run.
+        outputs_uri: Root URI of the results, with a folder per training; '' is the model artifact's
+            URI.
+        job: Other settings of the training job, see docs/operations.md.
+        queue_timeout_s: Longest wait for a queue or a quota; 0 for no limit.
+        start_timeout_s: Longest wait from admission until all pods run; 0 for no limit.
     """
     dataset = take_snapshot(
         train_images=train_images,
@@ -76,5 +77,5 @@ def auto_label_distributed(  # noqa: PLR0917 - kfp calls it by position
             **settings,
         )
     )
-    know_its_run(trained)
+    set_run_id(trained)
     return use_model(trained.outputs["model"], settings)

@@ -1,4 +1,4 @@
-"""Masks for a large set of boxes: split, label the shards side by side, merge."""
+"""Masks for a large set of boxes: split, label the shards in parallel, merge."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ MAX_PARALLEL_SHARDS = 16
 
 
 class LabelOnlyOutputs(NamedTuple):
-    """What a run leaves."""
+    """The outputs of a run."""
 
     labels: dsl.Artifact
     summary: dsl.Markdown
@@ -32,19 +32,20 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> LabelOnlyOutputs:
-    """Label a set of boxes with a trained model, shard by shard; a run goes on where one ended.
+    """Label a set of boxes with a trained model, shard by shard; the same run again resumes.
 
-    Memory and disk of a labelling pod go with boxes_per_shard if images is a bucket folder (an
-    archive is fetched whole by every pod); the steps that split and merge hold the whole set's
-    annotations and labels on disk.
+    Memory and disk of a labelling pod depend on boxes_per_shard if images is a bucket folder;
+    every pod fetches the whole of an archive. The steps that split and merge have the annotations
+    and labels of the whole set on disk.
 
     Args:
         images: Folder, archive or bucket folder; a bucket folder is fetched shard by shard.
         annotations: COCO JSON with the boxes to label.
-        model: A model store, a job's results folder, the folder of its checkpoints, or one of them.
+        model: A model store, the results folder of a training, the folder of its checkpoints, or a
+            checkpoint.
         work_dir: Folder or s3:// for shards and their labels.
-        version: Of the model store; '' for its champion.
-        boxes_per_shard: About how many boxes a pod labels; an image is never cut.
+        version: Version of the model store; '' for its champion.
+        boxes_per_shard: Approximate number of boxes per pod; an image is never divided.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
@@ -69,7 +70,7 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
         boxes_per_shard=boxes_per_shard,
         pipeline_name=PIPELINE_NAME,
     )
-    # Shards know by themselves whether they are done; a set may change behind its uri.
+    # Not cached: shards check themselves whether they are done, and the data at a URI may change.
     for step in (shards, labelled, merged):
         prepare(step, is_cached=False)
     return LabelOnlyOutputs(labels=merged.outputs["labels"], summary=merged.outputs["summary"])

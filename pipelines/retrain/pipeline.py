@@ -19,7 +19,7 @@ PIPELINE_NAME = "retrain"
 
 
 class RetrainOutputs(NamedTuple):
-    """What every run leaves; the rest is in the model store."""
+    """The outputs of every run; everything else is in the model store."""
 
     snapshot: dsl.Dataset
     summary: dsl.Markdown
@@ -47,32 +47,33 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
     registry: str = "",
     model_name: str = "mal",
 ) -> RetrainOutputs:
-    """Train again when there are enough new annotations, and promote the model if it is no worse.
+    """Train when there are enough new annotations, and promote the model if the gate allows it.
 
-    Only the last step changes the model store, in one conditional write: a run that fails or is
-    stopped leaves champion and last training as they were, and the next one tries again.
+    The gate allows a model whose mIoU is at most miou_margin below the champion's. Only the last
+    step changes the model store, in one conditional write: a run that fails or is stopped leaves
+    champion and last training unchanged, and the next run tries again.
 
     Args:
         train_images: Folder or archive of the training images, local or s3://.
         train_annotations: COCO JSON with the training boxes, local or s3://.
         store: Model store: a folder or s3:// with champion, versions and last training.
-        val_images: Images of the set that champion and challenger are measured on.
+        val_images: Images of the set on which champion and challenger are evaluated.
         val_annotations: Its annotations, with true masks; without them nothing is promoted.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
-        min_new_annotations: Boxes that must be new or changed; 0: any change of the data set.
-        quiet_period_s: How long nothing of the data set must have been written, seconds.
-        warm_start: Start training from the champion's weights.
-        automl_policy: auto searches train.lr and train.wd where the validation part has masks,
-            every trial from the same weights, which costs at most five trainings; on insists on
-            it; off trains plainly.
-        trials: At most so many trials, in place of that limit; the first is the plain training.
-        miou_margin: How much lower than the champion's the mIoU may be.
-        category_margin: The same for the IoU of every single category.
-        category_floor: Least IoU of every category.
-        max_parity_diff: Most that the exported model may differ from PyTorch.
-        min_gain: How much better than the best masks without training the mean IoU of a first
-            model must be; -1 does not ask.
+        min_new_annotations: New or changed boxes that start a training; 0 for any change.
+        quiet_period_s: Seconds since the last write to the data set that are needed.
+        warm_start: Start the training from the champion's weights.
+        automl_policy: auto searches train.lr and train.wd if the validation part has masks, at the
+            cost of at most five trainings; on raises an error instead of training plainly; off
+            trains plainly.
+        trials: Largest number of trials, instead of that limit; the first is the plain training.
+        miou_margin: Allowed decrease of the mIoU relative to the champion.
+        category_margin: Allowed decrease of the IoU of each category.
+        category_floor: Lowest allowed IoU of a category.
+        max_parity_diff: Largest allowed difference of the exported model from PyTorch.
+        min_gain: How much the mean IoU of a first model must exceed that of the best masks without
+            training; -1 disables the check.
         registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
         model_name: Name of the registered model there.
     """
@@ -141,7 +142,7 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
         for step in (trained, measured, best):
             prepare(step)
         prepare(exported, uses_gpus=False)
-        # What lies behind a uri changes while the uri does not; the store changes all the time.
+        # Not cached: the data at a URI and the store may change.
         for step in (pinned, current, against_champion, as_first):
             prepare(step, is_cached=False)
     with dsl.Else(name="unchanged"):

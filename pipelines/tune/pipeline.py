@@ -10,14 +10,14 @@ from mal.kfp.components.export import export
 from mal.kfp.components.train import train
 from mal.kfp.components.tune import tune as tune_step
 
-from .._step_setup import know_its_run, prepare
+from .._step_setup import prepare, set_run_id
 from .._steps import take_snapshot
 
 PIPELINE_NAME = "tune"
 
 
 class TuneOutputs(NamedTuple):
-    """What a run leaves."""
+    """The outputs of a run."""
 
     dataset: dsl.Dataset
     leaderboard: dsl.Markdown
@@ -62,18 +62,18 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
         overrides: dotted.key=value settings that win over the spec.
         backend: local (on the devices of the step) or katib (each trial a PyTorchJob).
         algorithm: bayesian, random, hyperband, asha or bohb; on Katib bayesian or random.
-        ranges: KEY=LOW:HIGH[:log], KEY=LOW:HIGH:STEP or KEY=OPTION,OPTION beside the default ones.
-        trial_overrides: dotted.key=value settings of the trials alone, such as train.max_steps.
-        trials: At most so many trials; 0 does not limit.
-        minutes: At most so long; 0 does not limit. Not on Katib.
-        epochs: At most so many epochs of all trials; 0 does not limit. Not on Katib.
-        parallel: Trials at a time; 0 is one for each GPU of the step.
-        seed: Of the choice of values.
-        image: Katib: of the trials' pods, with mal and torch.
-        namespace: Katib: of the experiment; '' is the run's own.
-        outputs_uri: Katib: below it each trial has a folder of its own; '' is beside the model's.
-        job: Katib: every other setting of a trial's job, as docs/operations.md lists them.
-        start_timeout_s: Katib: longest wait for the first trial; 0 waits without end.
+        ranges: KEY=LOW:HIGH[:log], KEY=LOW:HIGH:STEP or KEY=OPTION,OPTION, added to the default ones.
+        trial_overrides: dotted.key=value settings only for the trials, such as train.max_steps.
+        trials: Largest number of trials; 0 for no limit.
+        minutes: Longest wall time; 0 for no limit. Not on Katib.
+        epochs: Largest number of epochs of all trials; 0 for no limit. Not on Katib.
+        parallel: Parallel trials; 0 for one per GPU of the step.
+        seed: Seed of the choice of values.
+        image: Katib: image of the trials' pods, with mal and torch.
+        namespace: Katib: namespace of the experiment; '' is that of the run.
+        outputs_uri: Katib: root URI of the results, with a folder per trial; '' is beside the model.
+        job: Katib: other settings of a trial's training job, see docs/operations.md.
+        start_timeout_s: Katib: longest wait for the first trial; 0 for no limit.
     """
     dataset = take_snapshot(
         train_images=train_images,
@@ -103,7 +103,7 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
             start_timeout_s=start_timeout_s,
         )
     )
-    know_its_run(tuned)
+    set_run_id(tuned)
     settings = {"dataset": dataset, "spec": tuned.outputs["best_spec"]}
     model = prepare(train(**settings)).outputs["model"]
     evaluated = prepare(evaluate(model=model, **settings))

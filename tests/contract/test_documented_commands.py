@@ -36,6 +36,7 @@ FRAGMENTS = {
 # By the first words of a command, the longest that fit.
 NOT_RUN = {
     "make install": "installs what this test runs in",
+    "make check": "CI runs it on the repository itself",
     "make demo": "installs; .ci/check_demo.py runs it in a fresh clone",
     "make test": "it is what runs this",
     "pip install": "installs into the environment of this test",

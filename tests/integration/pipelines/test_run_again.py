@@ -65,7 +65,7 @@ def test_a_failed_last_step_costs_one_step_once_its_cause_is_gone(folder: Path) 
     (failed,) = set((folder.parent / "runs").glob("chain-*")) - {
         (folder.parent / "runs" / "latest").resolve()
     }
-    assert f"unchanged, taken from {failed}/work" in printed
+    assert f"unchanged, reused from {failed}/work" in printed
     assert num_starts(folder)["first"] == 1
     assert num_starts(folder)["last"] == 2
 
@@ -117,7 +117,7 @@ def test_results_that_were_deleted_or_changed_are_not_taken(folder: Path) -> Non
     (runs / "latest" / "work" / "result").unlink()
     code, printed = run_chain(folder)
     assert code == 0
-    assert ", whose files are gone" in printed
+    assert ", whose files were deleted" in printed
     assert num_starts(folder)["first"] == 2
     (runs / "latest" / "work" / "result").write_text("edited")
     assert run_chain(folder)[0] == 0

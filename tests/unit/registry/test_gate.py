@@ -52,9 +52,9 @@ def failed(decision: Decision) -> list[str]:
         pytest.param(figures(0.7), figures(0.6, None), [], id="a category is new"),
         pytest.param(figures(0.31, 0.9), None, [], id="the first one"),
         pytest.param(figures(0.2, 0.9), None, ["IoU of cat"], id="a poor first one"),
-        pytest.param(NOTHING_MEASURED, figures(0.6), ["mIoU"], id="no figures"),
-        pytest.param(NOTHING_MEASURED, None, ["mIoU"], id="no figures, no champion"),
-        pytest.param(figures(0.7), NOTHING_MEASURED, [], id="the champion has no figures"),
+        pytest.param(NOTHING_MEASURED, figures(0.6), ["mIoU"], id="no metrics"),
+        pytest.param(NOTHING_MEASURED, None, ["mIoU"], id="no metrics, no champion"),
+        pytest.param(figures(0.7), NOTHING_MEASURED, [], id="the champion has no metrics"),
         pytest.param(figures(float("nan")), figures(0.6), ["mIoU"], id="not a number"),
         pytest.param(
             figures(0.7, num_instances=9), figures(0.6), ["measured objects"], id="another set"
