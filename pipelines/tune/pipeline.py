@@ -62,7 +62,7 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
         overrides: dotted.key=value settings that win over the spec.
         backend: local (on the devices of the step) or katib (each trial a PyTorchJob).
         algorithm: bayesian, random, hyperband, asha or bohb; on Katib bayesian or random.
-        ranges: KEY=LOW:HIGH[:log], KEY=LOW:HIGH:STEP or KEY=OPTION,OPTION, added to the default ones.
+        ranges: KEY=LOW:HIGH[:log], KEY=LOW:HIGH:STEP or KEY=OPTION,OPTION beside the default ones.
         trial_overrides: dotted.key=value settings only for the trials, such as train.max_steps.
         trials: Largest number of trials; 0 for no limit.
         minutes: Longest wall time; 0 for no limit. Not on Katib.
@@ -71,7 +71,7 @@ def tune(  # noqa: PLR0917 - kfp calls it by position
         seed: Seed of the choice of values.
         image: Katib: image of the trials' pods, with mal and torch.
         namespace: Katib: namespace of the experiment; '' is that of the run.
-        outputs_uri: Katib: root URI of the results, with a folder per trial; '' is beside the model.
+        outputs_uri: Katib: root URI of the results, one folder per trial; '' is beside the model.
         job: Katib: other settings of a trial's training job, see docs/operations.md.
         start_timeout_s: Katib: longest wait for the first trial; 0 for no limit.
     """
