@@ -2,8 +2,8 @@
 
 kfp 2.17 cannot name a run's folder, stop a run, or use another task handler: `task_dispatcher`
 finds its handlers by the exact type of two runners. It treats an interrupted step as a failed one,
-and then starts exit handlers and the other iterations of a loop. Its cache compares URIs, not content
-(see `_step_inputs`).
+and then starts exit handlers and the other iterations of a loop. Its cache compares URIs, not
+content (see `_step_inputs`).
 """
 
 import contextlib
