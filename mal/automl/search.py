@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mal.artifacts import BEST_CHECKPOINT, LATEST_CHECKPOINT, point_at, write_text
+from mal.artifacts import (
+    BEST_CHECKPOINT,
+    BEST_SPEC_FILE,
+    LATEST_CHECKPOINT,
+    LEADERBOARD_FILE,
+    point_at,
+    write_text,
+)
 from mal.automl.cost import TrialCost
 from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.leaderboard import leaderboard_csv, values_text
@@ -40,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEST_SPEC_FILE = "best_spec.yaml"
-LEADERBOARD_FILE = "leaderboard.csv"
 POLL_INTERVAL_S = 0.1
 MAX_INVALID_IN_A_ROW = 25
 

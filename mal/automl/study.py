@@ -14,13 +14,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from mal.artifacts import STUDY_FILE
 from mal.automl.samplers import BaselineSampler, pruner_for, sampler_for, suggest
 from mal.automl.settings import Algorithm
 from mal.automl.space import Parameter
 from mal.automl.trial_record import TrialEnd, TrialRecord, best_of
 from mal.errors import SpecError
 
-STUDY_FILE = "study.db"
 STUDY_NAME = "mal"
 
 # Version 0.1.0 wrote another digest, of all keys, as "fingerprint": not checked here.

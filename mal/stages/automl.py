@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
+    BEST_SPEC_FILE,
     EPOCH_METRICS_FILE,
     EXPERIMENT_FILE,
-    LATEST_CHECKPOINT,
-    MANIFEST_FILE,
+    LEADERBOARD_FILE,
     REPORT_FILE,
-    RUN_FILE,
-    STATUS_FILE,
+    STUDY_FILE,
     write_json,
     write_manifest,
     write_text,
@@ -46,7 +45,7 @@ from mal.stages.run_identity import (
     describe_conflict,
     differences,
 )
-from mal.stages.written_files import require_inputs_kept, results_uri
+from mal.stages.written_files import RESTORED, SEARCH, WRITTEN, require_inputs_kept, results_uri
 from mal.status import MONITORED_METRIC, Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
 from mal.tao import data_uris
@@ -58,16 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ACTION = "automl"
-_STUDY_FILE = "study.db"
-_RESTORED = (
-    RUN_FILE, EXPERIMENT_FILE, _STUDY_FILE, "cost-*.json", STATUS_FILE, "trials/*",
-)  # fmt: skip
-# Everything that a search writes. What identifies the run is removed last.
-_SEARCH_FILES = (
-    LATEST_CHECKPOINT, BEST_CHECKPOINT, "trials/*", _STUDY_FILE, "cost-*.json", "leaderboard.csv",
-    "best_spec.yaml", REPORT_FILE, MANIFEST_FILE, EXPERIMENT_FILE, STATUS_FILE, RUN_FILE,
-)  # fmt: skip
+ACTION = SEARCH
 
 
 @dataclass(frozen=True)
@@ -256,8 +246,6 @@ def _cost(plan: SearchPlan, stop: StopRequest) -> TrialCost:
 
 
 def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
-    from mal.automl.search import BEST_SPEC_FILE, LEADERBOARD_FILE
-
     records, best = study.records(), study.best()
     if best is None:
         reasons = [f"trial {record.number}: {record.reason}" for record in records[:3]]
@@ -318,7 +306,7 @@ def _recording(
 ) -> Iterator[StatusLog]:
     """Record the search like every action: status, manifest, upload."""
     results.adopt_remote_state()
-    results.restore(_RESTORED)
+    results.restore(RESTORED[ACTION])
     record = _claim(plan, results, may_overwrite=may_overwrite)
     status = StatusLog(results.path)
     try:
@@ -351,11 +339,11 @@ def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> 
         if not changed:
             return known
         if known.identity.action != ACTION or (
-            (results.path / _STUDY_FILE).exists() and not may_overwrite
+            (results.path / STUDY_FILE).exists() and not may_overwrite
         ):
             raise SpecError(describe_conflict(results.uri, changed))
         log.warning("removing the search of %s in %s", known.started, results.uri)
-        results.remove(_SEARCH_FILES)
+        results.remove(WRITTEN[ACTION])
     record = RunRecord(asked, inputs, code=(code_versions(),))
     record.write(results.path)
     return record
@@ -375,7 +363,7 @@ def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
 
 def _record_of_earlier_version(folder: Path, asked: RunIdentity) -> RunRecord | None:
     """Reconstruct the record of a search of version 0.1.0, which wrote no `run.json`."""
-    if not (folder / _STUDY_FILE).exists() or not (folder / EXPERIMENT_FILE).exists():
+    if not (folder / STUDY_FILE).exists() or not (folder / EXPERIMENT_FILE).exists():
         return None
     spec = load_spec("train", folder / EXPERIMENT_FILE)
     values = {

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mal.artifacts import (
-    BEST_CHECKPOINT,
     EPOCH_METRICS_FILE,
-    ESTIMATED_BOXES_FILE,
-    EXPERIMENT_FILE,
+    FIRST_RUN_FOLDER,
     LATEST_CHECKPOINT,
-    MANIFEST_FILE,
     RUN_FILE,
-    STATUS_FILE,
 )
 from mal.errors import SpecError
 from mal.spec.experiment import ExperimentSpec
-from mal.stages.point_training import FIRST_RUN_FOLDER
 from mal.stages.resume import is_of_folder
 from mal.stages.run_identity import (
     WEIGHTS_KEY,
@@ -33,35 +28,12 @@ from mal.stages.run_identity import (
 )
 from mal.stages.session import Session
 from mal.stages.training_identity import record_of_checkpoint, resolved_values
+from mal.stages.written_files import WRITTEN
 from mal.status import Status
 from mal.storage import describe_input
-from mal.training.step_profile import PROFILE_FILE
-from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
-# Everything that a training writes. What identifies the run is removed last: a kill in between
-# leaves a folder that is recognised.
-TRAINING_FILES = (
-    LATEST_CHECKPOINT,
-    BEST_CHECKPOINT,
-    "mal_model_epoch_*_step_*.pth",
-    f"{FIRST_RUN_FOLDER}/mal_model_*.pth",
-    f"{FIRST_RUN_FOLDER}/{EPOCH_METRICS_FILE}",
-    f"{FIRST_RUN_FOLDER}/{STATUS_FILE}",
-    f"{FIRST_RUN_FOLDER}/{PROFILE_FILE}",
-    f"{FIRST_RUN_FOLDER}/lightning_logs/*",
-    "lightning_logs/*",
-    "wandb/*",
-    EPOCH_METRICS_FILE,
-    ESTIMATED_BOXES_FILE,
-    PROFILE_FILE,
-    RUN_ID_FILE,
-    MANIFEST_FILE,
-    EXPERIMENT_FILE,
-    STATUS_FILE,
-    RUN_FILE,
-)
 _NO_CHECKPOINT = "an earlier run in this folder left no checkpoint; removing its files"
 
 
@@ -144,7 +116,7 @@ def claim_folder(
             log.warning("train.overwrite: removing run %s of %s", known.run_id, known.started)
         else:
             log.info("%s", _NO_CHECKPOINT)
-        session.results.remove(TRAINING_FILES)
+        session.results.remove(WRITTEN["train"])
         session.status.write(Status.STARTED, "train started")
         session.write_spec(spec)
     starts_from = _checkpoint_to_start_from(spec)

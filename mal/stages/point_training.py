@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mal.artifacts import ESTIMATED_BOXES_FILE, LATEST_CHECKPOINT, write_json
+from mal.artifacts import ESTIMATED_BOXES_FILE, FIRST_RUN_FOLDER, LATEST_CHECKPOINT, write_json
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
@@ -46,7 +46,6 @@ from mal.training.trainer import TrainingRun, build_student, train_network
 
 log = logging.getLogger(__name__)
 
-FIRST_RUN_FOLDER = "box_estimation"
 # Demo set: the least consistent quarter has a mean IoU with the real box of 0.53, the others 0.79.
 UNCERTAIN_SHARE = 0.25
 

@@ -15,12 +15,8 @@ from torch import Tensor
 from mal.artifacts import (
     BEST_CHECKPOINT,
     EPOCH_METRICS_FILE,
-    ESTIMATED_BOXES_FILE,
-    EXPERIMENT_FILE,
+    FIRST_RUN_FOLDER,
     LATEST_CHECKPOINT,
-    MANIFEST_FILE,
-    RUN_FILE,
-    STATUS_FILE,
 )
 from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader, TrainingCrops, select_training_boxes
@@ -50,11 +46,12 @@ from mal.stages.memory import (
     smaller_training,
     training_shortage,
 )
-from mal.stages.point_training import FIRST_RUN_FOLDER, with_boxes_to_train_on
+from mal.stages.point_training import with_boxes_to_train_on
 from mal.stages.results import TrainResult
 from mal.stages.resume import ResumePlan, broadcast_resume_plan
 from mal.stages.session import Session, recording
 from mal.stages.training_identity import identity_of_training
+from mal.stages.written_files import RESTORED
 from mal.status import Status
 from mal.storage import describe_inputs, fetch_file
 from mal.storage.uris import parse_remote_uri
@@ -62,20 +59,8 @@ from mal.tao import data_uris
 from mal.training.callbacks import kpi_of
 from mal.training.compilation import require_compiler
 from mal.training.trainer import Measure, TrainingRun, build_student, train_network
-from mal.training.wandb_logging import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
-
-_RESTORED = (
-    "*.pth",
-    EPOCH_METRICS_FILE,
-    ESTIMATED_BOXES_FILE,
-    EXPERIMENT_FILE,
-    MANIFEST_FILE,
-    RUN_FILE,
-    RUN_ID_FILE,
-    STATUS_FILE,
-)
 
 
 @on_every_device("train")
@@ -98,7 +83,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
     }
     with (
         handling_stop_signals() as stop,
-        recording("train", spec, inputs, restored=_RESTORED) as session,
+        recording("train", spec, inputs, restored=RESTORED["train"]) as session,
     ):
         reader = open_image_set(
             dataset.train_ann_path,

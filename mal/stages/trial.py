@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mal.artifacts import EPOCH_METRICS_FILE, write_json
+from mal.artifacts import EPOCH_METRICS_FILE, PROFILE_FILE, write_json
 from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader, select_training_boxes
 from mal.data.datamodule import open_image_set
@@ -26,7 +26,6 @@ from mal.spec import load_spec
 from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
 from mal.stages.measure import without_box_masks
-from mal.training.step_profile import PROFILE_FILE
 
 MEASURED_STEPS = 8
 MEASURED_BOXES = 16

@@ -12,15 +12,21 @@ from types import MappingProxyType
 
 from mal.artifacts import (
     BEST_CHECKPOINT,
+    BEST_SPEC_FILE,
     EPOCH_METRICS_FILE,
     ESTIMATED_BOXES_FILE,
     EXPERIMENT_FILE,
+    FIRST_RUN_FOLDER,
     LATEST_CHECKPOINT,
+    LEADERBOARD_FILE,
     MANIFEST_FILE,
     METRICS_FILE,
+    PROFILE_FILE,
     REPORT_FILE,
     RUN_FILE,
     STATUS_FILE,
+    STUDY_FILE,
+    WANDB_RUN_FILE,
     companions_of,
 )
 from mal.errors import MalError, SpecError
@@ -32,24 +38,45 @@ from mal.tao.data_sources import data_uris
 from mal.tao.paths import shortened, wrap_path_errors
 
 SEARCH = "automl"
+COST_FILES = "cost-*.json"
 
-_RECORDS = (EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
+_RECORDS = (MANIFEST_FILE, EXPERIMENT_FILE, STATUS_FILE)
 _CHECKPOINTS = (LATEST_CHECKPOINT, BEST_CHECKPOINT, "mal_model_epoch_*_step_*.pth")
-_WRITTEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+
+WRITTEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "train": (
-            *_RECORDS, *_CHECKPOINTS, RUN_FILE, EPOCH_METRICS_FILE, ESTIMATED_BOXES_FILE,
-            "profile.json",
+            *_CHECKPOINTS, f"{FIRST_RUN_FOLDER}/mal_model_*.pth",
+            *(f"{FIRST_RUN_FOLDER}/{name}" for name in (
+                EPOCH_METRICS_FILE, STATUS_FILE, PROFILE_FILE, "lightning_logs/*"
+            )),
+            "lightning_logs/*", "wandb/*", EPOCH_METRICS_FILE, ESTIMATED_BOXES_FILE, PROFILE_FILE,
+            WANDB_RUN_FILE, *_RECORDS, RUN_FILE,
         ),
         SEARCH: (
-            *_RECORDS, *_CHECKPOINTS, RUN_FILE, REPORT_FILE, "study.db", "cost-*.json",
-            "best_spec.yaml", "leaderboard.csv",
+            *_CHECKPOINTS, "trials/*", STUDY_FILE, COST_FILES, LEADERBOARD_FILE, BEST_SPEC_FILE,
+            REPORT_FILE, *_RECORDS, RUN_FILE,
         ),
-        "evaluate": (*_RECORDS, METRICS_FILE, REPORT_FILE),
-        "inference": (*_RECORDS, REPORT_FILE),
+        "evaluate": (METRICS_FILE, REPORT_FILE, *_RECORDS),
+        "inference": (REPORT_FILE, *_RECORDS),
         "export": _RECORDS,
     }
 )  # fmt: skip
+"""Patterns of what each action writes into its results folder.
+
+`train.overwrite` removes them in this order. What identifies the run is last: a kill in between
+leaves a folder that is recognised.
+"""
+
+RESTORED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": (
+            "*.pth", EPOCH_METRICS_FILE, ESTIMATED_BOXES_FILE, WANDB_RUN_FILE, *_RECORDS, RUN_FILE,
+        ),
+        SEARCH: ("trials/*", STUDY_FILE, COST_FILES, EXPERIMENT_FILE, STATUS_FILE, RUN_FILE),
+    }
+)  # fmt: skip
+"""Patterns of what a resumed run needs from a remote results folder."""
 
 
 def results_uri(action: str, spec: ExperimentSpec) -> str:
@@ -167,7 +194,7 @@ def _outputs(action: str, spec: ExperimentSpec) -> Iterator[_Output]:
     folder = results_uri(action, spec)
     own = "" if action == SEARCH else getattr(spec, action).results_dir
     key = f"{action}.results_dir" if own else "results_dir"
-    yield _Output(key, _Location.of(folder), _WRITTEN[action])
+    yield _Output(key, _Location.of(folder), WRITTEN[action])
     if action == "inference":
         name = spec.inference.label_dump_path
         yield _Output("inference.label_dump_path", _Location.of(_below(folder, name)))

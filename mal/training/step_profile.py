@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from mal.artifacts import write_json
+from mal.artifacts import PROFILE_FILE, write_json
 
 log = logging.getLogger(__name__)
 
-PROFILE_FILE = "profile.json"
 FEATURES, STUDENT, TEACHER, CRF, REST = "features", "student", "teacher", "CRF", "rest"
 
 # By how Lightning's names of what it does end; anything else belongs to what it is done within.

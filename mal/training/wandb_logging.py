@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
 
-from mal.artifacts import write_text
+from mal.artifacts import WANDB_RUN_FILE, write_text
 from mal.distributed.workers import Worker
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict
@@ -28,7 +28,6 @@ from mal.storage import redact_uri
 
 log = logging.getLogger(__name__)
 
-RUN_ID_FILE = "wandb_run_id.txt"
 FINISH_TIMEOUT_S = 60
 
 # wandb writes the key of its public service under either name, by version.
@@ -178,7 +177,7 @@ def _start_run(spec: ExperimentSpec, folder: Path, *, is_resumed: bool) -> _Tole
 
 def _run_id(spec: ExperimentSpec, folder: Path, *, is_resumed: bool) -> str:
     """Return the given id, that of the run to continue, or a new one; remember it."""
-    file = folder / RUN_ID_FILE
+    file = folder / WANDB_RUN_FILE
     remembered = file.read_text(encoding="utf-8").strip() if is_resumed and file.exists() else ""
     run_id = spec.wandb.run_id or remembered or secrets.token_hex(4)
     write_text(file, f"{run_id}\n")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_sets import HYBRID, TINY_VIT, TinySet, training_spec, with_points, write_tiny_set
 
+from mal.artifacts import FIRST_RUN_FOLDER
 from mal.data.annotations import load_boxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
 from mal.errors import AnnotationError, SpecError
 from mal.spec import load_spec
 from mal.stages import point_training, run_evaluate, run_train
-from mal.stages.point_training import FIRST_RUN_FOLDER
 from mal.training.trainer import train_network
 
 ESTIMATES = "estimated_boxes.json"

@@ -68,8 +68,8 @@ def test_a_key_without_a_range_has_what_the_schema_knows(
     ("key", "reason"),
     [
         ("train.gpu_ids", "it is a list"),
-        ("train.seed", "it says where, how long or on what a trial runs"),
-        ("train.num_epochs", "it says where, how long or on what a trial runs"),
+        ("train.seed", "it sets where, how long or on what a trial runs"),
+        ("train.num_epochs", "it sets where, how long or on what a trial runs"),
         ("results_dir", "training does not depend on it"),
         ("evaluate.use_flip_test", "training does not depend on it"),
         ("train.pretrained_model_path", "it is free text"),

@@ -233,7 +233,7 @@ def test_it_cannot_be_resumed_at_another_crop(
     elsewhere = [*training_overrides(data, tmp_path / "other"), resume]
     assert main(["train", *TINY_VIT, *elsewhere, "dataset.crop_size=48"]) == 2
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith("mal: checkpoint to go on from must")
+    assert error.splitlines()[-1].startswith("mal: checkpoint to resume must")
     assert (
         "vit-mae-tiny/16 at dataset.crop_size 48, got vit-mae-tiny/16 at dataset.crop_size 32"
         in error
@@ -268,6 +268,6 @@ def test_it_cannot_be_resumed_with_a_spec_that_is_none(
             data, tmp_path / "run", f"train.resume_training_checkpoint_path={path}",
             f"train.seed={seed}", network=TINY_VIT,
         )  # fmt: skip
-        told = f"must carry its spec, got none that says {key if seed > 0 else 'train.seed'} in"
+        told = f"must contain its spec, got none with {key if seed > 0 else 'train.seed'} in"
         with pytest.raises(ArtifactError, match=rf"{told} {path}\."):
             run_train(spec)

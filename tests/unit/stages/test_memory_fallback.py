@@ -23,11 +23,11 @@ from tiny_sets import (
 )
 from torch import Tensor
 
+from mal.artifacts import FIRST_RUN_FOLDER
 from mal.cli import main
 from mal.errors import MemoryShortageError
 from mal.model.network import MALNetwork
 from mal.stages import memory, run_train
-from mal.stages.point_training import FIRST_RUN_FOLDER
 from mal.status import Status
 
 # Crops of the ladder, small enough for a test: 64 -> 48 -> 32.
@@ -244,7 +244,7 @@ def test_a_restarted_command_goes_on_at_the_size_it_came_down_to(
     assert saved_crop(folder / "mal_model_latest.pth") == SMALL
     records = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
-    assert any(f"came down to dataset.crop_size {SMALL}" in line for line in caplog.messages)
+    assert any(f"chose: dataset.crop_size {SMALL}" in line for line in caplog.messages)
     assert len(shortages_in(folder)) == 2
 
 
@@ -282,7 +282,7 @@ def test_without_the_fallback_it_does_not_go_on_at_another_size(
     limit(larger_than(SMALL))
     assert main(arguments(data, folder, LARGE, FALLBACK)) == 0
     assert main(arguments(data, folder, LARGE)) == 2
-    assert "checkpoint to go on from must be of this network" in capsys.readouterr().err
+    assert "checkpoint to resume must be of this network" in capsys.readouterr().err
 
 
 def test_a_smaller_crop_asked_for_does_not_overwrite_a_larger_run(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tiny_sets import TinySet, training_spec, write_tiny_set
 
+from mal.artifacts import WANDB_RUN_FILE
 from mal.distributed import NodeTopology
 from mal.distributed.workers import Worker
 from mal.runtime import Interrupted
@@ -22,7 +23,6 @@ from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
 from mal.training import wandb_logging
 from mal.training.wandb_logging import (
-    RUN_ID_FILE,
     is_logged_in,
     shareable_config,
     wandb_loggers,
@@ -212,7 +212,7 @@ def test_an_offline_run_is_whole_finished_and_continued(
     assert "wandb:" not in "".join(capfd.readouterr())
     assert not list((tmp_path / "home").rglob("*wandb*"))
     (line,) = lines_of(caplog)
-    run_id = (folder / RUN_ID_FILE).read_text().strip()
+    run_id = (folder / WANDB_RUN_FILE).read_text().strip()
     assert run_id in line
     assert list((folder / "lightning_logs").glob("events*"))
     outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
