@@ -51,9 +51,30 @@ class Setting:
     is_ignored: bool = False
 
 
-def setting(default: Any, description: str, **facts: Any) -> Any:
-    """Declare a spec key: `facts` are fields of `Setting`."""
-    metadata = {"setting": Setting(description, **facts)}
+def setting(
+    default: Any,
+    description: str,
+    *,
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_maximum: float | None = None,
+    is_odd: bool = False,
+    choices: tuple[str, ...] = (),
+    lengths: tuple[int, ...] = (),
+    option_weights: tuple[float, ...] = (),
+    search: SearchRange | None = None,
+    is_searchable: bool = True,
+    is_popular: bool = False,
+    is_ignored: bool = False,
+) -> Any:
+    """Declare a spec key; the arguments are the fields of `Setting`."""
+    metadata = {
+        "setting": Setting(
+            description, minimum, exclusive_minimum, maximum, exclusive_maximum, is_odd, choices,
+            lengths, option_weights, search, is_searchable, is_popular, is_ignored,
+        )
+    }  # fmt: skip
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -157,39 +157,45 @@ def root_keys(
 
 def snapshot_uris(
     *,
+    train_images: PathOrUri = "",
+    train_annotations: PathOrUri = "",
+    val_images: PathOrUri = "",
+    val_annotations: PathOrUri = "",
+    label_images: PathOrUri = "",
+    label_annotations: PathOrUri = "",
     train_dataset: PathOrUri = "",
     eval_dataset: PathOrUri = "",
     inference_dataset: PathOrUri = "",
-    **given: PathOrUri,
 ) -> dict[str, str]:
-    """Return the arguments of `snapshot_dataset`, filled from roots where these are given.
+    """Return the six arguments of `snapshot_dataset`, filled from roots where these are given.
 
-    Args:
-        train_dataset: Root of the training part; '' for none.
-        eval_dataset: Root of the validation part; '' for none.
-        inference_dataset: Root of the part to label; '' for none.
-        given: `train_images`, `train_annotations`, and the same of val and label; '' for none.
+    Each argument may be '' for none; a part is given as two URIs or as a root.
 
     Raises:
         SpecError: A part is given twice, the training part not at all, or a file is missing.
-        StorageError: A bucket is out of reach.
+        StorageError: A bucket cannot be read.
     """
+    given = {
+        "train_images": os.fspath(train_images),
+        "train_annotations": os.fspath(train_annotations),
+        "val_images": os.fspath(val_images),
+        "val_annotations": os.fspath(val_annotations),
+        "label_images": os.fspath(label_images),
+        "label_annotations": os.fspath(label_annotations),
+    }
     roots = _Roots(train_dataset, eval_dataset, inference_dataset)
     wanted = {_snapshot_input(source): source for source in _ALL_SOURCES.values()}
     problems = [
         f"{name} must be given once, got it beside {_root_input(source)}. Leave one out."
         for name, source in wanted.items()
-        if given.get(name) and source.dataset in roots.by_dataset
+        if given[name] and source.dataset in roots.by_dataset
     ]
-    if "train_datasets" not in roots.by_dataset and not any(
-        given.get(_snapshot_input(source)) for source in _TRAIN
-    ):
+    if not (train_images or train_annotations or "train_datasets" in roots.by_dataset):
         problems.append(
             f"train_dataset must be given, got ''. Give a root that holds {IMAGES_FILE} and "
             f"{ANNOTATIONS_FILE}, or train_images and train_annotations."
         )
-    texts = {name: os.fspath(uri) for name, uri in given.items()}
-    return {**texts, **_resolve(roots, wanted.items(), problems)}
+    return given | _resolve(roots, wanted.items(), problems)
 
 
 class _Roots:
