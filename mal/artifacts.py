@@ -65,8 +65,7 @@ def checkpoint_in(model_dir: str | Path) -> Path:
     checkpoint = Path(model_dir) / LATEST_CHECKPOINT
     if not checkpoint.is_file():
         raise ArtifactError(
-            f"model must be a folder with {LATEST_CHECKPOINT}, got {model_dir}. "
-            "Give the model output of train."
+            f"{model_dir} has no {LATEST_CHECKPOINT}. Give the model output of train."
         )
     return checkpoint
 

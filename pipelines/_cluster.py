@@ -76,7 +76,7 @@ def _require_reachable(host: str, token: str | None) -> None:
         raise _api_error(host, error.code, str(error.reason)) from error
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"Pipelines API {redact_uri(host)} must be within reach, got: {error}. Check --host, "
+            f"Cannot reach the Pipelines API at {redact_uri(host)}: {error}. Check --host, "
             "or start: kubectl port-forward -n kubeflow svc/ml-pipeline 8888"
         ) from error
 
@@ -88,7 +88,7 @@ def _api_error(host: str, status: int, reason: str) -> ClusterError:
         else "Check the arguments, or the log of ml-pipeline."
     )
     return ClusterError(
-        f"Pipelines API {redact_uri(host)} must accept the request, got {status} {reason}. {remedy}"
+        f"The Pipelines API at {redact_uri(host)} rejected the request: {status} {reason}. {remedy}"
     )
 
 
@@ -108,8 +108,8 @@ def wrap_api_errors(host: str) -> Iterator[None]:
         raise _api_error(host, error.status, str(error.reason)) from error
     except urllib3.exceptions.HTTPError as error:
         raise ClusterError(
-            f"Pipelines API {redact_uri(host)} must stay within reach, got "
-            f"{type(error).__name__}. Run again."
+            f"Lost the connection to the Pipelines API at {redact_uri(host)} "
+            f"({type(error).__name__}). Run again."
         ) from error
 
 

@@ -250,7 +250,7 @@ def _result(plan: SearchPlan, study: SearchStudy) -> SearchResult:
     if best is None:
         reasons = [f"trial {record.number}: {record.reason}" for record in records[:3]]
         raise MalError(
-            f"search must finish a trial, got none of {len(records)} ({'; '.join(reasons)}). "
+            f"None of {len(records)} trials finished ({'; '.join(reasons)}). "
             "Fix the cause, choose another results_dir and search again."
         )
     assert best.mean_iou is not None

@@ -161,7 +161,7 @@ def training_shortage(
     if can_fall_back and is_alone and not spec.train.oom_fallback:
         remedy += ", or set train.oom_fallback=true"
     advice = f"Run again with {remedy}." if changes else _LARGER_DEVICE
-    return MemoryShortageError(f"train must fit into memory, got {found}. {advice}")
+    return MemoryShortageError(f"train failed: {found}. {advice}")
 
 
 def prediction_shortage(
@@ -177,7 +177,7 @@ def prediction_shortage(
         remedy = _LARGER_DEVICE
     setting = f" at {action}.batch_size {batch_size}" if batch_size > 0 else ""
     found = f"{name_shortage(error)}{setting} on {device}"
-    return MemoryShortageError(f"{action} must fit into memory, got {found}. {remedy}")
+    return MemoryShortageError(f"{action} failed: {found}. {remedy}")
 
 
 def name_shortage(error: BaseException) -> str:

@@ -195,7 +195,7 @@ def _trained_network(start: ResumePlan, boxes: CocoBoxes) -> MALNetwork:
     if source and load_pretrained_weights(network, str(source)):
         return network
     raise AnnotationError(
-        f"training set must have some boxes, got points only in {boxes.path}. Draw boxes for a "
+        f"{boxes.path}: no annotation has a box, only points. Draw boxes for a "
         "tenth of the objects, start from a checkpoint of mal train for this network "
         "(train.pretrained_model_path), or freeze a pretrained ViT (model.freeze_backbone=true)."
     )

@@ -250,9 +250,8 @@ def _open_parent(uri: PathOrUri) -> _CheckpointFolder:
         found = "" if folder else _describe(results_uri)
     if folder is None:
         raise ArtifactError(
-            f"parent job must have checkpoints (mal_model_*.pth), got {found} "
-            f"at {redact_uri(results_uri)}. Give the results folder of mal train, or set the "
-            "checkpoint's own key."
+            f"The parent job at {redact_uri(results_uri)} has no checkpoints (mal_model_*.pth); it "
+            f"{found}. Give the results folder of mal train, or set the checkpoint's own key."
         )
     return folder
 
@@ -292,12 +291,12 @@ def _describe(results_uri: str) -> str:
         prefix_length = len(remote.folder_prefix)
         keys = (stored.uri.key[prefix_length:] for stored in list_objects(remote))
         names = sorted({key.partition("/")[0] for key in keys})
-        return f"only {_name_some(names)}" if names else "nothing"
+        return f"has only {_name_some(names)}" if names else "has no files"
     path = Path(results_uri).expanduser()
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
-        return f"only {_name_some(names)}" if names else "an empty folder"
-    return "a file" if path.exists() else "nothing"
+        return f"has only {_name_some(names)}" if names else "has no files"
+    return "is a file" if path.exists() else "does not exist"
 
 
 def _name_some(names: list[str]) -> str:

@@ -322,7 +322,7 @@ def test_a_command_that_does_not_exist_is_a_usage_error(
         ),
         (
             ["evaluate", "--parent-job", "absent"],
-            "mal: parent job must have checkpoints (mal_model_*.pth), got nothing at absent.",
+            "mal: The parent job at absent has no checkpoints (mal_model_*.pth)",
         ),
         (["train", "-e", "absent.yaml"], "mal: spec file must be readable, got absent.yaml"),
         (["train", "train.lr=x", "train.wd=y"], "mal: train.lr must be a number, got x."),

@@ -299,7 +299,7 @@ def test_an_api_out_of_reach_is_named_with_the_way_there(
 ) -> None:
     assert main(["schedule", "list", "--host", "http://127.0.0.1:9"]) == 2
     errors = capsys.readouterr().err
-    assert "http://127.0.0.1:9 must be within reach" in errors
+    assert "Cannot reach the Pipelines API at http://127.0.0.1:9: " in errors
     assert "kubectl port-forward" in errors
 
 

@@ -212,7 +212,7 @@ def test_points_that_no_trained_object_has_change_no_bit_of_the_weights(
 def test_a_set_of_points_only_says_what_it_needs(tmp_path: Path) -> None:
     boxes = write_tiny_set(tmp_path / "set", num_images=2)
     data = with_points(boxes, kinds=["point"])
-    with pytest.raises(AnnotationError, match="must have some boxes, got points only"):
+    with pytest.raises(AnnotationError, match="no annotation has a box, only points"):
         run_train(training_spec(data, tmp_path / "train"))
 
 

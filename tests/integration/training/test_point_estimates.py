@@ -201,7 +201,7 @@ def test_a_set_of_points_only_starts_from_a_checkpoint_with_heads(
     state = weights_of(whole.checkpoint)
     backbone = {key: value for key, value in state.items() if key.startswith("student.backbone")}
     torch.save({"state_dict": backbone}, tmp_path / "backbone.pth")
-    with pytest.raises(AnnotationError, match=r"must have some boxes.*train\.pretrained_model"):
+    with pytest.raises(AnnotationError, match=r"no annotation has a box.*train\.pretrained_model"):
         train_from(tmp_path / "backbone.pth", "from backbone")
 
 

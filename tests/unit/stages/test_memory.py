@@ -101,7 +101,7 @@ def test_a_wrapped_shortage_is_told_as_the_one_inside() -> None:
     error = chain(RuntimeError("Failed to export on CUDA"), CPU_ERROR)
     shortage = prediction_shortage("export", spec_of(), error, CUDA)
     assert str(shortage) == (
-        "export must fit into memory, got out of memory (tried to allocate 400000000000 bytes) on "
+        "export failed: out of memory (tried to allocate 400000000000 bytes) on "
         "cpu. Use a device with more memory."
     )
 
@@ -179,7 +179,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
         (
             ["dataset.crop_size=512", "train.batch_size=4"], CUDA_ERROR, CUDA, "",
             (
-                "train must fit into memory, got CUDA out of memory (tried to allocate 2.00 GiB) "
+                "train failed: CUDA out of memory (tried to allocate 2.00 GiB) "
                 "at dataset.crop_size 512 and train.batch_size 4 on cuda:0. Run again with "
                 "dataset.crop_size=384, or set train.oom_fallback=true."
             ),
@@ -187,7 +187,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
         (
             ["dataset.crop_size=512"], CPU_ERROR, CUDA, "s3://b/run/mal_model_latest.pth",
             (
-                "train must fit into memory, got out of memory (tried to allocate 400000000000 "
+                "train failed: out of memory (tried to allocate 400000000000 "
                 "bytes) at dataset.crop_size 512 and train.batch_size 1 on cpu. Run again with "
                 "dataset.crop_size=384, another train.results_dir and "
                 "train.pretrained_model_path=s3://b/run/mal_model_latest.pth, or set "
@@ -198,7 +198,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
             ["dataset.crop_size=256", "train.pretrained_model_path=mae.pth"], MemoryError(), CPU,
             "",
             (
-                "train must fit into memory, got out of memory at dataset.crop_size 256 and "
+                "train failed: out of memory at dataset.crop_size 256 and "
                 "train.batch_size 1 on cpu. Run again with model.arch=vit-mae-small/16 and its "
                 "weights as train.pretrained_model_path."
             ),
@@ -206,7 +206,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
         (
             ["dataset.crop_size=256", "train.oom_fallback=true"], MemoryError(), CPU, "x.pth",
             (
-                "train must fit into memory, got out of memory at dataset.crop_size 256 and "
+                "train failed: out of memory at dataset.crop_size 256 and "
                 "train.batch_size 1 on cpu. Run again with model.arch=vit-mae-small/16 and another "
                 "train.results_dir."
             ),
@@ -215,7 +215,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
             ["dataset.crop_size=256", "model.arch=vit-mae-tiny/16", "train.batch_size=2"],
             MemoryError(), CPU, "x.pth",
             (
-                "train must fit into memory, got out of memory at dataset.crop_size 256 and "
+                "train failed: out of memory at dataset.crop_size 256 and "
                 "train.batch_size 2 on cpu. Run again with train.batch_size=1, another "
                 "train.results_dir and train.pretrained_model_path=x.pth, or set "
                 "train.oom_fallback=true."
@@ -225,7 +225,7 @@ def test_no_backbone_is_changed_by_itself_where_weights_are_given(key: str) -> N
             ["dataset.crop_size=256", "model.arch=vit-mae-tiny/16", "train.oom_fallback=true"],
             MemoryError(), CPU, "",
             (
-                "train must fit into memory, got out of memory at dataset.crop_size 256 and "
+                "train failed: out of memory at dataset.crop_size 256 and "
                 "train.batch_size 1 on cpu. Use a device with more memory."
             ),
         ),
@@ -257,21 +257,21 @@ def test_several_processes_are_not_told_to_fall_back(monkeypatch: pytest.MonkeyP
         (
             3, CUDA_ERROR, CUDA,
             (
-                "inference must fit into memory, got CUDA out of memory (tried to allocate 2.00 "
+                "inference failed: CUDA out of memory (tried to allocate 2.00 "
                 "GiB) at inference.batch_size 3 on cuda:0. Run again with inference.batch_size=1."
             ),
         ),
         (
             1, CUDA_ERROR, CUDA,
             (
-                "inference must fit into memory, got CUDA out of memory (tried to allocate 2.00 "
+                "inference failed: CUDA out of memory (tried to allocate 2.00 "
                 "GiB) at inference.batch_size 1 on cuda:0. Run again with device=cpu."
             ),
         ),
         (
             1, MemoryError(), CUDA,
             (
-                "inference must fit into memory, got out of memory at inference.batch_size 1 on "
+                "inference failed: out of memory at inference.batch_size 1 on "
                 "cpu. Use a device with more memory."
             ),
         ),
@@ -287,6 +287,4 @@ def test_the_message_of_a_prediction_names_what_to_run_next(
 
 def test_the_message_of_an_export_names_no_batch() -> None:
     shortage = prediction_shortage("export", spec_of(), MemoryError(), CPU)
-    assert str(shortage) == (
-        "export must fit into memory, got out of memory on cpu. Use a device with more memory."
-    )
+    assert str(shortage) == ("export failed: out of memory on cpu. Use a device with more memory.")

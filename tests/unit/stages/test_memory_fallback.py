@@ -118,7 +118,7 @@ def test_the_true_ladder_through_the_command_line(
         assert saved_crop(tmp_path / "run" / "mal_model_latest.pth") == 256
         return
     message = (
-        "train must fit into memory, got CUDA out of memory (tried to allocate 2.00 GiB) at "
+        "train failed: CUDA out of memory (tried to allocate 2.00 GiB) at "
         "dataset.crop_size 512 and train.batch_size 2 on cpu. Run again with "
         "dataset.crop_size=384, or set train.oom_fallback=true."
     )
@@ -399,6 +399,6 @@ def test_an_export_whose_library_wraps_the_shortage_says_what_ran_out(
     checkpoint = f"export.checkpoint={trained.result.checkpoint}"
     assert main(["export", checkpoint, f"results_dir={tmp_path}", "device=cpu"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "mal: export must fit into memory, got out of memory (tried to allocate 800 bytes) on cpu. "
+        "mal: export failed: out of memory (tried to allocate 800 bytes) on cpu. "
         "Use a device with more memory."
     )

@@ -191,7 +191,7 @@ def test_copies_in_a_bucket_stand_for_what_they_were_made_of(s3: Any, tmp_path: 
 
 def test_the_models_of_a_sibling_are_not_a_jobs_own(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket="bucket", Key=f"job-2/train/{NAMES[0]}", Body=b"x")
-    with pytest.raises(ArtifactError, match="got nothing at s3://bucket/job"):
+    with pytest.raises(ArtifactError, match="s3://bucket/job has no checkpoints"):
         parent_model("s3://bucket/job")
 
 
@@ -234,7 +234,7 @@ def test_a_job_without_checkpoints_is_told_with_what_is_there(tmp_path: Path, pl
     with pytest.raises(ArtifactError) as caught:
         parent_model(uri)
     assert str(caught.value) == (
-        f"parent job must have checkpoints (mal_model_*.pth), got only train at {uri}. "
+        f"The parent job at {uri} has no checkpoints (mal_model_*.pth); it has only train. "
         "Give the results folder of mal train, or set the checkpoint's own key."
     )
 
@@ -243,8 +243,16 @@ def test_a_job_without_checkpoints_is_told_with_what_is_there(tmp_path: Path, pl
     ("uri", "error", "told"),
     [
         ("", ArtifactError, "parent job must be given, got ''."),
-        ("/no/such/place", ArtifactError, "got nothing at /no/such/place."),
-        (__file__, ArtifactError, f"got a file at {__file__}."),
+        (
+            "/no/such/place",
+            ArtifactError,
+            "/no/such/place has no checkpoints (mal_model_*.pth); it does not exist.",
+        ),
+        (
+            __file__,
+            ArtifactError,
+            f"{__file__} has no checkpoints (mal_model_*.pth); it is a file.",
+        ),
         ("s3://u:secret@b/run", StorageError, "got some in s3://b/run"),
         ("gs://b/run", StorageError, "uri must be a local path, s3:// or minio://"),
     ],
