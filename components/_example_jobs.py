@@ -3,7 +3,6 @@
 `python -m components._example_jobs` writes them; `make compile` runs it.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mal.cluster import (
 
 from ._images import TRAIN_IMAGE
 
-EXAMPLES_DIR = Path(__file__).parents[1] / "manifests" / "examples"
+EXAMPLES_DIR = Path(__file__).resolve().parents[1] / "manifests" / "examples"
 
 _NOTICE = """\
 # Generated from components/_example_jobs.py by `make compile`; do not edit.
@@ -62,8 +61,8 @@ EXAMPLE_JOB = JobSettings(
     ),
 )
 # Trainer v2 takes from its runtime what a TrainJob cannot say.
-EXAMPLE_TRAINJOB = dataclasses.replace(
-    EXAMPLE_JOB, training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
+EXAMPLE_TRAINJOB = EXAMPLE_JOB.replace(
+    training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
 )
 
 

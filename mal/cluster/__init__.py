@@ -16,8 +16,8 @@ from mal.cluster.settings import (
     Toleration,
     TrainingRuntime,
     VolumeClaim,
+    read_job_settings,
 )
-from mal.cluster.settings_file import read_job_settings
 from mal.cluster.trainjob import build_trainjob
 
 __all__ = [

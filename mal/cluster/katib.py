@@ -7,7 +7,6 @@ start, with every word quoted: it means the same in both.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -125,10 +124,11 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
 
 def _trial_job(job: JobSettings, parameters: Sequence[KatibParameter]) -> Object:
     values = [f"{parameter.key}={_placeholder(parameter.name)}" for parameter in parameters]
-    own = dataclasses.replace(
-        job,
-        overrides=(*job.overrides, *values),
-        outputs_uri=trial_outputs(job.outputs_uri, _placeholder(_TRIAL_NAME)),
+    own = job.model_copy(
+        update={
+            "overrides": (*job.overrides, *values),
+            "outputs_uri": trial_outputs(job.outputs_uri, _placeholder(_TRIAL_NAME)),
+        }
     )
     made = build_pytorchjob(own)
     # Katib names and owns the jobs itself, and refuses templates that do.

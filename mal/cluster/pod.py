@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from mal.cluster import names
-from mal.cluster.rules import KEYS_OF_OUTPUTS, number_of_quantity
+from mal.cluster.rules import KEYS_OF_OUTPUTS, quantity
 from mal.cluster.settings import JobSettings, Owner, Toleration
 from mal.spec.sources import RECIPE_PREFIX, VARIABLE_PREFIX, parse_override
 
@@ -251,7 +251,7 @@ def _assignment(key: str, text: str) -> str:
 
 def _toleration(toleration: Toleration) -> Object:
     # Kubernetes takes an absent field for what '' says here.
-    return {name: value for name, value in vars(toleration).items() if value}
+    return {name: value for name, value in dict(toleration).items() if value}
 
 
 def _claim_volume(position: int) -> str:
@@ -260,5 +260,5 @@ def _claim_volume(position: int) -> str:
 
 def _threads_per_process(job: JobSettings) -> int:
     """Share the cores: PyTorch would count those of the machine, for every process."""
-    cores = number_of_quantity(job.resources.cpu)
-    return max(1, int(cores or 1) // job.resources.devices_per_node)
+    cores = quantity(job.resources.cpu)
+    return max(1, int(cores) // job.resources.devices_per_node)

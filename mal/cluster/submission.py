@@ -6,7 +6,6 @@ also when an earlier one has been deleted meanwhile, and never takes another ste
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import re
@@ -72,7 +71,7 @@ def submit(
     """
     run = run_id if _LABEL_VALUE.fullmatch(run_id) else _digest(run_id)
     identity = {names.RUN_LABEL: run, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
-    job = dataclasses.replace(job, labels={**job.labels, **identity})
+    job = job.model_copy(update={"labels": {**job.labels, **identity}})
     predecessors = Predecessors(client, job, identity, tell)
     for _ in range(_MAX_COLLISIONS):
         own = _own_jobs(client, kind, job, identity)
@@ -87,7 +86,7 @@ def submit(
         if own:
             before = _name(job.name, number - 1)
             tell(f"{before} failed or was deleted before: this is attempt {number}")
-        settings = dataclasses.replace(job, name=_name(job.name, number))
+        settings = job.model_copy(update={"name": _name(job.name, number)})
         with cancellation.submitting():
             made = client.create(kind.resource, job.namespace, kind.build(settings))
             if made is not None:
@@ -126,7 +125,7 @@ def _is_usable(made: Object, kind: JobKind) -> bool:
 
 def _attempt(made: Object, job: JobSettings, number: int, *, is_new: bool) -> Attempt:
     metadata = made["metadata"]
-    settings = dataclasses.replace(job, name=metadata["name"])
+    settings = job.model_copy(update={"name": metadata["name"]})
     return Attempt(settings, metadata["uid"], metadata["creationTimestamp"], number, is_new)
 
 

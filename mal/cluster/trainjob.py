@@ -77,7 +77,7 @@ def _runtime_patch(job: JobSettings) -> Object:
 
 def _problems(job: JobSettings) -> Iterator[str]:
     """Name what would have no effect."""
-    given, default = vars(job.lifetime), vars(Lifetime())
+    given, default = dict(job.lifetime), dict(Lifetime())
     of_runtime = {
         f"lifetime.{name}": given[name]
         for name in default

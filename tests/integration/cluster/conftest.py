@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def launch(cluster: StandIn) -> Callable[..., Launch]:
     """Start a launcher; settings of the job and arguments of `run_job` may be given."""
 
     def start(patience_s: float = 20, **changes: Any) -> Launch:
-        names = {field.name for field in dataclasses.fields(JobSettings)}
+        names = set(JobSettings.model_fields)
         settings = {name: value for name, value in changes.items() if name in names}
         arguments = {name: value for name, value in changes.items() if name not in names}
         return Launch(
             **{
-                "job": dataclasses.replace(JOB, **settings),
+                "job": JOB.replace(**settings),
                 "backend": Backend.PYTORCHJOB,
                 "run_id": RUN_ID,
                 "client": ClusterClient.connect(patience_s=patience_s),

@@ -44,7 +44,7 @@ def search(
     import dataclasses
 
     return run_experiment(
-        dataclasses.replace(JOB, overrides=("dataset.window_rate=[1.3, 2.2]",), owner=owner),
+        JOB.replace(overrides=("dataset.window_rate=[1.3, 2.2]",), owner=owner),
         dataclasses.replace(SEARCH, num_trials=num_trials),
         run_id=RUN_ID,
         client=ClusterClient.connect(patience_s=patience_s),
