@@ -18,14 +18,13 @@ from mal.errors import SpecError, StorageError
 from mal.storage.uris import parse_remote_uri
 
 
-class _Settings(
-    pydantic.BaseModel,
-    frozen=True,
-    extra="forbid",
-    validate_default=True,  # a default may contradict an earlier setting
-    hide_input_in_errors=True,  # it may be a misplaced secret
-):
-    pass
+class _Settings(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,  # a default may contradict an earlier setting
+        hide_input_in_errors=True,  # it may be a misplaced secret
+    )
 
 
 class Resources(_Settings):
@@ -141,7 +140,7 @@ class Storage(_Settings):
 
     Attributes:
         cache_size: Largest size of the folder into which remote data sets are fetched.
-        cache_claim: PersistentVolumeClaim for that folder, kept rules.between jobs; '' is a disk of
+        cache_claim: PersistentVolumeClaim for that folder, kept between jobs; '' is a disk of
             the node, for this job alone.
         tmp_size: Largest size of /tmp, the only other folder that can be written.
     """

@@ -257,7 +257,7 @@ def test_any_text_is_a_positive_quantity_or_a_problem(text: str) -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        SMALL.name = "other"  # type: ignore[misc]
+        SMALL.name = "other"
 
 
 def setting_names(settings: BaseModel, prefix: str = "") -> list[str]:
