@@ -1,21 +1,19 @@
-"""The pod of one node, the same whatever operator runs it.
+"""The pod of one node, the same for every kind of job.
 
-It satisfies the `restricted` pod standard, carries no secret value, and gets its spec through a
-variable, so that a job is one object and leaves nothing else behind.
+It satisfies the `restricted` pod standard, holds no secret value, and gets its spec through a
+variable, so that a job is a single object.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from mal.cluster import names
+from mal.cluster.resources import Object
 from mal.cluster.rules import KEYS_OF_OUTPUTS, quantity
 from mal.cluster.settings import JobSettings, Owner, Toleration
 from mal.spec.sources import RECIPE_PREFIX, VARIABLE_PREFIX, parse_override
-
-Object = dict[str, Any]
 
 # Kubernetes replaces $(NAME) in commands and variables, and reads $$ as $.
 _EXPANDED = re.compile(r"\$(?=[$(])")
@@ -23,7 +21,7 @@ _SHM, _TMP, _CACHE = "shm", "tmp", "cache"
 
 
 def job_metadata(job: JobSettings) -> Object:
-    """Return the job's own metadata: what it is, its queue, and with whom it goes."""
+    """Return the job's own metadata: labels, queue, annotations and owner."""
     labels = job_labels(job)
     if job.placement.queue_name:
         labels[names.QUEUE_LABEL] = job.placement.queue_name
@@ -36,7 +34,7 @@ def job_metadata(job: JobSettings) -> Object:
 
 
 def owner_reference(owner: Owner) -> Object:
-    """Return how an object names its owner."""
+    """Return an entry of `ownerReferences`."""
     return {
         "apiVersion": owner.api_version,
         "kind": owner.kind,
@@ -46,7 +44,7 @@ def owner_reference(owner: Owner) -> Object:
 
 
 def job_labels(job: JobSettings) -> dict[str, str]:
-    """Return the labels of the job and its pods, by which they are found and let talk."""
+    """Return the labels of the job and its pods; network policies select the pods by them."""
     return {
         names.APP_LABEL: names.APP,
         names.COMPONENT_LABEL: names.TRAINER_COMPONENT,
@@ -69,7 +67,7 @@ def pod_metadata(job: JobSettings) -> Object:
 
 
 def pod_template(job: JobSettings, container_name: str) -> Object:
-    """Return the whole pod template; its container is called `container_name`."""
+    """Return the pod template with one container of this name."""
     container: Object = {
         "name": container_name,
         "image": job.image,
@@ -100,8 +98,8 @@ def pod_template(job: JobSettings, container_name: str) -> Object:
 def train_command(job: JobSettings) -> list[str]:
     """Return the explicit command: `mal train` with the results in the outputs folder.
 
-    Both keys of the outputs are set, so that the files stand in that folder itself, as in the
-    model artifact of a train step.
+    Both result keys are set, so that the files are in that folder itself, as in the model artifact
+    of a train step.
     """
     source = job.spec.strip()
     if source.startswith(RECIPE_PREFIX):
@@ -118,7 +116,7 @@ def train_command(job: JobSettings) -> list[str]:
 def variables(job: JobSettings) -> list[Object]:
     """Return the variables of the training container, secrets by reference.
 
-    NUM_GPU_PER_NODE is said because no operator does; the ranks are the operator's.
+    NUM_GPU_PER_NODE is set because no operator sets it; the operator sets the ranks.
     """
     values = {
         "HOME": names.TMP_DIR,
@@ -206,7 +204,7 @@ def volumes(job: JobSettings) -> list[Object]:
 
 
 def volume_mounts(job: JobSettings) -> list[Object]:
-    """Return where the volumes are."""
+    """Return the mounts of `volumes`."""
     own: list[Object] = [
         {"name": _SHM, "mountPath": names.SHM_DIR},
         {"name": _TMP, "mountPath": names.TMP_DIR},
@@ -224,7 +222,7 @@ def volume_mounts(job: JobSettings) -> list[Object]:
 
 
 def placement(job: JobSettings) -> Object:
-    """Return node selector and tolerations, where there are any."""
+    """Return node selector and tolerations, if any."""
     placed: Object = {}
     if job.placement.node_selector:
         placed["nodeSelector"] = dict(sorted(job.placement.node_selector.items()))
@@ -234,12 +232,12 @@ def placement(job: JobSettings) -> Object:
 
 
 def pull_secrets(job: JobSettings) -> list[Object]:
-    """Return references to the Secrets that open the registry."""
+    """Return references to the Secrets of the registry."""
     return [{"name": name} for name in job.security.image_pull_secrets]
 
 
 def escape_expansion(text: str) -> str:
-    """Write a text so that Kubernetes, which replaces `$(NAME)`, gives back the text itself."""
+    """Escape `$(NAME)`, which Kubernetes would replace."""
     return _EXPANDED.sub("$$", text)
 
 
@@ -250,7 +248,7 @@ def _assignment(key: str, text: str) -> str:
 
 
 def _toleration(toleration: Toleration) -> Object:
-    # Kubernetes takes an absent field for what '' says here.
+    # An absent field means to Kubernetes what '' means here.
     return {name: value for name, value in dict(toleration).items() if value}
 
 
@@ -259,6 +257,6 @@ def _claim_volume(position: int) -> str:
 
 
 def _threads_per_process(job: JobSettings) -> int:
-    """Share the cores: PyTorch would count those of the machine, for every process."""
+    """Divide the pod's cores: by default every process starts a thread for each machine core."""
     cores = quantity(job.resources.cpu)
     return max(1, int(cores) // job.resources.devices_per_node)

@@ -91,9 +91,7 @@ class Toleration(_Settings):
     @classmethod
     def _has_a_key_with_equal(cls, operator: str, info: ValidationInfo) -> str:
         if operator == "Equal" and info.data.get("key") == "":
-            raise ValueError(
-                "must be Exists without a key, got 'Equal'. Name the taint in key."
-            )
+            raise ValueError("must be Exists without a key, got 'Equal'. Name the taint in key.")
         return operator
 
     @field_validator("value")

@@ -23,7 +23,7 @@ from mal.artifacts import ESTIMATED_BOXES_FILE, LATEST_CHECKPOINT, write_json
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
-from mal.distributed.group import file_of_first, value_of_first
+from mal.distributed.group import broadcast_file_from_rank0, broadcast_from_rank0
 from mal.distributed.workers import Worker
 from mal.errors import AnnotationError
 from mal.labeling.box_estimation import has_boxes, rows_without_box, with_boxes
@@ -79,7 +79,7 @@ def _kept_or_new_estimates(reader: ImageReader, start: Start, run: TrainingRun) 
     """Return what was estimated for this very set, on every rank."""
     path = run.folder / ESTIMATED_BOXES_FILE
     digest = _digest_of(reader.boxes)
-    kept = value_of_first(_read_estimates(path, digest))
+    kept = broadcast_from_rank0(_read_estimates(path, digest))
     if kept is not None:
         return [estimate_from_json(value) for value in kept]
     if path.exists():
@@ -87,7 +87,7 @@ def _kept_or_new_estimates(reader: ImageReader, start: Start, run: TrainingRun) 
         shutil.rmtree(run.folder / FIRST_RUN_FOLDER, ignore_errors=True)
         path.unlink()
     estimates = _estimate(reader, start, run)
-    if Worker.current().is_first:
+    if Worker.current().is_rank0:
         encoded = [estimate_to_json(value) for value in estimates]
         write_json(path, {"set_sha256": digest, "estimates": encoded})
     return estimates
@@ -178,8 +178,8 @@ def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun)
     log.info("training on the objects with boxes first, to find the boxes of the others")
     first_run = dataclasses.replace(run, folder=folder, measure=None)
     train_network(reader, start.spec, first_run, start.resume_from)
-    latest = folder / LATEST_CHECKPOINT if Worker.current().is_first else None
-    return Start(start.spec, resume_from=file_of_first(latest, folder))
+    latest = folder / LATEST_CHECKPOINT if Worker.current().is_rank0 else None
+    return Start(start.spec, resume_from=broadcast_file_from_rank0(latest, folder))
 
 
 def _trained_network(start: Start, boxes: CocoBoxes) -> MALNetwork:

@@ -19,11 +19,11 @@ from typing import Any
 
 from mal.artifacts import EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE
 from mal.cluster import (
-    Backend,
     FinishedJob,
     JobSettings,
     Owner,
     WaitLimits,
+    get_job_kind,
     job_name,
     read_job_settings,
     run_job,
@@ -149,11 +149,11 @@ def train_as_job(
     steps.tell(f"the job writes to {redact_uri(results)}")
     finished = run_job(
         job,
-        backend=_backend(backend),
+        kind=get_job_kind(backend),
         run_id=identity.run_id,
         client=ClusterClient.connect(),
         limits=limits,
-        tell=_tell,
+        log=_log,
     )
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
@@ -263,7 +263,7 @@ def collect_results(results: str, folder: Path, is_artifact: bool) -> Path:
     return folder
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     """Write a line to the step's log; those of the job's own log have their time already."""
     if _TIMED.match(line):
         sys.stderr.write(f"{line}\n")
@@ -291,12 +291,6 @@ def own_namespace() -> str:
             "namespace must be set outside of a cluster, got ''. Write the namespace of the job."
         )
     return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-
-
-def _backend(name: str) -> Backend:
-    if name not in set(Backend):
-        raise SpecError(f"backend must be {' or '.join(Backend)}, got {name!r}. Choose one.")
-    return Backend(name)
 
 
 def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:

@@ -15,7 +15,7 @@ from mal.automl.report import write_search_report
 from mal.automl.settings import SearchSettings
 from mal.automl.space import as_overrides, build_search_space
 from mal.cluster import ClusterClient, JobSettings, WaitLimits
-from mal.cluster.experiment_watch import run_experiment
+from mal.cluster.experiment import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
 from mal.evaluation.baselines import usefulness_warning
 from mal.registry.snapshot import DatasetManifest
@@ -85,7 +85,7 @@ def search_on_katib(
         run_id=training_job.training_identity(model, data).run_id,
         client=ClusterClient.connect(),
         limits=place.limits,
-        tell=steps.tell,
+        log=steps.tell,
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))

@@ -41,7 +41,7 @@ class Launch:
 
     def _run(self) -> None:
         try:
-            self._result = self._run_it(tell=self.lines.append, **self._arguments)
+            self._result = self._run_it(log=self.lines.append, **self._arguments)
         except BaseException as error:  # shown by `result`
             self._error = error
 

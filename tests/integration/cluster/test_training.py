@@ -13,13 +13,13 @@ from tiny_sets import HYBRID, write_tiny_set
 
 from cluster.launching import Launch
 from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
-from mal.cluster import Backend, Environment, SecretKey
+from mal.cluster import Environment, SecretKey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", [Backend.PYTORCHJOB, Backend.TRAINJOB])
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
-    cluster: StandIn, launch: Callable[..., Launch], s3: Any, tmp_path: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], s3: Any, tmp_path: Path, backend: str
 ) -> None:
     prepare(cluster, s3)
     upload(s3, write_tiny_set(tmp_path / "set", num_images=4))

@@ -15,7 +15,6 @@ from stand_in import StandIn
 
 from cluster.launching import IMAGE, LIMITS
 from cluster.real_training import CREDENTIALS, ROOT
-from mal.cluster import Backend
 from mal.errors import ClusterError, SpecError
 from mal.steps import training_job
 from mal.steps.training_job import JobTraining, train_as_job
@@ -71,7 +70,7 @@ def train(model: Any, data: Any = DATA, outputs_uri: str = OUTPUTS, **job: Any) 
     return train_as_job(
         data,
         model,
-        backend=Backend.PYTORCHJOB,
+        backend="pytorchjob",
         namespace="team",
         outputs_uri=outputs_uri,
         limits=LIMITS,

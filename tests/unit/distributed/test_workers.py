@@ -38,7 +38,7 @@ def python(code: str, *arguments: str) -> list[str]:
 
 def test_alone_a_process_is_the_first_and_only_one() -> None:
     assert Worker.current({}) == Worker()
-    assert Worker().is_first
+    assert Worker().is_rank0
     assert Worker().num_ranks == 1
     assert not is_worker({})
 
@@ -58,8 +58,8 @@ def test_a_place_survives_the_environment() -> None:
 @pytest.mark.parametrize(
     ("failure", "told"),
     [
-        ("sys.exit(3)", "rank 3 of 4 (node 1) failed with exit code 3. The log of its node"),
-        ("os.kill(os.getpid(), 9)", "rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out"),
+        ("sys.exit(3)", "Rank 3 of 4 (node 1) failed with exit code 3. The node's log"),
+        ("os.kill(os.getpid(), 9)", "Rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out"),
     ],
 )
 def test_one_that_fails_takes_the_others_with_it(failure: str, told: str) -> None:
@@ -126,9 +126,9 @@ def test_workers_need_not_go_on_when_another_node_failed() -> None:
 
 def test_the_cause_is_named_and_not_what_followed_of_it() -> None:
     codes: list[tuple[list[int | None], str, type[WorkerError]]] = [
-        ([2, -9], "rank 3 of 4 (node 1) was killed by SIGKILL", WorkerError),
-        ([1, 2], "rank 2 of 4 (node 1) failed with exit code 1", WorkerError),
-        ([2, None], "rank 2 of 4 (node 1) failed with exit code 2", ConnectionLostError),
+        ([2, -9], "Rank 3 of 4 (node 1) was killed by SIGKILL", WorkerError),
+        ([1, 2], "Rank 2 of 4 (node 1) failed with exit code 1", WorkerError),
+        ([2, None], "Rank 2 of 4 (node 1) failed with exit code 2", ConnectionLostError),
     ]
     for ends, told, error_type in codes:
         failure = _failure(ends, TOPOLOGY)

@@ -9,10 +9,10 @@ import pytest
 from stand_in import StandIn, record_event
 
 from cluster.launching import IMAGE, Launch
-from mal.cluster import Backend, Environment, Placement, SecretKey, WaitLimits
+from mal.cluster import Environment, Placement, SecretKey, WaitLimits
 from mal.errors import ClusterError
 
-BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+BACKENDS = ["pytorchjob", "trainjob"]
 NODES = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 QUOTA = "exceeded quota: gold, requested: requests.nvidia.com/gpu=8, used: 8, limited: 8"
 STANDARD = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
@@ -20,7 +20,7 @@ STANDARD = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation !
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pods_that_no_node_takes_are_told_once(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     cluster.kubelet.unschedulable = NODES
     started = launch(backend=backend)
@@ -54,7 +54,9 @@ def test_a_missing_secret_is_told(
 ) -> None:
     secrets = {"TOKEN": SecretKey(secret="s3", key="key")}
     started = launch(environment=Environment(secrets=secrets))
-    started.wait_for_line('cannot make pytorch: CreateContainerConfigError: secret "s3" not found')
+    started.wait_for_line(
+        'cannot create pytorch: CreateContainerConfigError: secret "s3" not found'
+    )
     cluster.add_object("secrets", {"metadata": {"name": "s3"}, "stringData": {"key": "v"}})
     started.wait_for_line("all pods run")
     gate.touch()
@@ -66,7 +68,7 @@ def test_a_volume_that_cannot_be_mounted_is_told(
 ) -> None:
     cluster.kubelet.is_making_containers = True
     started = launch()
-    started.wait_for_line("the containers are being made")
+    started.wait_for_line("the containers are being created")
     message = 'MountVolume failed: persistentvolumeclaim "mal-cache" not found'
     record_event(cluster.api, cluster.objects("pods")[0], "FailedMount", message)
     started.wait_for_line(f"cannot mount a volume: {message}")
@@ -78,7 +80,7 @@ def test_a_volume_that_cannot_be_mounted_is_told(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_quota_is_waited_for_as_a_queue_is(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     cluster.operators.pod_refusal = QUOTA
     limits = WaitLimits(start_timeout_s=1, poll_interval_s=1)
@@ -97,11 +99,11 @@ def test_a_quota_is_waited_for_as_a_queue_is(
 ENDLESS = {
     "unschedulable": (
         {"unschedulable": NODES},
-        rf"must start within 1 s, got no further than this: .* cannot be scheduled: {NODES} Lower",
+        rf"was not started within 1 s: .* cannot be scheduled: {NODES} Lower",
     ),
-    "image": ({"images": {}}, r"must start within 1 s, .* cannot pull .* Mend job\.image"),
-    "standard": ({"pod_refusal": STANDARD}, r"must start within 1 s, .* See Pod security"),
-    "operator": ({"are_running": False}, r"0 of 2 pods are there\. Look whether the training"),
+    "image": ({"images": {}}, r"was not started within 1 s: .* cannot pull .* Correct job\.image"),
+    "standard": ({"pod_refusal": STANDARD}, r"was not started within 1 s: .* See Pod security"),
+    "operator": ({"are_running": False}, r"0 of 2 pods exist\. Check that the training"),
 }
 
 
@@ -114,18 +116,18 @@ def test_a_job_that_does_not_start_in_time_is_deleted_with_its_reason(
         setattr(owner, name, value)
     with pytest.raises(ClusterError, match=expected) as raised:
         launch(limits=WaitLimits(start_timeout_s=1, poll_interval_s=1)).result()
-    assert str(raised.value).endswith("The job was deleted.")
+    assert str(raised.value).endswith("The PyTorchJob was deleted.")
     assert cluster.objects("pytorchjobs") == []
     cluster.wait_until(lambda: cluster.pod_names() == [], "the pods go")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_job_that_is_not_admitted_in_time_is_deleted_with_its_reason(
-    cluster: StandIn, launch: Callable[..., Launch], backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], backend: str
 ) -> None:
     cluster.queue_message = "insufficient unused quota"
     limits = WaitLimits(queue_timeout_s=1, poll_interval_s=1)
-    expected = "must be admitted within 1 s, .* in queue gold: insufficient unused quota. Raise"
+    expected = "was not admitted within 1 s: .* in queue gold: insufficient unused quota. Raise"
     with pytest.raises(ClusterError, match=expected):
         launch(backend=backend, placement=Placement(queue_name="gold"), limits=limits).result()
     assert cluster.objects("pytorchjobs") == cluster.objects("trainjobs") == []

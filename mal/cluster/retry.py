@@ -1,6 +1,6 @@
-"""What a step's try takes over from the tries before it: their running job, and their pods' place.
+"""What a retried step does with its earlier attempt: adopt the running job, wait for old pods.
 
-Neither is worth the training: where the cluster refuses to let it be done, the log says so.
+Where the cluster does not allow it, the log says so and the training continues.
 """
 
 from __future__ import annotations
@@ -8,31 +8,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from mal.cluster.api_errors import ServerUnreachableError
 from mal.cluster.client import ClusterClient
-from mal.cluster.pod import Object, owner_reference
-from mal.cluster.refusals import ServerUnreachableError
-from mal.cluster.resources import PODS, Resource
+from mal.cluster.pod import owner_reference
+from mal.cluster.resources import PODS, Object, Resource
 from mal.cluster.settings import JobSettings, Owner
 from mal.errors import ClusterError
 
-# Beyond their own grace: a node that was lost is given up after 300 s.
+# After the pods' own grace: Kubernetes gives up a lost node after 300 s.
 _BEYOND_GRACE_S = 420.0
 _POLL_INTERVAL_S = 1.0
 _MAX_NAMED = 3
 
 
-def take_over(
+def adopt_job(
     client: ClusterClient,
     resource: Resource,
     made: Object,
     owner: Owner | None,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Make the present step's pod the owner of a job that an earlier try's pod owns.
+    """Make this step's pod the owner of a job whose owner is the pod of an earlier attempt.
 
-    It replaces that pod. Beside it, it would not do: an object lives as long as any of its owners,
-    so that the job of a cancelled step would stay for as long as the record of an old pod. Owners
-    of another kind are somebody else's and stay.
+    It replaces that pod. An object exists as long as any of its owners: with both pods as owners,
+    the job of a cancelled step would exist until the old pod's object is deleted. Owners of another
+    kind stay.
     """
     metadata = made["metadata"]
     owners = metadata.get("ownerReferences", [])
@@ -45,13 +45,13 @@ def take_over(
     except ServerUnreachableError:
         raise
     except ClusterError as error:
-        tell(
-            f"{metadata['name']} goes on belonging to the pod of the step's earlier try, and is "
+        log(
+            f"{metadata['name']} still belongs to the pod of the step's earlier attempt, and is "
             f"deleted with it: {error}"
         )
 
 
-class Predecessors:
+class PreviousAttempts:
     """The pods of a step's earlier jobs, which write to the outputs of the next one."""
 
     def __init__(
@@ -59,18 +59,18 @@ class Predecessors:
         client: ClusterClient,
         job: JobSettings,
         labels: Mapping[str, str],
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self._client, self._namespace, self._labels = client, job.namespace, labels
         self._limit_s = job.lifetime.termination_grace_s + _BEYOND_GRACE_S
-        self._tell = tell
+        self._log = log
         self._since: float | None = None
 
-    def are_gone(self) -> bool:
-        """Return whether no pod runs any more; else a moment later, for the next look.
+    def have_ended(self) -> bool:
+        """Return whether no pod runs any more; if one does, return after a short wait.
 
         Raises:
-            ClusterError: They still run after their time.
+            ClusterError: Pods still run after the time limit.
         """
         running = self._running()
         if not running:
@@ -79,12 +79,12 @@ class Predecessors:
         shown = ", ".join(running[:_MAX_NAMED])
         if self._since is None:
             self._since = now
-            self._tell(f"waits for the end of pods that still write to the outputs: {shown}")
+            self._log(f"waits for the end of pods that still write to the outputs: {shown}")
         if now - self._since > self._limit_s:
             raise ClusterError(
-                f"The pods of the step's earlier job must end within {self._limit_s:.0f} s, got "
-                f"{shown} still there, which may write to the same outputs. Delete that job or "
-                f"them (kubectl -n {self._namespace} delete pod), then run the step again."
+                f"Pods of the step's earlier job still run after {self._limit_s:.0f} s: {shown}. "
+                "They may write to the same outputs. Delete that job or these pods (kubectl -n "
+                f"{self._namespace} delete pod), then run the step again."
             )
         time.sleep(_POLL_INTERVAL_S)
         return False
@@ -95,7 +95,7 @@ class Predecessors:
         except ServerUnreachableError:
             raise
         except ClusterError as error:
-            self._tell(f"whether pods of an earlier job still run cannot be told: {error}")
+            self._log(f"cannot check whether pods of an earlier job still run: {error}")
             return []
         ended = ("Succeeded", "Failed")
         return sorted(
