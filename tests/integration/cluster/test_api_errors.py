@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stand_in import Fault, StandIn
 
-from cluster.launching import Launch
+from cluster.launching import JOB, Launch
 from mal.cluster import ClusterClient, TrainingRuntime
 from mal.errors import ClusterError
 
@@ -85,9 +85,7 @@ def test_a_refused_job_gives_the_clusters_own_words(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     cluster.api.faults.add(Fault("/pytorchjobs", "POST", 422, message="spec.x: Invalid value"))
-    expected = re.escape(
-        "The cluster rejected pytorchjobs.kubeflow.org team/mal-7f3a9c12-ab12: 422 Injected: spec.x: Invalid value"
-    )
+    expected = re.escape(f"team/{JOB.name}: 422 Injected: spec.x: Invalid value")
     with pytest.raises(ClusterError, match=expected):
         launch().result()
 

@@ -104,7 +104,7 @@ def test_a_token_that_stays_invalid_is_an_error(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     cluster.api.tokens = {"another"}
-    with pytest.raises(ClusterError, match="rejected the account's token, .*: 401"):
+    with pytest.raises(ClusterError, match=r"rejected the account's token, .*: 401"):
         launch().result()
     assert len(cluster.api.calls) == 2, "read again once"
 
