@@ -44,6 +44,8 @@ class StandIn:
         operators: Of training jobs.
         katib: Of experiments.
         kubelet: The nodes.
+        controllers: More of them, such as that of a kind of job that a test adds; each is called
+            whenever an object changed.
         queue_message: Why Kueue holds jobs that name a queue; '' admits them.
     """
 
@@ -54,6 +56,7 @@ class StandIn:
         self.operators.mutate_pod = self.katib.mutate
         self.kubelet = Kubelet(self.api, folder / "pods")
         self.queue_message = ""
+        self.controllers: list[Callable[[], None]] = []
         self._folder = folder
         self._is_stopping = threading.Event()
         self._fault: BaseException | None = None
@@ -155,6 +158,8 @@ class StandIn:
                 store.collect_orphans()
                 self.katib.reconcile()
                 self.operators.reconcile()
+                for reconcile in self.controllers:
+                    reconcile()
                 self.kubelet.reconcile()
                 self._reconcile_workloads()
         except BaseException as fault:  # shown by the test that it breaks

@@ -295,7 +295,7 @@ def _list(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Object:
         items = api.store.list_objects(target.plural, target.namespace)
         version = api.store.version
     return {
-        "kind": f"{_KINDS[target.plural]}List",
+        "kind": f"{_KINDS.get(target.plural, target.plural)}List",
         "apiVersion": "v1",
         "metadata": {"resourceVersion": str(version)},
         "items": [each for each in items if _is_selected(each, query)],

@@ -21,7 +21,7 @@ from stand_in.pod_log import PodLog
 from stand_in.store import Object, now
 
 _GRACE_S = 30.0
-_JOB_LABELS = ("training.kubeflow.org/job-name", "jobset.sigs.k8s.io/jobset-name")
+_JOB_LABEL = "app.kubernetes.io/instance"
 
 
 @dataclass
@@ -191,8 +191,7 @@ class Kubelet:
             timer.start()
 
     def _port_of(self, pod: Object) -> int:
-        labels = pod["metadata"]["labels"]
-        job = next(labels[name] for name in _JOB_LABELS if name in labels)
+        job = pod["metadata"]["labels"][_JOB_LABEL]
         if job not in self._ports:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
