@@ -1,4 +1,4 @@
-"""The example of docs/extending/job_kind.md runs; a kind that is not complete says what is missing."""
+"""The example of docs/extending/job_kind.md runs; an incomplete kind says what is missing."""
 
 from __future__ import annotations
 
@@ -212,6 +212,6 @@ def test_pods_that_the_kinds_labels_do_not_find_are_reported_as_missing(
 ) -> None:
     assert kind.pods is not None
     pods = dataclasses.replace(kind.pods, labels=lambda name: {"job-name": name})
+    cluster.add_image(IMAGE, "sleep 30")
     with pytest.raises(ClusterError, match=r"0 of 1 pods exist\. Check that Kubernetes runs"):
-        cluster.add_image(IMAGE, "sleep 30")
         run(dataclasses.replace(kind, pods=pods), [])
