@@ -1,6 +1,6 @@
-"""The generated examples below `manifests/examples`: one job, for either operator.
+"""Writes the examples in `manifests/examples`: one job for each operator.
 
-`python -m components._example_jobs` writes them; `make compile` runs it.
+`make compile` runs `python -m components._example_jobs`.
 """
 
 import sys
@@ -60,14 +60,14 @@ EXAMPLE_JOB = JobSettings(
         config_map="mal-config",
     ),
 )
-# Trainer v2 takes from its runtime what a TrainJob cannot say.
+# Trainer v2 reads from its runtime what a TrainJob cannot express.
 EXAMPLE_TRAINJOB = EXAMPLE_JOB.replace(
     training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
 )
 
 
 def example_files() -> dict[Path, str]:
-    """Return what every example must hold, by its path."""
+    """Return the content of every example, by its path."""
     jobs = {
         "pytorchjob.yaml": build_pytorchjob(EXAMPLE_JOB),
         "trainjob.yaml": build_trainjob(EXAMPLE_TRAINJOB),

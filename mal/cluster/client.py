@@ -13,14 +13,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from mal.cluster.api_errors import ApiError, ConnectionLost, Request, explained, is_transient
 from mal.cluster.resources import EVENTS, PODS, Object, Resource
 from mal.errors import ClusterError, MissingExtraError
 
 Timeout = tuple[float, float]
-_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -83,24 +82,18 @@ class ClusterClient:
 
     def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
         """Create the object; None when its name is taken."""
+        request = Request("create", resource, namespace, body["metadata"]["name"])
         path = resource.path(namespace)
-        with explained(Request("create", resource, namespace, body["metadata"]["name"])):
-            try:
-                return self._retry(lambda: self._json("POST", path, body=body))
-            except ApiError as error:
-                if error.is_name_taken:
-                    return None
-                raise
+        return self._request(request, "POST", path, body=body, accept=lambda e: e.is_name_taken)
 
     def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """Return the object, None when there is none of this name."""
-        with explained(Request("get", resource, namespace, name)):
-            try:
-                return self._retry(lambda: self._json("GET", resource.path(namespace, name)))
-            except ApiError as error:
-                if error.status == 404 and not error.is_resource_unknown:
-                    return None
-                raise
+        return self._request(
+            Request("get", resource, namespace, name),
+            "GET",
+            resource.path(namespace, name),
+            accept=lambda error: error.status == 404 and not error.is_resource_unknown,
+        )
 
     def list_objects(
         self,
@@ -112,8 +105,8 @@ class ClusterClient:
     ) -> Listing:
         """Return the objects that have these labels and fields."""
         query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields)}
-        with explained(Request("list", resource, namespace)):
-            found = self._retry(lambda: self._json("GET", resource.path(namespace), query))
+        request = Request("list", resource, namespace)
+        found = self._request(request, "GET", resource.path(namespace), query) or {}
         return Listing(found.get("items") or [], found["metadata"].get("resourceVersion", ""))
 
     def list_events(self, namespace: str, object_name: str) -> list[Object]:
@@ -152,21 +145,18 @@ class ClusterClient:
 
     def patch(self, resource: Resource, namespace: str, name: str, change: Object) -> None:
         """Merge a change into the object; a list in it replaces the object's own (RFC 7386)."""
-        with explained(Request("patch", resource, namespace, name)):
-            self._retry(lambda: self._json("PATCH", resource.path(namespace, name), body=change))
+        request = Request("patch", resource, namespace, name)
+        self._request(request, "PATCH", resource.path(namespace, name), body=change)
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete the object with this uid and, in the background, what it owns; it may be gone."""
-        with explained(Request("delete", resource, namespace, name)):
-            try:
-                self._retry(
-                    lambda: self._json(
-                        "DELETE", resource.path(namespace, name), body=_delete_options(uid)
-                    )
-                )
-            except ApiError as error:
-                if error.status not in (404, 409):  # gone, or another object of this name
-                    raise
+        self._request(
+            Request("delete", resource, namespace, name),
+            "DELETE",
+            resource.path(namespace, name),
+            body=_delete_options(uid),
+            accept=lambda error: error.status in (404, 409),  # gone, or another of this name
+        )
 
     def delete_at_once(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Try once, for at most 0.8 s, to delete the object; for a process that ends."""
@@ -181,8 +171,9 @@ class ClusterClient:
     def read_log(self, namespace: str, pod: str, container: str, *, tail_lines: int) -> list[str]:
         """Return the last lines of a container's log."""
         query = {"container": container, "tailLines": str(tail_lines)}
+        path = PODS.path(namespace, pod, "log")
         with explained(Request("get", PODS, namespace, pod, "log")):
-            text = self._retry(lambda: self._text("GET", PODS.path(namespace, pod, "log"), query))
+            text: str = self._retrying(self._read, "GET", path, query)
         return text.splitlines()
 
     @contextlib.contextmanager
@@ -206,17 +197,28 @@ class ClusterClient:
         with self._lines(PODS.path(namespace, pod, "log"), query, _LOG_TIMEOUT) as lines:
             yield lines
 
-    def _retry(self, request: Callable[[], _T]) -> _T:
-        answer: _T = self._retrying(request)
-        return answer
-
-    def _json(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
-    ) -> Object:
-        content: Object = json.loads(self._text(method, path, query, body))
+    def _request(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        *,
+        accept: Callable[[ApiError], bool] = lambda _: False,
+    ) -> Object | None:
+        """Send a request, with retries; None after an error that the caller accepts."""
+        with explained(request):
+            try:
+                text = self._retrying(self._read, method, path, query, body)
+            except ApiError as error:
+                if accept(error):
+                    return None
+                raise
+        content: Object = json.loads(text)
         return content
 
-    def _text(
+    def _read(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
     ) -> str:
         with _connection_faults():

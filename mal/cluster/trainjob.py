@@ -17,6 +17,7 @@ from mal.errors import SpecError
 
 CONTAINER = "node"
 REPLICATED_JOB = "node"
+PATCH_MANAGER = "mal.kubeflow.org/launcher"
 _GROUP = "trainer.kubeflow.org"
 _JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 _PART_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
@@ -58,27 +59,12 @@ def build_trainjob(job: JobSettings) -> Object:
 
 def _runtime_patch(job: JobSettings) -> Object:
     """Return our patch. Each manager owns one, so Kueue can add its own."""
-    container = {
-        "name": CONTAINER,
-        "securityContext": pod.container_security(job),
-        "volumeMounts": pod.volume_mounts(job),
-    }
-    spec: Object = {
-        "serviceAccountName": job.security.service_account,
-        "securityContext": pod.pod_security(job),
-        **pod.placement(job),
-        "containers": [container],
-        "volumes": pod.volumes(job),
-    }
-    if job.security.image_pull_secrets:
-        spec["imagePullSecrets"] = pod.pull_secrets(job)
-    pod_patch = {"metadata": pod.pod_metadata(job), "spec": spec}
-    replicated_job = {
-        "name": REPLICATED_JOB,
-        "template": {"spec": {"template": pod_patch}},
-    }
+    container = {"name": CONTAINER, **pod.container_patch(job)}
+    spec = {**pod.pod_patch(job), "containers": [container]}
+    patch = {"metadata": pod.pod_metadata(job), "spec": spec}
+    replicated_job = {"name": REPLICATED_JOB, "template": {"spec": {"template": patch}}}
     return {
-        "manager": "mal.kubeflow.org/launcher",
+        "manager": PATCH_MANAGER,
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated_job]}}},
     }
 

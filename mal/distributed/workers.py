@@ -87,7 +87,7 @@ def run_workers(
 
     Args:
         topology: This node's.
-        command: The same for each worker.
+        command: Runs once for each worker.
         received_signal: Returns a signal to send to the workers, None while there is none; raises
             to end them.
 
