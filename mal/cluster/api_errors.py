@@ -137,62 +137,40 @@ def _explain(error: ApiError | ConnectionLost, request: Request) -> ClusterError
             f"The API server does not answer: {error}. Check its state and the network policies of "
             "the step. A retried step finds its job again."
         )
-    explain_status = {0: _untrusted, 401: _unauthorized, 403: _forbidden, 404: _missing}
-    return ClusterError(explain_status.get(error.status, _rejected)(error, request))
+    return ClusterError(_describe(error, request))
 
 
-def _untrusted(error: ApiError, _request: Request) -> str:
-    return (
-        f"Cannot trust the API server's certificate: {error.message}. Give its authority in "
-        "KUBECONFIG."
-    )
-
-
-def _unauthorized(error: ApiError, _request: Request) -> str:
-    return (
-        f"The API server rejected the account's token, also after it was read again: {error}. Log "
-        "in again, or check the service account of the step."
-    )
-
-
-def _forbidden(error: ApiError, request: Request) -> str:
-    if "denied the request" in error.message:  # an operator's webhook, not a missing right
-        return _rejected(error, request)
-    if "exceeded quota" in error.message:
-        return (
-            f"{request.what} {request.namespace}/{request.name} exceeds the quota of the "
-            f"namespace: {error}. Delete finished jobs, or ask for a larger quota."
-        )
-    return (
-        f"The step's account may not {request.verb} {request.what} in namespace "
-        f"{request.namespace}: {error}. Apply {request.resource.manifest} and run as service "
-        f"account {LAUNCHER_ACCOUNT}."
-    )
-
-
-def _missing(error: ApiError, request: Request) -> str:
-    resource = request.resource
-    if error.is_resource_unknown:
-        return (
-            f"The cluster does not know {resource.full_name} ({resource.version}): {error}. "
-            f"Install {resource.brought_by}, then apply {resource.manifest}."
-        )
-    if error.object_kind == "namespaces":
-        return (
-            f"Namespace {request.namespace} does not exist. Create it and apply "
-            f"{resource.manifest} there, or set another job.namespace."
-        )
-    return _rejected(error, request)
-
-
-def _rejected(error: ApiError, request: Request) -> str:
-    if request.verb == "create" and _MISSING_RUNTIME.search(error.message):
-        return (
-            f"The job's training runtime does not exist: {error}. Apply "
-            f"{request.resource.manifest}, and set job.training_runtime to name mal-torch, kind "
-            "TrainingRuntime."
-        )
-    return (
-        f"The cluster rejected {request.what} {request.namespace}/{request.name}: {error}. Correct "
-        "what the message names."
-    )
+def _describe(error: ApiError, request: Request) -> str:
+    what, resource = request.what, request.resource
+    is_from_webhook = "denied the request" in error.message
+    match error.status:
+        case 0:
+            text = f"Cannot trust the API server's certificate: {error.message}."
+            advice = "Give its authority in KUBECONFIG."
+        case 401:
+            text = "The API server rejected the account's token, also after it was read again: "
+            text += f"{error}."
+            advice = "Log in again, or check the service account of the step."
+        case 403 if "exceeded quota" in error.message and not is_from_webhook:
+            text = (
+                f"{what} {request.namespace}/{request.name} exceeds the namespace's quota: {error}."
+            )
+            advice = "Delete finished jobs, or ask for a larger quota."
+        case 403 if not is_from_webhook:
+            text = f"The step's account may not {request.verb} {what} in namespace "
+            text += f"{request.namespace}: {error}."
+            advice = f"Apply {resource.manifest} and run as service account {LAUNCHER_ACCOUNT}."
+        case 404 if error.is_resource_unknown:
+            text = f"The cluster does not know {resource.full_name} ({resource.version}): {error}."
+            advice = f"Install {resource.brought_by}, then apply {resource.manifest}."
+        case 404 if error.object_kind == "namespaces":
+            text = f"Namespace {request.namespace} does not exist."
+            advice = f"Create it and apply {resource.manifest} there, or set another job.namespace."
+        case _ if request.verb == "create" and _MISSING_RUNTIME.search(error.message):
+            text = f"The job's training runtime does not exist: {error}."
+            advice = f"Apply {resource.manifest}, and set job.training_runtime to name mal-torch, "
+            advice += "kind TrainingRuntime."
+        case _:
+            text = f"The cluster rejected {what} {request.namespace}/{request.name}: {error}."
+            advice = "Correct what the message names."
+    return f"{text} {advice}"

@@ -182,12 +182,8 @@ class ClusterClient:
     ) -> Iterator[Iterator[str]]:
         """Open a container's log until it ends or the connection breaks; each line has its time.
 
-        Args:
-            namespace: The pod's.
-            pod: Its name.
-            container: Its container.
-            since: Time of the first lines, to the second; '' is the beginning.
-            tail_lines: Number of existing lines to start with; 0 is all.
+        `since` is the time of the first lines, to the second; '' is the beginning. `tail_lines` is
+        the number of existing lines to start with; 0 is all.
         """
         query = {"container": container, "follow": "true", "timestamps": "true"}
         if since:

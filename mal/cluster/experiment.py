@@ -47,13 +47,8 @@ def run_experiment(
 ) -> FinishedExperiment:
     """Run the experiment and wait for its end, as `run_job` does with a job.
 
-    Args:
-        job: Each trial's job. Its name is the experiment's; all trials write below `outputs_uri`.
-        search: What is varied, and how often.
-        run_id: Id of the pipeline run; an experiment of another run is never touched.
-        client: The cluster's.
-        limits: How long it may take until the first trial exists.
-        log: Takes one line.
+    `job` is each trial's job. Its name is the experiment's, and all trials write below its
+    `outputs_uri`.
 
     Raises:
         ClusterError: It failed, no trial was measured, it was deleted, or the cluster rejected it.

@@ -21,13 +21,7 @@ _FRACTION_DIGITS = 9
 class LogFollower:
     """Logs the lines of one pod in a thread, each line once.
 
-    Args:
-        client: The cluster's.
-        namespace: The pod's.
-        pod: Its name.
-        container: Its training container.
-        log: Takes a line.
-        tail_lines: Number of existing lines to start with; 0 is all.
+    `tail_lines` is the number of existing lines to start with; 0 is all.
     """
 
     def __init__(

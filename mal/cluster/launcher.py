@@ -39,16 +39,9 @@ def run_job(
 ) -> FinishedJob:
     """Run the job and wait for its end; a retried step continues the job of its earlier attempt.
 
-    SIGTERM and SIGINT delete the job first and end the process with 143 or 130.
-
-    Args:
-        job: Its name is the step's, see `job_name`.
-        kind: See `mal.cluster.get_job_kind`.
-        run_id: Id of the pipeline run; a job of another run is never touched.
-        client: The cluster's.
-        limits: How long it may wait.
-        log: Takes one line of rank 0's log or about the job's state. Called from several threads,
-            never at the same time.
+    SIGTERM and SIGINT delete the job first and end the process with 143 or 130. A job of another
+    pipeline run is never touched. `log` takes one line of rank 0's log or about the job's state; it
+    is called from several threads, never at the same time.
 
     Raises:
         ClusterError: The job failed, waited too long or was deleted, or the cluster rejected it.

@@ -56,11 +56,9 @@ _IMAGE_DIGEST = re.compile(r"@[a-z0-9]+([+._-][a-z0-9]+)*:[0-9a-f]{32,}$")
 
 
 class Problems(ValueError):  # noqa: N818 - pydantic collects it as one
-    """Several problems of one value.
+    """Several problems of one value, each as (where below the value, text).
 
-    Args:
-        found: Where below the value (such as `[1].claim` or `.NAME`) and the text; None in place of
-            the path is a text that names its setting itself.
+    Where is such as `[1].claim` or `.NAME`; None marks a text that names its setting itself.
     """
 
     def __init__(self, *found: tuple[str | None, str]) -> None:
@@ -73,12 +71,7 @@ def matching(
 ) -> AfterValidator:
     """Require the whole text to match; the message is `must RULE, got VALUE. FIX`.
 
-    Args:
-        pattern: Regular expression.
-        rule: What follows `must`.
-        fix: What to do.
-        longest: Largest number of characters.
-        is_shown: False where the text may be a misplaced secret.
+    `is_shown` is False where the text may be a misplaced secret.
     """
 
     def check(text: str) -> str:

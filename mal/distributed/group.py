@@ -113,11 +113,9 @@ def broadcast_from_rank0(value: Any) -> Any:
 
 
 def broadcast_file_from_rank0(path: Path | None, folder: Path) -> Path | None:
-    """Return rank 0's file on every rank: the file itself on a shared disk, else a copy.
+    """Return rank 0's file on every rank: the file itself on a shared disk, else a copy in `folder`.
 
-    Args:
-        path: Rank 0's file, or None; the others' paths are ignored.
-        folder: Where a rank that has no access to the file writes its copy.
+    The others' paths are ignored.
     """
     import torch.distributed
 

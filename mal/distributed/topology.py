@@ -49,12 +49,7 @@ class NodeTopology:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], num_nodes: int = 1, num_devices: int = 1) -> Self:
-        """Read the topology; an empty variable counts as unset.
-
-        Args:
-            environ: The process's environment.
-            num_nodes: The spec's value, where the environment has none.
-            num_devices: The spec's devices of a node, where the environment has none.
+        """Read the topology; the arguments are used where the environment sets nothing.
 
         Raises:
             SpecError: Variables are missing or contradict each other.

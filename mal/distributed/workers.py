@@ -85,11 +85,8 @@ def run_workers(
 ) -> int | None:
     """Start this node's workers and wait until all have exited.
 
-    Args:
-        topology: This node's.
-        command: Runs once for each worker.
-        received_signal: Returns a signal to send to the workers, None while there is none; raises
-            to end them.
+    `received_signal` returns a signal to send to the workers, None while there is none; it raises
+    to end them.
 
     Returns:
         The signal that stopped the workers, None if they finished.

@@ -127,19 +127,8 @@ def train_as_job(
     and data. It continues to watch the job, or collects its results. Each training has its own
     folder below `outputs_uri`: in a shared one it would continue from another's checkpoint.
 
-    Args:
-        data: The data set to train on.
-        model: The step's model artifact.
-        backend: A registered kind of job, such as pytorchjob or trainjob.
-        image: See `job_settings`, as the parameters that are not listed here.
-        num_nodes: Pods of the job.
-        namespace: '' is the step's own.
-        outputs_uri: The job writes below it; '' is the artifact's own URI.
-        spec: YAML text, `recipe:NAME`, or '' for the defaults.
-        overrides: `dotted.key=value`.
-        gpus_per_node: 0 trains on CPUs, -1 leaves it to `job`.
-        job: The user's further settings.
-        limits: How long the job may wait.
+    `namespace` '' is the step's own, `outputs_uri` '' is the artifact's own URI; see `job_settings`
+    for the others.
 
     Raises:
         SpecError: With all problems found.
@@ -183,11 +172,7 @@ def train_as_job(
 
 
 def results_uri(model_uri: str, outputs_uri: str) -> str:
-    """Return the URI below which jobs write their results.
-
-    Args:
-        model_uri: The step's model artifact.
-        outputs_uri: The user's; '' is the artifact's own.
+    """Return the URI below which jobs write; '' is the model artifact's own.
 
     Raises:
         SpecError: The job's pods or this step have no access to it.
@@ -231,19 +216,9 @@ def job_settings(
 ) -> JobSettings:
     """Build the settings of the job that trains on a data set.
 
-    The job gets the spec as it is resolved here, so that a recipe is the same on all nodes.
-
-    Args:
-        data: The data set to train on.
-        name: The job's.
-        namespace: The job's.
-        image: Image of the job's pods, with mal and torch.
-        outputs_uri: Where the job writes.
-        spec: YAML text, `recipe:NAME`, or '' for the defaults.
-        overrides: `dotted.key=value`; a key that the pipeline sets is an error.
-        gpus_per_node: 0 trains on CPUs, -1 leaves it to `job`.
-        job: The user's further settings, nested by their names.
-        num_nodes: Pods of the job.
+    The job gets the spec as it is resolved here, so that a recipe is the same on all nodes. A key
+    that the pipeline sets is an error in `overrides`, and a setting that the step sets in `job`.
+    `gpus_per_node` 0 trains on CPUs, -1 leaves it to `job`.
 
     Raises:
         SpecError: With all problems found.
@@ -269,11 +244,7 @@ def job_settings(
 def collect_results(results: str, folder: Path, is_artifact: bool) -> Path:
     """Fetch the job's results into a folder and return it.
 
-    Args:
-        results: URI to which the job wrote.
-        folder: Target.
-        is_artifact: Whether `results` is the model artifact itself: then only the small files are
-            fetched.
+    Only the small files are fetched where `results` is the model artifact itself.
 
     Raises:
         ArtifactError: The results are not those of a finished training.

@@ -60,13 +60,6 @@ def search_on_katib(
 ) -> TunedModel:
     """Search with jobs on the cluster; the best trial's model becomes the step's artifact.
 
-    Args:
-        data: The data set to train on.
-        model: The step's model artifact.
-        options: How the trials run.
-        experiment: The spec of the trials.
-        settings: The search's.
-
     Raises:
         SpecError: With all problems found.
         ClusterError: The experiment failed.
