@@ -198,19 +198,13 @@ def _check_variable(name: str) -> str:
     return name
 
 
-def _check_plain_values(values: Mapping[str, str]) -> Mapping[str, str]:
-    text = (
-        "must not be a secret, got a value, which everyone who may read the job would see. Put it "
-        "in a Secret and refer to it under job.environment.secrets."
-    )
-    problems = [
-        (f".{name}", text)
-        for name in values
-        if _SECRET_VARIABLE.search(name) and not _HARMLESS_VARIABLE.search(name)
-    ]
-    if problems:
-        raise Problems(*problems)
-    return values
+def _check_plain_variable(name: str) -> str:
+    if _SECRET_VARIABLE.search(name) and not _HARMLESS_VARIABLE.search(name):
+        raise ValueError(
+            "must not be a secret, got a value, which everyone who may read the job would see. Put "
+            "it in a Secret and refer to it under job.environment.secrets."
+        )
+    return name
 
 
 _NAME_RULE = f"be a Kubernetes name (lower-case letters, digits, '-' and '.', at most {MAX_NAME})"
@@ -272,4 +266,4 @@ Variable = Annotated[
     matching(r"[A-Za-z_][A-Za-z0-9_]*", "have a name of letters, digits and '_'", "Rename it."),
     AfterValidator(_check_variable),
 ]
-PlainValues = Annotated[Mapping[Variable, SafeText], AfterValidator(_check_plain_values)]
+PlainVariable = Annotated[Variable, AfterValidator(_check_plain_variable)]

@@ -2,6 +2,7 @@
 
 Settings are checked when they are created, so every `JobSettings` object can be built. A rule on
 two settings belongs to the one that is declared later: pydantic then finds all problems at once.
+docs/operations.md explains every setting; a docstring here only has what the value does not say.
 """
 
 from __future__ import annotations
@@ -33,10 +34,7 @@ class Resources(_Settings):
     Attributes:
         gpus_per_node: 0 trains on CPUs.
         processes_per_node: On CPUs; 0 is one. A node with GPUs runs one process a GPU.
-        cpu: Cores, such as 8 or 500m.
-        memory: With its unit, such as 64Gi; `shm_size` counts against it.
         shm_size: Size of /dev/shm, through which data loader processes pass batches.
-        gpu_resource: Name under which the nodes offer their GPUs.
     """
 
     gpus_per_node: Annotated[rules.Whole, rules.between(0)] = 1
@@ -74,13 +72,7 @@ class Resources(_Settings):
 
 
 class Toleration(_Settings):
-    """A taint of nodes on which the pods may run.
-
-    Attributes:
-        key: Name of the taint; '' with operator Exists is every taint.
-        value: Only with operator Equal.
-        effect: '' is every effect.
-    """
+    """A taint of nodes on which the pods may run; an empty key or effect is every one."""
 
     key: rules.Text = ""
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -105,13 +97,7 @@ class Toleration(_Settings):
 
 
 class Placement(_Settings):
-    """Where and when the pods are scheduled.
-
-    Attributes:
-        node_selector: Labels that a node must have.
-        queue_name: Kueue's LocalQueue; '' starts without a queue.
-        priority_class: PriorityClass of the pods; '' is the cluster's default.
-    """
+    """Where and when the pods are scheduled; `queue_name` is Kueue's LocalQueue."""
 
     node_selector: Mapping[rules.Text, rules.Text] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
@@ -120,13 +106,7 @@ class Placement(_Settings):
 
 
 class VolumeClaim(_Settings):
-    """A PersistentVolumeClaim that the pods mount.
-
-    Attributes:
-        claim: Name of a claim in the job's namespace.
-        mount_path: Absolute folder in the pods.
-        read_only: False needs a claim that all nodes may write (ReadWriteMany).
-    """
+    """A PersistentVolumeClaim that the pods mount; to write, it must be ReadWriteMany."""
 
     claim: rules.Name
     mount_path: rules.MountPath
@@ -134,14 +114,7 @@ class VolumeClaim(_Settings):
 
 
 class Storage(_Settings):
-    """Volumes of the pods.
-
-    Attributes:
-        cache_size: Largest size of the folder into which remote data sets are fetched.
-        cache_claim: PersistentVolumeClaim for that folder, kept between jobs; '' is a disk of
-            the node, for this job alone.
-        tmp_size: Largest size of /tmp, the only other folder that can be written.
-    """
+    """Volumes of the pods. Without a `cache_claim` the cache is a disk of the node."""
 
     claims: tuple[VolumeClaim, ...] = ()
     cache_size: rules.Size = "100Gi"
@@ -164,12 +137,7 @@ class Storage(_Settings):
 
 
 class SecretKey(_Settings):
-    """Reference to a secret value; the value itself is nowhere in a job.
-
-    Attributes:
-        secret: Name of a Secret in the job's namespace.
-        key: Key of its data.
-    """
+    """Reference to a key of a Secret; the value itself is nowhere in a job."""
 
     secret: rules.SecretName
     key: rules.KeyInSecret
@@ -185,7 +153,7 @@ class Environment(_Settings):
             others set them; '' for none.
     """
 
-    values: rules.PlainValues = Field(default_factory=dict)
+    values: Mapping[rules.PlainVariable, rules.SafeText] = Field(default_factory=dict)
     secrets: Mapping[rules.Variable, SecretKey] = Field(default_factory=dict)
     config_map: rules.OptionalName = ""
 
@@ -205,11 +173,6 @@ class Security(_Settings):
     """Rights of the pods; every value satisfies the `restricted` pod standard.
 
     Attributes:
-        service_account: Its token is not mounted.
-        run_as_user: Numeric, not 0.
-        fs_group: Group that owns the volumes.
-        read_only_root: Only volumes can be written.
-        image_pull_secrets: Names of Secrets.
         istio_sidecar: A sidecar keeps pods from ending, and nodes from reaching each other.
     """
 
@@ -229,7 +192,6 @@ class Lifetime(_Settings):
         ttl_after_finished_s: The finished job is deleted after this time.
         termination_grace_s: From SIGTERM to SIGKILL, for writing a checkpoint.
         restart_policy: ExitCode restarts on exit codes of 128 and above.
-        backoff_limit: Restarts in all; 0 with Never.
         clean_pod_policy: Pods that are deleted when the job ends. With Running the survivors of a
             failure free their GPUs and the failed pod keeps its log.
     """
@@ -271,11 +233,7 @@ class Owner(_Settings):
 
 
 class TrainingRuntime(_Settings):
-    """Trainer v2's template that a TrainJob starts from; a PyTorchJob has none.
-
-    Attributes:
-        kind: A TrainingRuntime belongs to the job's namespace.
-    """
+    """Trainer v2's template that a TrainJob starts from; a PyTorchJob has none."""
 
     name: rules.Name = "torch-distributed"
     kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
@@ -285,18 +243,11 @@ class JobSettings(_Settings):
     """One `mal train` on some nodes of a cluster.
 
     Attributes:
-        name: A DNS-1035 label of at most 50 characters.
-        namespace: Also of all objects that the job refers to.
-        image: With `mal` and torch.
         spec: YAML text, `recipe:NAME`, or '' for the defaults.
         overrides: `dotted.key=value`; they win over `spec`.
-        num_nodes: Pods of the job.
         image_pull_policy: '' is Kubernetes' own choice.
         master_port: Where the nodes meet; 0 is the operator's own.
         outputs_uri: Folder of the results: s3://, minio://, or on a claim that can be written.
-        labels: Also of the pods.
-        annotations: Also of the pods.
-        owner: None for a job without an owner.
 
     Raises:
         SpecError: With all problems found.
@@ -337,7 +288,7 @@ class JobSettings(_Settings):
             if parse_remote_uri(uri) is not None:
                 return uri
         except StorageError as error:
-            raise rules.Problems(("", f": {error}")) from error
+            raise ValueError(f"must be a URI that mal can write: {error}") from error
         storage = info.data.get("storage")
         if storage is not None and not any(
             rules.is_below(uri, claim.mount_path) for claim in storage.claims if not claim.read_only

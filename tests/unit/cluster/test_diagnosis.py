@@ -89,8 +89,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
         "b was removed: DeletionByTaintManager: why",
         "node was lost",
     ),
-    "another container": ([pod("a", containerStatuses=[KILLED_SIDECAR])], "told", "pods are gone"),
-    "no pod left": ([], "told", "pods are gone"),
+    "another container": (
+        [pod("a", containerStatuses=[KILLED_SIDECAR])],
+        "message",
+        "pods are gone",
+    ),
+    "no pod left": ([], "why", "pods are gone"),
 }
 
 
@@ -98,7 +102,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
 def test_a_failure_names_its_first_cause_and_what_to_change(
     pods: list[dict[str, Any]], what: str, advice: str
 ) -> None:
-    failure = find_failure(JobState(Phase.FAILED, "told"), pods, SMALL, CONTAINER)
+    failure = find_failure(JobState(Phase.FAILED, "why"), pods, SMALL, CONTAINER)
     assert failure.what == what
     assert advice in failure.advice
 

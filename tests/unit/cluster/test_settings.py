@@ -131,7 +131,7 @@ def test_all_problems_come_at_once() -> None:
         num_nodes=0,
         outputs_uri="/results",
         spec="encryption_key: x",
-        environment={"values": {"A_TOKEN": "x", "B_TOKEN": "x"}},
+        environment={"values": {"A_TOKEN": "x", "B-": "x", "C": "https://me:x@host"}},
     )
     assert [problem.split()[0] for problem in problems] == [
         "job.name",
@@ -142,7 +142,8 @@ def test_all_problems_come_at_once() -> None:
         "job.resources.memory",
         "job.outputs_uri",
         "job.environment.values.A_TOKEN",
-        "job.environment.values.B_TOKEN",
+        "job.environment.values.B-",
+        "job.environment.values.C",
     ]
 
 

@@ -12,7 +12,7 @@ from mal.distributed.group import broadcast_from_rank0, gather_values, max_of_ra
 from mal.errors import WorkerError
 
 
-def test_alone_nobody_is_asked() -> None:
+def test_a_single_process_needs_no_process_group() -> None:
     assert gather_values("a") == ["a"]
     assert max_of_ranks(3) == 3
     assert broadcast_from_rank0([1]) == [1]
@@ -55,8 +55,8 @@ assert broadcast_file_from_rank0(None, folder) is None
         tmp_path,
     )
     assert (tmp_path / "0" / "found").read_text() == str(tmp_path / "0" / "weights")
-    place = "0" if is_shared else "1"
-    assert (tmp_path / "1" / "found").read_text() == str(tmp_path / place / "weights")
+    folder = "0" if is_shared else "1"
+    assert (tmp_path / "1" / "found").read_text() == str(tmp_path / folder / "weights")
 
 
 def test_a_rank_that_is_gone_is_noticed_and_named(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ for _ in range(1000):
 """,
             tmp_path,
         )
-    told = (tmp_path / "error 0").read_text()
-    assert told.startswith("Rank 0 of 2 lost its connection to another rank: ")
-    assert "continue from the last checkpoint" in told
+    message = (tmp_path / "error 0").read_text()
+    assert message.startswith("Rank 0 of 2 lost its connection to another rank: ")
+    assert "continue from the last checkpoint" in message
 
 
 def test_buffers_become_those_of_the_first_rank(tmp_path: Path) -> None:

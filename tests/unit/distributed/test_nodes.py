@@ -1,4 +1,4 @@
-"""Nodes meet, check that they were started alike, and hear why another one ends."""
+"""Nodes join, compare their settings, and receive the reason why another one exits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def errors_of(futures: list[Future[object]]) -> list[tuple[type[BaseException], 
 
 
 def end_of_another(coordinator: NodeCoordinator) -> object:
-    """Fail on node 0; on node 1 wait until that is heard."""
+    """Fail on node 0; on node 1 wait for that exit."""
     if coordinator.topology.node_rank == 0:
         raise MalError("disk must have room, got none. Free some.")
     while True:
@@ -68,20 +68,20 @@ def test_nodes_that_meet_know_no_end(topology: NodeTopology) -> None:
     assert [future.result() for future in found] == [None, None]
 
 
-def test_nodes_alone_on_a_machine_take_ports_of_their_own() -> None:
+def test_nodes_alone_on_a_machine_use_different_ports() -> None:
     two = NodeTopology(devices_per_node=2)
     with coordinated(two) as first, coordinated(NodeTopology()) as second:
         assert first.topology.master_port != second.topology.master_port
         assert first.topology.devices_per_node == 2
 
 
-def test_a_failure_is_told_to_the_other_node(topology: NodeTopology) -> None:
-    failed, heard = errors_of(meet_all(end_of_another, topology, of_node(topology, 1)))
+def test_a_failure_is_published_to_the_other_node(topology: NodeTopology) -> None:
+    failed, received = errors_of(meet_all(end_of_another, topology, of_node(topology, 1)))
     assert failed == (MalError, "disk must have room, got none. Free some.")
-    assert heard == (WorkerError, f"node 0 failed: {failed[1]}")
+    assert received == (WorkerError, f"node 0 failed: {failed[1]}")
 
 
-def test_a_stop_is_heard_as_its_signal(topology: NodeTopology) -> None:
+def test_a_stopped_node_gives_the_others_its_signal(topology: NodeTopology) -> None:
     def stop(coordinator: NodeCoordinator) -> object:
         if coordinator.topology.node_rank == 0:
             coordinator.publish_exit("stopped by SIGTERM", signal.SIGTERM)
@@ -92,11 +92,11 @@ def test_a_stop_is_heard_as_its_signal(topology: NodeTopology) -> None:
     assert [future.result() for future in found] == [signal.SIGTERM] * 2
 
 
-def test_nodes_that_were_not_started_alike_say_so(topology: NodeTopology) -> None:
+def test_nodes_with_different_settings_name_the_variable(topology: NodeTopology) -> None:
     other = dataclasses.replace(topology, node_rank=1, devices_per_node=2)
     texts = [text for _, text in errors_of(meet_all(NodeCoordinator.poll, topology, other))]
-    told = "NUM_GPU_PER_NODE (or PET_NPROC_PER_NODE, or num_gpus) must be the same on all nodes"
-    assert any(text.startswith(told) for text in texts)
+    message = "NUM_GPU_PER_NODE (or PET_NPROC_PER_NODE, or num_gpus) must be the same on all nodes"
+    assert any(text.startswith(message) for text in texts)
     assert len(texts) == 2
 
 
@@ -111,8 +111,8 @@ def test_a_rank_that_comes_twice_is_an_error(topology: NodeTopology) -> None:
     three = dataclasses.replace(topology, num_nodes=3)
     twice = of_node(three, 1)
     errors = errors_of(meet_all(NodeCoordinator.poll, three, twice, twice))
-    told = "NODE_RANK must be another on each node, got 1 twice."
-    assert [text.partition(" Set")[0] for kind, text in errors if kind is SpecError] == [told]
+    message = "NODE_RANK must be another on each node, got 1 twice."
+    assert [text.partition(" Set")[0] for kind, text in errors if kind is SpecError] == [message]
     assert len(errors) == 3
 
 
@@ -126,7 +126,7 @@ def test_a_node_that_does_not_come_is_named(
         meet(topology, NodeCoordinator.poll)
 
 
-def test_nobody_at_the_meeting_point_is_an_error_that_names_it(
+def test_an_address_without_node_0_is_an_error_that_names_it(
     topology: NodeTopology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(nodes.RENDEZVOUS_TIMEOUT_VARIABLE, "0.5")
