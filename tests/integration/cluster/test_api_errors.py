@@ -107,7 +107,7 @@ def test_training_goes_on_where_only_its_log_or_events_cannot_be_read(
     assert started.text.count("403") == 1
 
 
-def test_a_process_without_a_cluster_is_told_what_to_set(
+def test_the_error_without_a_cluster_names_what_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))

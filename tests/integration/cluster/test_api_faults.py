@@ -70,7 +70,7 @@ def test_a_watch_whose_version_expired_goes_on_from_a_new_list(
 
 
 @pytest.mark.parametrize("zone", ["Z", "+08:00"])
-def test_a_log_is_told_once_however_often_its_connection_is_lost(
+def test_a_log_is_logged_once_however_often_its_connection_is_lost(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, zone: str
 ) -> None:
     started = launch(num_nodes=1)

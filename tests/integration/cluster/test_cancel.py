@@ -1,4 +1,4 @@
-"""A step that is told to stop: a real process, a real signal, and the job goes first."""
+"""A step that receives a stop signal: a real process deletes its job first."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_worker_out_of_memory_is_blamed_and_not_those_that_miss_it(
     assert "mal-7f3a9c12-ab12-worker-1" in cluster.pod_names(), "its log can still be read"
 
 
-def test_a_killed_pod_is_told_from_one_that_failed(
+def test_a_killed_pod_is_distinguished_from_one_that_failed(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()
@@ -78,7 +78,7 @@ def test_a_killed_pod_is_told_from_one_that_failed(
     assert "worker-0 ended with exit code 137. It was killed from outside" in failure(started)
 
 
-def test_an_evicted_pod_is_told_with_the_nodes_words(
+def test_an_evicted_pod_is_reported_with_the_nodes_words(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()
@@ -112,7 +112,7 @@ def test_an_operator_that_deletes_failed_pods_leaves_what_was_seen(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_job_that_somebody_deletes_is_an_error(
+def test_a_job_that_another_client_deletes_is_an_error(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     started = launch(backend=backend)
@@ -128,7 +128,7 @@ def test_an_image_without_mal_is_named(cluster: StandIn, launch: Callable[..., L
     assert 'exit code 127 (StartError: exec: "mal": not found). Correct job.image' in text
 
 
-def test_a_failure_of_the_launcher_itself_takes_the_job_along(
+def test_a_failure_of_the_launcher_itself_deletes_the_job(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()

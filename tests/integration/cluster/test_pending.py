@@ -1,4 +1,4 @@
-"""A job that does not run yet: the reason is told once, and waiting has limits."""
+"""A job that does not run yet: the reason is logged once, and waiting has limits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ STANDARD = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation !
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pods_that_no_node_takes_are_told_once(
+def test_pods_that_no_node_takes_are_logged_once(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     cluster.kubelet.unschedulable = NODES
     started = launch(backend=backend)
     started.wait_for_line(f"cannot be scheduled: {NODES}")
-    looks = len(cluster.api.calls_of("GET", "/pods"))
+    reads = len(cluster.api.calls_of("GET", "/pods"))
     cluster.wait_until(
-        lambda: len(cluster.api.calls_of("GET", "/pods")) > looks + 2, "more looks at the pods"
+        lambda: len(cluster.api.calls_of("GET", "/pods")) > reads + 2, "more reads of the pods"
     )
     cluster.kubelet.unschedulable = ""
     started.wait_for_line("all pods run")
@@ -36,7 +36,7 @@ def test_pods_that_no_node_takes_are_told_once(
     assert started.text.count(NODES) == 1
 
 
-def test_an_image_that_cannot_be_pulled_is_told_once(
+def test_an_image_that_cannot_be_pulled_is_logged_once(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     folder = cluster.kubelet.images.pop(IMAGE)
@@ -49,7 +49,7 @@ def test_an_image_that_cannot_be_pulled_is_told_once(
     assert started.text.count("cannot pull") == 1
 
 
-def test_a_missing_secret_is_told(
+def test_a_missing_secret_is_logged(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     secrets = {"TOKEN": SecretKey(secret="s3", key="key")}
@@ -63,7 +63,7 @@ def test_a_missing_secret_is_told(
     started.result()
 
 
-def test_a_volume_that_cannot_be_mounted_is_told(
+def test_a_volume_that_cannot_be_mounted_is_logged(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     cluster.kubelet.is_making_containers = True
@@ -82,15 +82,15 @@ def test_a_volume_that_cannot_be_mounted_is_told(
 def test_a_quota_is_waited_for_as_a_queue_is(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
-    cluster.operators.pod_refusal = QUOTA
+    cluster.operators.pod_error = QUOTA
     limits = WaitLimits(start_timeout_s=1, poll_interval_s=1)
     started = launch(backend=backend, limits=limits)
     started.wait_for_line("waits for quota: Error creating: pods")
-    looks = len(cluster.api.calls_of("GET", "/events"))
+    reads = len(cluster.api.calls_of("GET", "/events"))
     cluster.wait_until(
-        lambda: len(cluster.api.calls_of("GET", "/events")) > looks + 2, "longer than the limit"
+        lambda: len(cluster.api.calls_of("GET", "/events")) > reads + 2, "longer than the limit"
     )
-    cluster.operators.pod_refusal = ""
+    cluster.operators.pod_error = ""
     started.wait_for_line("all pods run")
     gate.touch()
     started.result()
@@ -102,7 +102,7 @@ ENDLESS = {
         rf"was not started within 1 s: .* cannot be scheduled: {NODES} Lower",
     ),
     "image": ({"images": {}}, r"was not started within 1 s: .* cannot pull .* Correct job\.image"),
-    "standard": ({"pod_refusal": STANDARD}, r"was not started within 1 s: .* See Pod security"),
+    "standard": ({"pod_error": STANDARD}, r"was not started within 1 s: .* See Pod security"),
     "operator": ({"are_running": False}, r"0 of 2 pods exist\. Check that the training"),
 }
 

@@ -106,7 +106,7 @@ def test_the_job_of_another_run_or_step_is_left_alone(
     other.result()
 
 
-def test_a_job_of_a_name_that_begins_alike_is_no_attempt(
+def test_a_job_of_a_name_that_begins_with_the_same_letters_is_no_attempt(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     launch(name=f"{JOB.name}-run").result()

@@ -70,7 +70,7 @@ def test_owners_that_are_no_pods_of_the_step_stay(
     gate.touch()
 
 
-def test_a_refused_take_over_is_told_and_the_training_goes_on(
+def test_a_rejected_adoption_is_logged_and_the_training_continues(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, pods: list[Any]
 ) -> None:
     launch(owner=owner_of(pods[0])).wait_for_line("all pods run")
@@ -149,7 +149,7 @@ def test_pods_that_never_end_are_an_error_that_names_them(
     assert len(cluster.objects("pytorchjobs")) == 1
 
 
-def test_pods_that_may_not_be_listed_are_told_of_and_not_waited_for(
+def test_pods_that_may_not_be_listed_are_logged_and_not_waited_for(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     cluster.api.faults.add(Fault("/pods", "GET", 403, message="forbidden: x cannot list"))

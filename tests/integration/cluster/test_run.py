@@ -15,7 +15,7 @@ BACKENDS = {"pytorchjob": "pytorchjobs", "trainjob": "trainjobs"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_job_runs_and_rank_0s_log_is_told(
+def test_a_job_runs_and_rank_0s_log_is_streamed(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     started = launch(backend=backend)

@@ -45,8 +45,8 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
     started.result(timeout_s=280)
 
     (port,) = {run.variables["PET_MASTER_PORT"] for run in cluster.kubelet.runs.values()}
-    told = ["\n".join(text for _, text in log.read()) for log in logs]
-    for rank, text in enumerate(told):
+    printed = ["\n".join(text for _, text in log.read()) for log in logs]
+    for rank, text in enumerate(printed):
         assert f"node {rank} of 2 waits for the others at 127.0.0.1:{port}" in text
     assert "node 0 of 2" in started.text
 
@@ -60,4 +60,4 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
     names = {each["Key"].rsplit("/", 1)[-1] for each in found}
     assert {"mal_model_latest.pth", "mal_model_best.pth", "manifest.json"} <= names
     manifest = json.loads(read("manifest.json"))
-    assert "tester-secret" not in json.dumps([manifest, told, cluster.objects(f"{backend}s")])
+    assert "tester-secret" not in json.dumps([manifest, printed, cluster.objects(f"{backend}s")])

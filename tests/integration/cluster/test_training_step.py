@@ -25,8 +25,8 @@ OTHER_DATA = dataclasses.replace(DATA, dataset_sha256="d" * 64)
 # `mal train` without the training: its figure counts those that went on from one another here.
 TRAINING = """\
 import json, os, sys, boto3
-place = next(a for a in sys.argv if a.startswith("results_dir=")).partition("=")[2]
-bucket, _, folder = place.removeprefix("s3://").partition("/")
+target = next(a for a in sys.argv if a.startswith("results_dir=")).partition("=")[2]
+bucket, _, folder = target.removeprefix("s3://").partition("/")
 s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"], region_name="us-east-1")
 listed = s3.list_objects_v2(Bucket=bucket, Prefix=folder + "/").get("Contents", ())
 tries = sum(".pth" in each["Key"] for each in listed) + 1

@@ -41,11 +41,11 @@ class StandIn:
 
     Attributes:
         api: The API server, with its faults and the calls that it had.
-        operators: Of training jobs.
-        katib: Of experiments.
+        operators: Controllers of training jobs.
+        katib: Controller of experiments.
         kubelet: The nodes.
-        controllers: More of them, such as that of a kind of job that a test adds; each is called
-            whenever an object changed.
+        controllers: Further controllers, such as one for a job kind of a test; each is called when
+            an object changed.
         queue_message: Why Kueue holds jobs that name a queue; '' admits them.
     """
 

@@ -40,11 +40,11 @@ class Kubelet:
 
     Attributes:
         api: Where the pods are.
-        folder: Below which the mounted folders of pods lie.
+        folder: Parent of the pods' mounted folders.
         images: Folder of programs, by the image's name.
-        variables: That every container has from its image, such as PYTHONPATH.
+        variables: Variables of every image, such as PYTHONPATH.
         unschedulable: Why no pod can be scheduled; '' when they can.
-        is_making_containers: While true, no container gets further than that.
+        is_making_containers: While true, every container stays in ContainerCreating.
         runs: Every process so far, by pod name.
     """
 

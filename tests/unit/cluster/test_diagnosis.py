@@ -91,7 +91,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     ),
     "another container": (
         [pod("a", containerStatuses=[KILLED_SIDECAR])],
-        "message",
+        "why",
         "pods are gone",
     ),
     "no pod left": ([], "why", "pods are gone"),
