@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mal.cluster.api_errors import ServerUnreachableError
-from mal.cluster.cancellation import Cancellation
-from mal.cluster.client import ClusterClient
 from mal.cluster.diagnosis import find_failure
 from mal.cluster.job_kind import (
     Failure,
-    JobKind,
     JobSnapshot,
     PendingReason,
     Phase,
     find_condition,
 )  # fmt: skip
 from mal.cluster.job_log import KEPT_LINES, LogFollower
+from mal.cluster.launch_context import Attempt, LaunchContext
 from mal.cluster.pending import find_pending_reason
 from mal.cluster.resources import PODS, WORKLOADS, Object, Resource
-from mal.cluster.submission import Attempt
 from mal.errors import ClusterError, SpecError
 
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
@@ -78,21 +75,12 @@ class FinishedJob:
 class JobWatch:
     """One job, from its submission to its end."""
 
-    def __init__(
-        self,
-        client: ClusterClient,
-        kind: JobKind,
-        attempt: Attempt,
-        *,
-        limits: WaitLimits,
-        cancellation: Cancellation,
-        log: Callable[[str], None],
-    ) -> None:
-        self._client, self._kind, self._attempt = client, kind, attempt
-        self._limits, self._log = limits, log
+    def __init__(self, context: LaunchContext, attempt: Attempt, limits: WaitLimits) -> None:
+        self._client, self._kind, self._log = context.client, context.kind, context.log
+        self._attempt, self._limits = attempt, limits
         self._job = attempt.settings
-        self._title = f"{kind.name} {self._job.namespace}/{self._job.name}"
-        self._cancellation = cancellation
+        self._title = f"{context.kind.name} {self._job.namespace}/{self._job.name}"
+        self._cancellation = context.cancellation
         self._is_over = False
         self._last_pods: list[Object] = []
         self._follower: LogFollower | None = None

@@ -12,6 +12,7 @@ from mal.cluster.cancellation import Cancellation
 from mal.cluster.client import ClusterClient
 from mal.cluster.job_kind import JobKind
 from mal.cluster.job_watch import DEFAULT_LIMITS, FinishedJob, JobWatch, WaitLimits
+from mal.cluster.launch_context import LaunchContext
 from mal.cluster.settings import JobSettings
 from mal.cluster.submission import submit
 
@@ -46,18 +47,16 @@ def run_job(
     Raises:
         ClusterError: The job failed, waited too long or was deleted, or the cluster rejected it.
     """
-    cancellation = Cancellation()
     lock = threading.Lock()
 
     def log_alone(line: str) -> None:
         with lock:
             log(line)
 
+    context = LaunchContext(client, kind, log_alone, Cancellation())
+
     def submit_and_watch() -> FinishedJob:
-        attempt = submit(client, kind, job, run_id=run_id, cancellation=cancellation, log=log_alone)
-        watch = JobWatch(
-            client, kind, attempt, limits=limits, cancellation=cancellation, log=log_alone
-        )
+        watch = JobWatch(context, submit(context, job, run_id), limits)
         try:
             return watch.run()
         except ServerUnreachableError:
@@ -66,4 +65,4 @@ def run_job(
             watch.delete_unless_finished()
             raise
 
-    return cancellation.run(submit_and_watch)
+    return context.cancellation.run(submit_and_watch)

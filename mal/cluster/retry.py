@@ -6,12 +6,12 @@ Where the cluster does not allow it, the log says so and the training continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from mal.cluster.api_errors import ServerUnreachableError
-from mal.cluster.client import ClusterClient
+from mal.cluster.launch_context import LaunchContext
 from mal.cluster.pod import owner_reference
-from mal.cluster.resources import PODS, Object, Resource
+from mal.cluster.resources import PODS, Object
 from mal.cluster.settings import JobSettings, Owner
 from mal.errors import ClusterError
 
@@ -21,13 +21,7 @@ _POLL_INTERVAL_S = 1.0
 _MAX_NAMED = 3
 
 
-def adopt_job(
-    client: ClusterClient,
-    resource: Resource,
-    made: Object,
-    owner: Owner | None,
-    log: Callable[[str], None],
-) -> None:
+def adopt_job(context: LaunchContext, made: Object, owner: Owner | None) -> None:
     """Make this step's pod the owner of a job whose owner is the pod of an earlier attempt.
 
     It replaces that pod. An object exists as long as any of its owners: with both pods as owners,
@@ -41,11 +35,13 @@ def adopt_job(
     kept = [e for e in owners if (e["apiVersion"], e["kind"]) != (owner.api_version, owner.kind)]
     change = {"uid": metadata["uid"], "ownerReferences": [*kept, owner_reference(owner)]}
     try:
-        client.patch(resource, metadata["namespace"], metadata["name"], {"metadata": change})
+        context.client.patch(
+            context.kind.resource, metadata["namespace"], metadata["name"], {"metadata": change}
+        )
     except ServerUnreachableError:
         raise
     except ClusterError as error:
-        log(
+        context.log(
             f"{metadata['name']} still belongs to the pod of the step's earlier attempt, and is "
             f"deleted with it: {error}"
         )
@@ -54,16 +50,9 @@ def adopt_job(
 class PreviousAttempts:
     """The pods of a step's earlier jobs, which write to the outputs of the next one."""
 
-    def __init__(
-        self,
-        client: ClusterClient,
-        job: JobSettings,
-        labels: Mapping[str, str],
-        log: Callable[[str], None],
-    ) -> None:
-        self._client, self._namespace, self._labels = client, job.namespace, labels
+    def __init__(self, context: LaunchContext, job: JobSettings, labels: Mapping[str, str]) -> None:
+        self._context, self._namespace, self._labels = context, job.namespace, labels
         self._limit_s = job.lifetime.termination_grace_s + _BEYOND_GRACE_S
-        self._log = log
         self._since: float | None = None
 
     def have_ended(self) -> bool:
@@ -79,7 +68,7 @@ class PreviousAttempts:
         shown = ", ".join(running[:_MAX_NAMED])
         if self._since is None:
             self._since = now
-            self._log(f"waits for the end of pods that still write to the outputs: {shown}")
+            self._context.log(f"waits for the end of pods that still write to the outputs: {shown}")
         if now - self._since > self._limit_s:
             raise ClusterError(
                 f"Pods of the step's earlier job still run after {self._limit_s:.0f} s: {shown}. "
@@ -91,13 +80,15 @@ class PreviousAttempts:
 
     def _running(self) -> list[str]:
         try:
-            pods = self._client.list_objects(PODS, self._namespace, labels=self._labels).items
+            listing = self._context.client.list_objects(PODS, self._namespace, labels=self._labels)
         except ServerUnreachableError:
             raise
         except ClusterError as error:
-            self._log(f"cannot check whether pods of an earlier job still run: {error}")
+            self._context.log(f"cannot check whether pods of an earlier job still run: {error}")
             return []
         ended = ("Succeeded", "Failed")
         return sorted(
-            pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") not in ended
+            pod["metadata"]["name"]
+            for pod in listing.items
+            if pod["status"].get("phase") not in ended
         )

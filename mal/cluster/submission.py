@@ -6,16 +6,13 @@ its attempts, also when an earlier one has been deleted, and never uses another 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from mal.cluster import names
-from mal.cluster.cancellation import Cancellation
-from mal.cluster.client import ClusterClient
 from mal.cluster.job_kind import JobKind, Phase
+from mal.cluster.launch_context import Attempt, LaunchContext
 from mal.cluster.resources import Object
 from mal.cluster.retry import PreviousAttempts, adopt_job
 from mal.cluster.settings import JobSettings
@@ -26,72 +23,38 @@ _DIGEST_CHARACTERS = 16
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """The job that a step waits for.
-
-    Attributes:
-        settings: With the name of this attempt.
-        number: 0 for the step's first job.
-        is_new: False for a job that an earlier attempt of the step created.
-    """
-
-    settings: JobSettings
-    uid: str
-    created_at: str
-    number: int
-    is_new: bool
-
-    def deletion(self, client: ClusterClient, kind: JobKind) -> Callable[[], None]:
-        """Return a function that deletes the job at once."""
-        return functools.partial(
-            client.delete_at_once,
-            kind.resource,
-            self.settings.namespace,
-            self.settings.name,
-            self.uid,
-        )
-
-
-def submit(
-    client: ClusterClient,
-    kind: JobKind,
-    job: JobSettings,
-    *,
-    run_id: str,
-    cancellation: Cancellation,
-    log: Callable[[str], None],
-) -> Attempt:
+def submit(context: LaunchContext, job: JobSettings, run_id: str) -> Attempt:
     """Return the step's job that runs or succeeded, or a new one.
 
     Raises:
         ClusterError: Another step's job has the name, or the cluster rejected the job.
     """
+    client, kind = context.client, context.kind
     run = run_id if _LABEL_VALUE.fullmatch(run_id) else _digest(run_id)
     identity = {names.RUN_LABEL: run, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
     job = job.model_copy(update={"labels": {**job.labels, **identity}})
-    previous = PreviousAttempts(client, job, identity, log)
+    previous = PreviousAttempts(context, job, identity)
     for _ in range(_MAX_COLLISIONS):
-        own = _own_jobs(client, kind, job, identity)
+        own = _own_jobs(context, job, identity)
         while (usable := _usable(own, kind)) is None and not previous.have_ended():
             # These may be the pods of a job that another launcher has just created.
-            own = _own_jobs(client, kind, job, identity)
+            own = _own_jobs(context, job, identity)
         if usable is not None:
             attempt = _attempt(own[usable], job, usable, is_new=False)
-            cancellation.delete_first(attempt.deletion(client, kind))
-            adopt_job(client, kind.resource, own[usable], job.owner, log)
+            context.delete_on_signal(attempt)
+            adopt_job(context, own[usable], job.owner)
             return attempt
         number = max(own, default=-1) + 1
         if own:
             before = _name(job.name, number - 1)
-            log(f"{before} failed or was deleted before: this is attempt {number}")
+            context.log(f"{before} failed or was deleted before: this is attempt {number}")
         settings = job.model_copy(update={"name": _name(job.name, number)})
         body = kind.build_checked(settings)
-        with cancellation.submitting():
+        with context.cancellation.submitting():
             made = client.create(kind.resource, job.namespace, body)
             if made is not None:
                 attempt = _attempt(made, job, number, is_new=True)
-                cancellation.delete_first(attempt.deletion(client, kind))
+                context.delete_on_signal(attempt)
                 return attempt
         taken = client.find(kind.resource, job.namespace, settings.name)
         labels = taken["metadata"].get("labels", {}) if taken else identity
@@ -104,11 +67,12 @@ def submit(
 
 
 def _own_jobs(
-    client: ClusterClient, kind: JobKind, job: JobSettings, identity: Mapping[str, str]
+    context: LaunchContext, job: JobSettings, identity: Mapping[str, str]
 ) -> dict[int, Object]:
     """Return the step's jobs by the number of their attempt."""
-    listed = client.list_objects(kind.resource, job.namespace, labels=identity).items
-    return {number: each for each in listed if (number := _number(each, job)) is not None}
+    resource = context.kind.resource
+    listing = context.client.list_objects(resource, job.namespace, labels=identity)
+    return {number: each for each in listing.items if (number := _number(each, job)) is not None}
 
 
 def _usable(own: Mapping[int, Object], kind: JobKind) -> int | None:

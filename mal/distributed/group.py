@@ -113,9 +113,9 @@ def broadcast_from_rank0(value: Any) -> Any:
 
 
 def broadcast_file_from_rank0(path: Path | None, folder: Path) -> Path | None:
-    """Return rank 0's file on every rank: the file itself on a shared disk, else a copy in `folder`.
+    """Return rank 0's file on every rank: the file itself on a shared disk, else a copy.
 
-    The others' paths are ignored.
+    A rank without access to the file writes its copy to `folder`. The others' paths are ignored.
     """
     import torch.distributed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib
 import re
 import subprocess
@@ -98,7 +99,11 @@ def reconcile_jobs(cluster: StandIn) -> None:
         if end and "conditions" not in job.get("status", {}):
             condition = {"type": end, "status": "True", "lastTransitionTime": now()}
             status = {"startTime": metadata["creationTimestamp"], "conditions": [condition]}
-            store.change("jobs", job, lambda each, status=status: each.update(status=status))
+            store.change("jobs", job, functools.partial(_set_status, status))
+
+
+def _set_status(status: Any, made: Any) -> None:
+    made["status"] = status
 
 
 def run(kind: JobKind, lines: list[str], job: JobSettings = JOB) -> Any:

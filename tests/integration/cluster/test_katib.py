@@ -43,9 +43,7 @@ def test_the_best_of_all_trials_is_found_by_what_they_print(katib: StandIn) -> N
     assert len(finished.trials) == 5
     assert {trial.end for trial in finished.trials} == {"Succeeded"}
     for trial in finished.trials:
-        assert trial.metric == pytest.approx(
-            metric_of(float(trial.values["train.lr"])), abs=1e-3
-        )
+        assert trial.metric == pytest.approx(metric_of(float(trial.values["train.lr"])), abs=1e-3)
     assert finished.best.metric == max(trial.metric or 0 for trial in finished.trials)
     assert f"best mIoU={finished.best.metric:.4f} of {finished.best.name}" in lines[-1]
     assert any("running of 5 trials" in line for line in lines)
