@@ -1,8 +1,8 @@
 """Training jobs on a cluster: their settings, their objects, and a launcher that runs them."""
 
+from mal.cluster.backends import get_job_kind, register_job_kind
 from mal.cluster.client import ClusterClient
 from mal.cluster.job_kind import JobKind
-from mal.cluster.job_kinds import get_job_kind, register
 from mal.cluster.job_watch import FinishedJob, WaitLimits
 from mal.cluster.launcher import job_name, run_job
 from mal.cluster.pytorchjob import PYTORCHJOB, build_pytorchjob
@@ -27,5 +27,6 @@ __all__ = [
     "PYTORCHJOB", "TRAINJOB", "ClusterClient", "Environment", "FinishedJob", "JobKind",
     "JobSettings", "Lifetime", "Owner", "Placement", "Resources", "SecretKey", "Security",
     "Storage", "Toleration", "TrainingRuntime", "VolumeClaim", "WaitLimits", "build_pytorchjob",
-    "build_trainjob", "get_job_kind", "job_name", "read_job_settings", "register", "run_job",
+    "build_trainjob", "get_job_kind", "job_name", "read_job_settings", "register_job_kind",
+    "run_job",
 ]  # fmt: skip

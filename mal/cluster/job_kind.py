@@ -1,6 +1,6 @@
 """What a kind of training job is: how its object is built, read, and explained.
 
-A new kind is one file with a `JobKind`, and one call of `mal.cluster.job_kinds.register`.
+A new kind is one file with a `JobKind`, and one call of `mal.cluster.register_job_kind`.
 `docs/extending/job_kind.md` has an example. Every kind is cancelled in the same way: its object is
 deleted in the background, and Kubernetes deletes what the object owns.
 """

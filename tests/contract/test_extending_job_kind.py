@@ -23,9 +23,9 @@ from mal.cluster import (
     JobSettings,
     Resources,
     WaitLimits,
+    backends,
     get_job_kind,
-    job_kinds,
-    register,
+    register_job_kind,
     run_job,
 )  # fmt: skip
 from mal.errors import ClusterError, SpecError
@@ -60,7 +60,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kind(example: Path, monkeypatch: pytest.MonkeyPatch) -> JobKind:
     monkeypatch.syspath_prepend(str(example))
-    monkeypatch.setattr(job_kinds, "_KINDS", dict(job_kinds._KINDS))
+    monkeypatch.setattr(backends, "_KINDS", dict(backends._KINDS))
     monkeypatch.delitem(sys.modules, "registration", raising=False)
     importlib.import_module("registration")
     return get_job_kind("job")
@@ -172,8 +172,8 @@ def test_the_parameter_backend_lists_the_registered_kinds(kind: JobKind) -> None
 
 def test_a_name_that_is_taken_cannot_be_registered(kind: JobKind) -> None:
     with pytest.raises(ValueError, match="backend 'pytorchjob' is already PyTorchJob"):
-        register("pytorchjob", kind)
-    register("job", kind)  # an import that is repeated changes nothing
+        register_job_kind("pytorchjob", kind)
+    register_job_kind("job", kind)  # an import that is repeated changes nothing
 
 
 def test_a_kind_without_a_part_cannot_be_made(kind: JobKind) -> None:

@@ -10,7 +10,7 @@ from mal.errors import SpecError
 _KINDS: dict[str, JobKind] = {"pytorchjob": PYTORCHJOB, "trainjob": TRAINJOB}
 
 
-def register(backend: str, kind: JobKind) -> None:
+def register_job_kind(backend: str, kind: JobKind) -> None:
     """Make a kind known under a name.
 
     Raises:
