@@ -49,7 +49,7 @@ class NodeTopology:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], num_nodes: int = 1, num_devices: int = 1) -> Self:
-        """Read the topology; the arguments are used where the environment sets nothing.
+        """Read the topology; the arguments are used where a variable is unset or empty.
 
         Raises:
             SpecError: Variables are missing or contradict each other.
