@@ -1,9 +1,8 @@
-"""The generated examples below `manifests/examples`: one job, for either operator.
+"""Writes the examples in `manifests/examples`: one job for each operator.
 
-`python -m components._example_jobs` writes them; `make compile` runs it.
+`make compile` runs `python -m components._example_jobs`.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mal.cluster import (
 
 from ._images import TRAIN_IMAGE
 
-EXAMPLES_DIR = Path(__file__).parents[1] / "manifests" / "examples"
+EXAMPLES_DIR = Path(__file__).resolve().parents[1] / "manifests" / "examples"
 
 _NOTICE = """\
 # Generated from components/_example_jobs.py by `make compile`; do not edit.
@@ -61,14 +60,14 @@ EXAMPLE_JOB = JobSettings(
         config_map="mal-config",
     ),
 )
-# Trainer v2 takes from its runtime what a TrainJob cannot say.
-EXAMPLE_TRAINJOB = dataclasses.replace(
-    EXAMPLE_JOB, training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
+# Trainer v2 reads from its runtime what a TrainJob cannot express.
+EXAMPLE_TRAINJOB = EXAMPLE_JOB.replace(
+    training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
 )
 
 
 def example_files() -> dict[Path, str]:
-    """Return what every example must hold, by its path."""
+    """Return the content of every example, by its path."""
     jobs = {
         "pytorchjob.yaml": build_pytorchjob(EXAMPLE_JOB),
         "trainjob.yaml": build_trainjob(EXAMPLE_TRAINJOB),

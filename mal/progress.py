@@ -26,7 +26,7 @@ class Progress:
         self.unit = unit
         self.done = self._done_before = done
         self._started_s = self._last_line_s = time.monotonic()
-        has_bar = sys.stderr.isatty() and Worker.current().is_first
+        has_bar = sys.stderr.isatty() and Worker.current().is_rank0
         self._bar = _TerminalBar(name, total, done) if has_bar else None
 
     def update_to(self, done: int) -> None:

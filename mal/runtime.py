@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mal.distributed.group import highest_of_ranks
+from mal.distributed.group import max_of_ranks
 from mal.distributed.workers import Worker
 from mal.errors import SpecError
 
@@ -69,7 +69,7 @@ class StopRequest:
 
         A collective operation: all ranks must call it.
         """
-        number = highest_of_ranks(self.received or 0)
+        number = max_of_ranks(self.received or 0)
         if number and self.received is None:
             self.received = number
         return bool(number)

@@ -1,8 +1,8 @@
-"""A pipeline step that is cancelled takes its job along.
+"""Deletes the job of a pipeline step that is cancelled.
 
-Kubeflow sends SIGTERM and leaves a second at most, so that deleting the job is the first thing
-that the signal does. The work runs in a thread beside the main one, which signals interrupt: the
-handler never waits for a lock that the interrupted code holds, and finds a connection open.
+Kubeflow sends SIGTERM and gives the step a second at most, so the signal handler deletes the job
+first. The work runs in a second thread and signals interrupt the main one: the handler never waits
+for a lock that interrupted code holds, and finds an open connection.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ _EXIT_BASE = 128
 
 
 class Cancellation:
-    """Ends the process on SIGTERM and SIGINT, after deleting what it watches over."""
+    """Ends the process on SIGTERM and SIGINT, after it deleted the job."""
 
     def __init__(self) -> None:
         self._delete_job: Callable[[], None] | None = None
-        self._is_settled = threading.Event()
-        self._is_settled.set()
+        self._is_submitted = threading.Event()
+        self._is_submitted.set()
 
     @contextlib.contextmanager
     def submitting(self) -> Iterator[None]:
-        """Let a signal inside the block wait until it is known whether there is a job."""
-        self._is_settled.clear()
+        """Make a signal inside the block wait until the launcher knows whether a job exists."""
+        self._is_submitted.clear()
         try:
             yield
         finally:
-            self._is_settled.set()
+            self._is_submitted.set()
 
-    def watch_over(self, delete_job: Callable[[], None]) -> None:
-        """Call this first when a signal comes."""
+    def delete_first(self, delete_job: Callable[[], None]) -> None:
+        """Call this first when a signal arrives."""
         self._delete_job = delete_job
 
     def release(self) -> None:
-        """Leave the job alone from now on."""
+        """Do not delete the job from now on."""
         self._delete_job = None
 
     def handle(self, signal_number: int, _frame: object) -> None:
         """Delete the job and end the process."""
-        self._is_settled.wait(_SUBMISSION_S)
+        self._is_submitted.wait(_SUBMISSION_S)
         if self._delete_job is not None:
             self._delete_job()
         os._exit(_EXIT_BASE + signal_number)
 
     def run(self, work: Callable[[], _T]) -> _T:
-        """Do the work in a thread, with signals handled while it goes on.
+        """Do the work in a thread, and handle signals until it ends.
 
-        Called in another thread than the main one, it does the work there, without signals.
+        Outside the main thread, which alone can handle signals, it only does the work.
         """
         if threading.current_thread() is not threading.main_thread():
             return work()

@@ -1,7 +1,7 @@
-"""The API server, through the faults that a week of training meets.
+"""Client of the API server for launchers that run for days.
 
-Requests are sent again while a fault may pass: 429 (after Retry-After), 5xx, lost connections, and
-a token that expired, which is read again. What stays is a `ClusterError` that says what to do.
+A request is retried after 429 (after Retry-After), 5xx, a lost connection, and with an expired
+token, which is read again. Any other error becomes a `ClusterError` that says what to do.
 """
 
 from __future__ import annotations
@@ -13,31 +13,28 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from mal.cluster import refusals
-from mal.cluster.refusals import ApiRefusal, ConnectionLost, Request
-from mal.cluster.resources import EVENTS, PODS, Resource
+from mal.cluster.api_errors import ApiError, ConnectionLost, Request, explained, is_transient
+from mal.cluster.resources import EVENTS, PODS, Object, Resource
 from mal.errors import ClusterError, MissingExtraError
 
-Object = dict[str, Any]
 Timeout = tuple[float, float]
-_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
 _REQUEST_TIMEOUT: Timeout = (10.0, 30.0)  # to connect, to read
 _CANCEL_TIMEOUT: Timeout = (0.3, 0.5)
-# A log may be silent for long; a connection that died without a word is found out by this.
+# A log may be silent for a long time. This finds a connection that broke without a message.
 _LOG_TIMEOUT: Timeout = (10.0, 60.0)
 _LONGEST_PAUSE_S = 30.0
-_MERGE_PATCH = "application/merge-patch+json"  # the one that operators' objects take
+_MERGE_PATCH = "application/merge-patch+json"  # custom resources accept no other
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Objects, and the version of the list from which a watch goes on."""
+    """Objects, and the version of the list from which a watch continues."""
 
     items: list[Object]
     version: str
@@ -46,13 +43,13 @@ class Listing:
 class ClusterClient:
     """Connections to one API server; threads may share them.
 
-    Streams have connections of their own: one for short requests stays open and free beside them,
-    for the moment in which the job must go at once.
+    Streams have their own connections. So a connection for short requests is always open and free,
+    and a cancelled step can delete its job at once.
 
     Args:
         load: Returns the kubernetes package's configuration, credentials included; called again
-            when the server no longer takes them.
-        patience_s: How long a fault that may pass is waited out.
+            when the server rejects them.
+        patience_s: How long a request is retried.
     """
 
     def __init__(self, load: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> None:
@@ -61,20 +58,20 @@ class ClusterClient:
         self._load = load
         self._connect()
         self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(refusals.may_pass),
+            retry=tenacity.retry_if_exception(is_transient),
             wait=_pause_before_retry,
             stop=tenacity.stop_after_delay(patience_s),
-            before_sleep=_say_retry,
+            before_sleep=_log_retry,
             reraise=True,
         )
 
     @classmethod
     def connect(cls, *, patience_s: float = PATIENCE_S) -> Self:
-        """Connect as KUBECONFIG says, else as the pod's service account, else as ~/.kube/config.
+        """Connect by KUBECONFIG, else as the pod's service account, else by ~/.kube/config.
 
         Raises:
             MissingExtraError: Without the kubernetes package.
-            ClusterError: None of the three is there.
+            ClusterError: None of the three exists.
         """
         for package in ("kubernetes", "tenacity"):
             try:
@@ -85,24 +82,18 @@ class ClusterClient:
 
     def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
         """Create the object; None when its name is taken."""
+        request = Request("create", resource, namespace, body["metadata"]["name"])
         path = resource.path(namespace)
-        with refusals.explained(Request("create", resource, namespace, body["metadata"]["name"])):
-            try:
-                return self._retry(lambda: self._json("POST", path, body=body))
-            except ApiRefusal as refusal:
-                if refusal.is_name_taken:
-                    return None
-                raise
+        return self._request(request, "POST", path, body=body, accept=lambda e: e.is_name_taken)
 
     def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """Return the object, None when there is none of this name."""
-        with refusals.explained(Request("get", resource, namespace, name)):
-            try:
-                return self._retry(lambda: self._json("GET", resource.path(namespace, name)))
-            except ApiRefusal as refusal:
-                if refusal.status == 404 and not refusal.is_resource_unknown:
-                    return None
-                raise
+        return self._request(
+            Request("get", resource, namespace, name),
+            "GET",
+            resource.path(namespace, name),
+            accept=lambda error: error.status == 404 and not error.is_resource_unknown,
+        )
 
     def list_objects(
         self,
@@ -114,8 +105,8 @@ class ClusterClient:
     ) -> Listing:
         """Return the objects that have these labels and fields."""
         query = {"labelSelector": _selector(labels), "fieldSelector": _selector(fields)}
-        with refusals.explained(Request("list", resource, namespace)):
-            found = self._retry(lambda: self._json("GET", resource.path(namespace), query))
+        request = Request("list", resource, namespace)
+        found = self._request(request, "GET", resource.path(namespace), query) or {}
         return Listing(found.get("items") or [], found["metadata"].get("resourceVersion", ""))
 
     def list_events(self, namespace: str, object_name: str) -> list[Object]:
@@ -127,10 +118,9 @@ class ClusterClient:
     def wait_for_change(
         self, resource: Resource, namespace: str, name: str, version: str, timeout_s: float
     ) -> None:
-        """Return when the object changed since the list of this version, or after the time.
+        """Return when the object changed since the list of this version, or after the timeout.
 
-        A fault only ends the wait: the caller lists again, which is also what an expired version
-        (410) asks for.
+        A fault only ends the wait: the caller lists again, as an expired version (410) requires.
         """
         window_s = max(1, round(timeout_s))
         query = {
@@ -146,33 +136,30 @@ class ClusterClient:
                 for line in lines:
                     event = json.loads(line)
                     if event["type"] == "ERROR":
-                        raise ApiRefusal.from_status(event["object"])
+                        raise ApiError.from_status(event["object"])
                     if event["type"] != "BOOKMARK":
                         return
-        except (ApiRefusal, ConnectionLost, ValueError) as fault:
+        except (ApiError, ConnectionLost, ValueError) as fault:
             _log.debug("watch of %s ended: %s", name, fault)
             time.sleep(min(timeout_s, 1.0))
 
     def patch(self, resource: Resource, namespace: str, name: str, change: Object) -> None:
         """Merge a change into the object; a list in it replaces the object's own (RFC 7386)."""
-        with refusals.explained(Request("patch", resource, namespace, name)):
-            self._retry(lambda: self._json("PATCH", resource.path(namespace, name), body=change))
+        request = Request("patch", resource, namespace, name)
+        self._request(request, "PATCH", resource.path(namespace, name), body=change)
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object and, in the background, what it owns; it may be gone already."""
-        with refusals.explained(Request("delete", resource, namespace, name)):
-            try:
-                self._retry(
-                    lambda: self._json(
-                        "DELETE", resource.path(namespace, name), body=_delete_options(uid)
-                    )
-                )
-            except ApiRefusal as refusal:
-                if refusal.status not in (404, 409):  # gone, or another of this name
-                    raise
+        """Delete the object with this uid and, in the background, what it owns; it may be gone."""
+        self._request(
+            Request("delete", resource, namespace, name),
+            "DELETE",
+            resource.path(namespace, name),
+            body=_delete_options(uid),
+            accept=lambda error: error.status in (404, 409),  # gone, or another of this name
+        )
 
     def delete_at_once(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Try to delete this very object, once and within 0.8 s; for a process that ends."""
+        """Try once, for at most 0.8 s, to delete the object; for a process that ends."""
         with contextlib.suppress(Exception):
             self._send(
                 "DELETE",
@@ -184,22 +171,19 @@ class ClusterClient:
     def read_log(self, namespace: str, pod: str, container: str, *, tail_lines: int) -> list[str]:
         """Return the last lines of a container's log."""
         query = {"container": container, "tailLines": str(tail_lines)}
-        with refusals.explained(Request("get", PODS, namespace, pod, "log")):
-            text = self._retry(lambda: self._text("GET", PODS.path(namespace, pod, "log"), query))
+        path = PODS.path(namespace, pod, "log")
+        with explained(Request("get", PODS, namespace, pod, "log")):
+            text: str = self._retrying(self._read, "GET", path, query)
         return text.splitlines()
 
     @contextlib.contextmanager
     def follow_log(
         self, namespace: str, pod: str, container: str, *, since: str = "", tail_lines: int = 0
     ) -> Iterator[Iterator[str]]:
-        """Open a container's log, each line behind its time, up to its end or a lost connection.
+        """Open a container's log until it ends or the connection breaks; each line has its time.
 
-        Args:
-            namespace: Of the pod.
-            pod: Its name.
-            container: Of the pod.
-            since: Time of the first lines, to the second; '' is the beginning.
-            tail_lines: Only this many of the lines that are there; 0 is all.
+        `since` is the time of the first lines, to the second; '' is the beginning. `tail_lines` is
+        the number of existing lines to start with; 0 is all.
         """
         query = {"container": container, "follow": "true", "timestamps": "true"}
         if since:
@@ -209,17 +193,28 @@ class ClusterClient:
         with self._lines(PODS.path(namespace, pod, "log"), query, _LOG_TIMEOUT) as lines:
             yield lines
 
-    def _retry(self, request: Callable[[], _T]) -> _T:
-        answer: _T = self._retrying(request)
-        return answer
-
-    def _json(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
-    ) -> Object:
-        content: Object = json.loads(self._text(method, path, query, body))
+    def _request(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        *,
+        accept: Callable[[ApiError], bool] = lambda _: False,
+    ) -> Object | None:
+        """Send a request, with retries; None after an error that the caller accepts."""
+        with explained(request):
+            try:
+                text = self._retrying(self._read, method, path, query, body)
+            except ApiError as error:
+                if accept(error):
+                    return None
+                raise
+        content: Object = json.loads(text)
         return content
 
-    def _text(
+    def _read(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
     ) -> str:
         with _connection_faults():
@@ -263,8 +258,8 @@ class ClusterClient:
         }
         try:
             return _call(self._apis[is_stream], request)
-        except ApiRefusal as refusal:
-            if refusal.status != 401:
+        except ApiError as error:
+            if error.status != 401:
                 raise
         self._connect()
         return _call(self._apis[is_stream], request)
@@ -273,7 +268,7 @@ class ClusterClient:
         from kubernetes.client import ApiClient
 
         configuration = self._load()
-        configuration.retries = False  # urllib3's own, of which nobody would know
+        configuration.retries = False  # urllib3's own, which would not be logged
         self._apis = {is_stream: ApiClient(configuration) for is_stream in (False, True)}
 
 
@@ -285,7 +280,7 @@ def _call(api: Any, request: Mapping[str, Any]) -> Any:
             return api.call_api(**request)
     except ApiException as error:
         headers = error.headers or {}
-        raise ApiRefusal.from_response(
+        raise ApiError.from_response(
             error.status or 0, error.reason or "", error.body or "", headers.get("Retry-After", "")
         ) from error
 
@@ -301,7 +296,7 @@ def _connection_faults() -> Iterator[None]:
 
 
 def _split_lines(response: Any) -> Iterator[str]:
-    """Yield the lines as they come; `response.stream` gives whatever pieces arrived."""
+    """Yield each line when it arrives; `response.stream` yields pieces of any size."""
     rest = b""
     with _connection_faults():
         for piece in response.stream(amt=None, decode_content=False):
@@ -326,8 +321,8 @@ def _load_configuration() -> Any:
             config.load_kube_config(client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
         raise ClusterError(
-            f"A cluster must be named by KUBECONFIG or by a pod's service account, got {error}. "
-            "Set KUBECONFIG, or run the step in the cluster."
+            f"Cannot find a cluster by KUBECONFIG or by a pod's service account: {error}. Set "
+            "KUBECONFIG, or run the step in the cluster."
         ) from error
     return configuration
 
@@ -353,6 +348,5 @@ def _pause_before_retry(state: Any) -> float:
     return min(max(wanted, backoff), _LONGEST_PAUSE_S)
 
 
-def _say_retry(state: Any) -> None:
-    fault = state.outcome.exception()
-    _log.warning("The API server did not answer as it should, trying again: %s", fault)
+def _log_retry(state: Any) -> None:
+    _log.warning("Retrying a request to the API server: %s", state.outcome.exception())

@@ -1,32 +1,31 @@
-"""Why a job failed: the pod to blame, what happened to it, and what to change."""
+"""Why the pods of a job failed, which one first, and what to change."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from mal.cluster.job_kinds import JobState
-from mal.cluster.pod import Object
+from mal.cluster.job_kind import Failure, JobState
+from mal.cluster.resources import Object
 from mal.cluster.settings import JobSettings
 
 _SIGNAL_BASE = 128
-_RESUME = "Run it again: it goes on from its last checkpoint."
+_RESUME = "Run it again: it continues from its last checkpoint."
 _EXIT_ADVICE = {
     1: "The lines below have the traceback.",
-    2: "mal says in the lines below what to mend.",
-    126: "Mend job.image: its `mal` cannot be run.",
-    127: "Mend job.image: it has no `mal`.",
-    _SIGNAL_BASE + signal.SIGINT: f"It was asked to stop. {_RESUME}",
+    2: "The lines below say what to correct.",
+    126: "Correct job.image: its `mal` cannot be run.",
+    127: "Correct job.image: it has no `mal`.",
+    _SIGNAL_BASE + signal.SIGINT: f"It received a signal to stop. {_RESUME}",
     _SIGNAL_BASE + signal.SIGABRT: "The lines below may say why.",
     _SIGNAL_BASE + signal.SIGBUS: "/dev/shm was full: raise job.resources.shm_size.",
     _SIGNAL_BASE + signal.SIGKILL: (
-        "It was killed from outside, by the node or after its grace: look at the node, raise "
+        "It was killed from outside, by the node or after its grace: check the node, raise "
         "job.resources.memory or job.lifetime.termination_grace_s."
     ),
-    _SIGNAL_BASE + signal.SIGSEGV: "A native library failed: look at job.image and its driver.",
-    _SIGNAL_BASE + signal.SIGTERM: f"It was asked to stop. {_RESUME}",
+    _SIGNAL_BASE + signal.SIGSEGV: "A native library failed: check job.image and its driver.",
+    _SIGNAL_BASE + signal.SIGTERM: f"It received a signal to stop. {_RESUME}",
 }
 _POD_ADVICE = {
     "Evicted": (
@@ -36,30 +35,15 @@ _POD_ADVICE = {
     "Preempting": f"Raise job.placement.priority_class. {_RESUME}",
     "PreemptionByScheduler": f"Raise job.placement.priority_class. {_RESUME}",
 }
-_NODE_ADVICE = f"Its node went away. {_RESUME}"
-# From the cause to what follows from it: the other pods end because a peer is gone.
-_OUT_OF_MEMORY, _TAKEN_AWAY, _EXITED = range(3)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a failed job says.
-
-    Attributes:
-        what: What happened.
-        advice: What to do.
-        pod: To blame; '' for none.
-    """
-
-    what: str
-    advice: str
-    pod: str = ""
+_NODE_ADVICE = f"Its node was lost. {_RESUME}"
+# Most likely cause first: the other pods exit because they lost a peer.
+_OUT_OF_MEMORY, _DISRUPTED, _EXITED = range(3)
 
 
 def find_failure(
     state: JobState, pods: Sequence[Object], job: JobSettings, container: str
 ) -> Failure:
-    """Return the first cause: memory, then what took a pod away, then the first to exit."""
+    """Return the first cause: out of memory, then a disruption, then the first exit."""
     if "deadline" in state.message.lower() or state.reason == "DeadlineExceeded":
         return Failure(
             f"it ran longer than {job.lifetime.active_deadline_s} s ({state.message})",
@@ -69,24 +53,24 @@ def find_failure(
     if found:
         return min(found, key=lambda finding: finding[:2])[2]
     return Failure(
-        state.message or state.reason or "the operator gives no reason",
-        "The pods are gone: look at what was logged, and at kubectl get events.",
+        state.message or state.reason or "the operator gave no reason",
+        "The pods are gone: read the log above and kubectl get events.",
     )
 
 
 def _findings(pod: Object, job: JobSettings, container: str) -> Iterator[tuple[int, str, Failure]]:
-    """Yield what happened to a pod, as (severity, time, failure)."""
+    """Yield what happened to a pod, as (order, time, failure)."""
     name, status = pod["metadata"]["name"], pod["status"]
     ended = _terminated(status, container)
     if ended and ended.get("reason") == "OOMKilled":
         what = f"{name} was OOMKilled (limit {job.resources.memory}, exit code {ended['exitCode']})"
         advice = "Lower train.batch_size or raise job.resources.memory."
         yield _OUT_OF_MEMORY, ended.get("finishedAt", ""), Failure(what, advice, name)
-    taken = _taken_away(status)
-    if taken:
-        reason, message, time = taken
-        what = f"{name} was taken away: {reason}: {message}"
-        yield _TAKEN_AWAY, time, Failure(what, _POD_ADVICE.get(reason, _NODE_ADVICE), name)
+    disruption = _disruption(status)
+    if disruption:
+        reason, message, time = disruption
+        what = f"{name} was removed: {reason}: {message}"
+        yield _DISRUPTED, time, Failure(what, _POD_ADVICE.get(reason, _NODE_ADVICE), name)
     if ended and ended["exitCode"]:
         code = ended["exitCode"]
         why = ended.get("reason", "Error")
@@ -100,7 +84,7 @@ def _findings(pod: Object, job: JobSettings, container: str) -> Iterator[tuple[i
 
 
 def _terminated(status: Mapping[str, Any], container: str) -> Mapping[str, Any] | None:
-    """Return how the training container ended, the time before last if it was restarted."""
+    """Return how the training container ended; before its restart, if it was restarted."""
     for each in status.get("containerStatuses") or ():
         if each["name"] == container:
             for field in ("state", "lastState"):
@@ -110,7 +94,7 @@ def _terminated(status: Mapping[str, Any], container: str) -> Mapping[str, Any] 
     return None
 
 
-def _taken_away(status: Mapping[str, Any]) -> tuple[str, str, str] | None:
+def _disruption(status: Mapping[str, Any]) -> tuple[str, str, str] | None:
     for condition in status.get("conditions") or ():
         if (condition["type"], condition["status"]) == ("DisruptionTarget", "True"):
             reason = "Evicted" if status.get("reason") == "Evicted" else condition["reason"]

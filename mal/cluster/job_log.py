@@ -1,4 +1,4 @@
-"""The log of rank 0's pod, a line at a time, through lost connections."""
+"""Follows the log of a pod, across lost connections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from mal.cluster.api_errors import ApiError, ConnectionLost
 from mal.cluster.client import ClusterClient
-from mal.cluster.refusals import ApiRefusal, ConnectionLost
 
 KEPT_LINES = 50
 _RECONNECT_S = 1.0
@@ -19,15 +19,9 @@ _FRACTION_DIGITS = 9
 
 
 class LogFollower:
-    """Tells the log of one pod in a thread of its own, each line once.
+    """Logs the lines of one pod in a thread, each line once.
 
-    Args:
-        client: Of the cluster.
-        namespace: Of the pod.
-        pod: Its name.
-        container: Of the pod.
-        tell: Takes a line.
-        tail_lines: Where to start in a log that is there already; 0 is its beginning.
+    `tail_lines` is the number of existing lines to start with; 0 is all.
     """
 
     def __init__(
@@ -37,13 +31,13 @@ class LogFollower:
         pod: str,
         container: str,
         *,
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
         tail_lines: int = 0,
     ) -> None:
         self.pod = pod
         self.last_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self._client, self._namespace, self._container = client, namespace, container
-        self._tell = tell
+        self._log = log
         self._tail_lines = tail_lines
         self._since = ""
         self._last_moment, self._num_at_last_moment = "", 0
@@ -52,18 +46,18 @@ class LogFollower:
         self._thread.start()
 
     def finish(self) -> None:
-        """Tell the rest of an ended pod's log, and stop."""
+        """Log the remaining lines of a pod that ended, and stop."""
         self._is_job_over.set()
         self._thread.join(_DRAIN_S)
         self.stop()
 
     def stop(self) -> None:
-        """Tell nothing any more."""
+        """Log no more lines."""
         self._is_stopped.set()
         self._is_job_over.set()
 
     def _follow(self) -> None:
-        """Open the log until its end was read after the job's: an earlier end may be a fault."""
+        """Read the log until it ends after the job ended: an earlier end may be a fault."""
         while not self._is_stopped.is_set():
             was_over = self._is_job_over.is_set()
             try:
@@ -73,11 +67,11 @@ class LogFollower:
             except ConnectionLost:
                 if was_over:
                     time.sleep(_RECONNECT_S)
-            except ApiRefusal as refusal:
-                if refusal.status == 403:
-                    self._tell(f"the log of {self.pod} cannot be read: {refusal}")
-                if was_over or refusal.status == 403:
-                    return  # the pod is gone, or its log is not for us
+            except ApiError as error:
+                if error.status == 403:
+                    self._log(f"the log of {self.pod} cannot be read: {error}")
+                if was_over or error.status == 403:
+                    return  # the pod is gone, or the account may not read its log
             self._is_job_over.wait(_RECONNECT_S)
 
     def _read_once(self) -> None:
@@ -92,10 +86,10 @@ class LogFollower:
                 if self._is_stopped.is_set():
                     return
                 self.last_lines.append(text)
-                self._tell(text)
+                self._log(text)
 
     def _unseen(self, lines: Iterator[str]) -> Iterator[str]:
-        """Leave out what an earlier connection gave: the server starts at a whole second."""
+        """Skip the lines of an earlier connection: the server starts at a whole second."""
         seen_up_to, num_to_skip = self._last_moment, self._num_at_last_moment
         is_seen = bool(seen_up_to)
         for line in lines:
@@ -107,11 +101,11 @@ class LogFollower:
                 moment < seen_up_to or (moment == seen_up_to and num_to_skip >= 0)
             )
             if not is_seen:
-                self._note(moment, stamp)
+                self._remember(moment, stamp)
                 yield text
 
-    def _note(self, moment: str, stamp: str) -> None:
-        """Remember how far the log is told."""
+    def _remember(self, moment: str, stamp: str) -> None:
+        """Remember the time of the last line, and the number of lines with this time."""
         if moment == self._last_moment:
             self._num_at_last_moment += 1
         elif moment > self._last_moment:
@@ -120,6 +114,6 @@ class LogFollower:
 
 
 def _comparable(stamp: str) -> str:
-    """Pad the fraction of an RFC 3339 time; a node keeps to one time zone."""
+    """Pad the fraction of an RFC 3339 time; all lines of a node have one time zone."""
     match = _STAMP.fullmatch(stamp)
     return f"{match[1]}.{(match[2] or '').ljust(_FRACTION_DIGITS, '0')}" if match else ""

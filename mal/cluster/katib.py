@@ -1,13 +1,12 @@
-"""Katib's Experiment (kubeflow.org/v1beta1) around a PyTorchJob, and what its status says.
+"""Builds and reads Katib's Experiment (kubeflow.org/v1beta1), whose trials are PyTorchJobs.
 
-Katib's webhook joins the command of the first pod by blanks and hands it to a shell, whose output
-its collector reads; the pods of further nodes keep theirs. So the command is a shell's from the
-start, with every word quoted: it means the same in both.
+Katib's webhook joins the words of the first pod's command with blanks and runs them in a shell; the
+other pods keep their command. So the command is a shell command with quoted words from the start:
+it means the same in all pods.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mal.cluster import names
-from mal.cluster.job_kinds import JobKind, JobState, Phase
-from mal.cluster.pod import Object, job_metadata
-from mal.cluster.pytorchjob import build_pytorchjob
-from mal.cluster.resources import Resource
+from mal.cluster.job_kind import (
+    Failure,
+    JobKind,
+    JobSnapshot,
+    JobState,
+    PendingReason,
+    Phase,
+    find_condition,
+)  # fmt: skip
+from mal.cluster.pod import job_metadata
+from mal.cluster.pytorchjob import CONTAINER, build_pytorchjob
+from mal.cluster.resources import Object, Resource
 from mal.cluster.settings import JobSettings
 
 API_VERSION = "kubeflow.org/v1beta1"
@@ -34,6 +41,7 @@ TRIALS = Resource("kubeflow.org", "v1beta1", "trials", _MANIFEST, "Katib 0.19 or
 
 _TRIAL_NAME = "trial"
 _MASTER = {"training.kubeflow.org/job-role": "master"}
+_MAX_SHOWN_TRIALS = 3
 _HAS_CONDITION = 'status.conditions.#(type=="{}")#|#(status=="True")#'
 
 
@@ -44,7 +52,7 @@ class KatibParameter:
     Attributes:
         key: Dotted key of the spec.
         type: double, int or categorical.
-        feasible_space: As Katib has it, all values as text.
+        feasible_space: Katib's `feasibleSpace`, all values as text.
     """
 
     key: str
@@ -53,20 +61,19 @@ class KatibParameter:
 
     @property
     def name(self) -> str:
-        """The key without dots, which end a name in Katib's templates."""
+        """The key without dots: a dot ends a name in Katib's templates."""
         return self.key.replace(".", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KatibSearch:
-    """What Katib is asked for.
+    """A search with Katib.
 
     Attributes:
-        algorithm: Katib's name of it.
-        parameters: What is varied.
+        algorithm: Katib's name, such as tpe.
         num_trials: In all.
         num_parallel: At a time.
-        seed: Of the choice of values.
+        seed: Random state of the algorithm.
     """
 
     algorithm: str
@@ -77,9 +84,9 @@ class KatibSearch:
 
 
 def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
-    """Build the object; each trial is the job, with its values and an outputs folder of its own."""
+    """Build the object; each trial is the job with its own values and outputs folder."""
     metadata = job_metadata(job)
-    metadata["labels"].pop(names.QUEUE_LABEL, None)  # the trials wait in the queue, not this
+    metadata["labels"].pop(names.QUEUE_LABEL, None)  # only the trials wait in the queue
     references = {parameter.name: parameter.name for parameter in search.parameters}
     references[_TRIAL_NAME] = "${trialSpec.Name}"
     return {
@@ -110,7 +117,7 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
                 for parameter in search.parameters
             ],
             "trialTemplate": {
-                "primaryContainerName": names.PYTORCHJOB_CONTAINER,
+                "primaryContainerName": CONTAINER,
                 "primaryPodLabels": dict(_MASTER),
                 "successCondition": _HAS_CONDITION.format("Succeeded"),
                 "failureCondition": _HAS_CONDITION.format("Failed"),
@@ -125,13 +132,14 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
 
 def _trial_job(job: JobSettings, parameters: Sequence[KatibParameter]) -> Object:
     values = [f"{parameter.key}={_placeholder(parameter.name)}" for parameter in parameters]
-    own = dataclasses.replace(
-        job,
-        overrides=(*job.overrides, *values),
-        outputs_uri=trial_outputs(job.outputs_uri, _placeholder(_TRIAL_NAME)),
+    own = job.model_copy(
+        update={
+            "overrides": (*job.overrides, *values),
+            "outputs_uri": trial_outputs(job.outputs_uri, _placeholder(_TRIAL_NAME)),
+        }
     )
     made = build_pytorchjob(own)
-    # Katib names and owns the jobs itself, and refuses templates that do.
+    # Katib names and owns the jobs, and rejects templates with a name or owner.
     for field in ("name", "namespace", "ownerReferences"):
         made["metadata"].pop(field, None)
     for replicas in made["spec"]["pytorchReplicaSpecs"].values():
@@ -141,7 +149,7 @@ def _trial_job(job: JobSettings, parameters: Sequence[KatibParameter]) -> Object
 
 
 def trial_outputs(outputs_uri: str, trial: str) -> str:
-    """Return where a trial leaves its results."""
+    """Return the results folder of a trial."""
     return f"{outputs_uri.rstrip('/')}/{TRIALS_FOLDER}/{trial}"
 
 
@@ -150,26 +158,56 @@ def _placeholder(name: str) -> str:
 
 
 def experiment_kind(search: KatibSearch) -> JobKind:
-    """Return how the experiments of a search are made and read, for those who submit jobs."""
+    """Return how the experiments of a search are built and read."""
     return JobKind(
         name=KIND,
         resource=EXPERIMENTS,
-        container=names.PYTORCHJOB_CONTAINER,
         build=lambda job: build_experiment(job, search),
-        read_state=read_state,
-        pod_labels=lambda name: {EXPERIMENT_LABEL: name},
-        rank_of_pod=lambda _: 0,
-        makers=lambda name: (name,),
+        read_state=_read_state,
+        pods=None,
+        find_pending_reason=_find_pending_reason,
+        find_failure=lambda snapshot: find_search_failure(
+            snapshot.settings,
+            snapshot.state.message,
+            read_trials(
+                snapshot.list_objects(TRIALS, {EXPERIMENT_LABEL: snapshot.settings.name}),
+                search.parameters,
+            ),
+        ),
+        describe_progress=lambda made: _describe_progress(made, search.num_trials),
     )
 
 
-def read_state(experiment: Mapping[str, Any]) -> JobState:
-    """Return where an experiment stands."""
+def _read_state(experiment: Object) -> JobState:
     for kind, phase in (("Succeeded", Phase.SUCCEEDED), ("Failed", Phase.FAILED)):
-        found = _condition(experiment, kind)
+        found = find_condition(experiment, kind)
         if found:
             return JobState(phase, found.get("message", ""), found.get("reason", ""))
     return JobState(Phase.ACTIVE)
+
+
+def _find_pending_reason(snapshot: JobSnapshot) -> PendingReason | None:
+    if snapshot.made.get("status", {}).get("trials"):
+        return None
+    return PendingReason(
+        "no trial exists yet", f"Check that {EXPERIMENTS.brought_by} runs, and read its log."
+    )
+
+
+def _describe_progress(experiment: Object, num_trials: int) -> str:
+    status = experiment.get("status", {})
+    counts = {
+        word: status.get(field, 0)
+        for word, field in (
+            ("succeeded", "trialsSucceeded"), ("running", "trialsRunning"),
+            ("pending", "trialsPending"), ("failed", "trialsFailed"),
+            ("without metrics", "trialMetricsUnavailable"),
+        )
+    }  # fmt: skip
+    words = [f"{number} {word}" for word, number in counts.items() if number]
+    name, metric = read_best(experiment)
+    best = f"; best {METRIC}={metric:.4f} of {name}" if name and metric is not None else ""
+    return f"{', '.join(words)} of {num_trials} trials{best}" if words else ""
 
 
 @dataclass(frozen=True)
@@ -177,11 +215,11 @@ class KatibTrial:
     """A trial as Katib reports it.
 
     Attributes:
-        name: Of the trial and its job.
+        name: Also the name of the trial's job.
         values: Texts, by the spec's keys.
-        metric: Highest observed; None before one is.
+        metric: Highest observed; None before the first.
         end: Succeeded, Failed, Killed, EarlyStopped, MetricsUnavailable, or '' while it runs.
-        message: Of that end.
+        message: Katib's text for that end.
     """
 
     name: str
@@ -191,11 +229,19 @@ class KatibTrial:
     message: str
 
 
-def read_trial(trial: Mapping[str, Any], parameters: Sequence[KatibParameter]) -> KatibTrial:
+def read_trials(
+    trials: Sequence[Object], parameters: Sequence[KatibParameter]
+) -> tuple[KatibTrial, ...]:
+    """Read Trial objects, the oldest first."""
+    by_age = sorted(trials, key=lambda trial: str(trial["metadata"]["creationTimestamp"]))
+    return tuple(read_trial(trial, parameters) for trial in by_age)
+
+
+def read_trial(trial: Object, parameters: Sequence[KatibParameter]) -> KatibTrial:
     """Read a Trial object."""
     keys = {parameter.name: parameter.key for parameter in parameters}
     ends = ("Succeeded", "Failed", "Killed", "EarlyStopped", "MetricsUnavailable")
-    ended = next((kind for kind in ends if _condition(trial, kind)), "")
+    end = next((kind for kind in ends if find_condition(trial, kind)), "")
     return KatibTrial(
         name=trial["metadata"]["name"],
         values={
@@ -204,19 +250,38 @@ def read_trial(trial: Mapping[str, Any], parameters: Sequence[KatibParameter]) -
             if each["name"] in keys
         },
         metric=_observed(trial.get("status", {}).get("observation")),
-        end=ended,
-        message=(_condition(trial, ended) or {}).get("message", "") if ended else "",
+        end=end,
+        message=(find_condition(trial, end) or {}).get("message", ""),
     )
 
 
-def read_best(experiment: Mapping[str, Any]) -> tuple[str, float | None]:
+def find_search_failure(
+    settings: JobSettings, message: str, trials: Sequence[KatibTrial]
+) -> Failure:
+    """Return why a search failed or has no best trial."""
+    ends = [
+        f"{trial.name} {trial.end}: {trial.message}"
+        for trial in trials
+        if trial.end not in ("", "Succeeded")
+    ]
+    # Katib deletes the job of a failed trial, and its pods with it.
+    folder = trial_outputs(settings.outputs_uri, "TRIAL")
+    advice = f"The end of status.json in {folder} says why."
+    if any(trial.end == "MetricsUnavailable" for trial in trials):
+        advice = f"Label the namespace {INJECTION_LABEL}, so that Katib reads what trials print."
+    return Failure(
+        message or "no trial was measured", advice, details=tuple(ends[:_MAX_SHOWN_TRIALS])
+    )
+
+
+def read_best(experiment: Object) -> tuple[str, float | None]:
     """Return name and metric of `currentOptimalTrial`; '' while there is none."""
     best = experiment.get("status", {}).get("currentOptimalTrial") or {}
     return best.get("bestTrialName", ""), _observed(best.get("observation"))
 
 
 def _observed(observation: Mapping[str, Any] | None) -> float | None:
-    """Return the highest value of the metric; Katib writes `unavailable` where there is none."""
+    """Return the highest value of the metric; without one Katib writes `unavailable`."""
     for metric in (observation or {}).get("metrics") or ():
         if metric["name"] == METRIC:
             try:
@@ -225,8 +290,3 @@ def _observed(observation: Mapping[str, Any] | None) -> float | None:
                 return None
             return value if math.isfinite(value) else None
     return None
-
-
-def _condition(made: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    conditions: Sequence[Mapping[str, Any]] = made.get("status", {}).get("conditions") or ()
-    return next((c for c in conditions if (c["type"], c["status"]) == (kind, "True")), None)

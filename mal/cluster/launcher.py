@@ -1,35 +1,23 @@
-"""One training job for one pipeline step: submitted once, watched, and taken along at a stop."""
+"""Runs one training job for one pipeline step."""
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import re
 import threading
 from collections.abc import Callable
 
+from mal.cluster.api_errors import ServerUnreachableError
 from mal.cluster.cancellation import Cancellation
 from mal.cluster.client import ClusterClient
-from mal.cluster.job_kinds import PYTORCHJOB, TRAINJOB
+from mal.cluster.job_kind import JobKind
 from mal.cluster.job_watch import DEFAULT_LIMITS, FinishedJob, JobWatch, WaitLimits
-from mal.cluster.refusals import ServerUnreachableError
+from mal.cluster.launch_context import LaunchContext
 from mal.cluster.settings import JobSettings
 from mal.cluster.submission import submit
 
-__all__ = ["Backend", "FinishedJob", "WaitLimits", "job_name", "run_job"]
-
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]")
 _RUN_CHARACTERS, _TASK_CHARACTERS = 8, 4
-
-
-class Backend(enum.StrEnum):
-    """The operator that runs the job."""
-
-    PYTORCHJOB = "pytorchjob"
-    TRAINJOB = "trainjob"
-
-
-_KINDS = {Backend.PYTORCHJOB: PYTORCHJOB, Backend.TRAINJOB: TRAINJOB}
 
 
 def job_name(run_id: str, task_id: str) -> str:
@@ -44,49 +32,37 @@ def job_name(run_id: str, task_id: str) -> str:
 def run_job(
     job: JobSettings,
     *,
-    backend: Backend,
+    kind: JobKind,
     run_id: str,
     client: ClusterClient,
     limits: WaitLimits = DEFAULT_LIMITS,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> FinishedJob:
-    """Run the job and wait for its end; a retried step re-attaches to its job or adopts it.
+    """Run the job and wait for its end; a retried step continues the job of its earlier attempt.
 
-    SIGTERM and SIGINT delete the job first and end the process with 143 or 130.
-
-    Args:
-        job: What to run; its name is the step's, see `job_name`.
-        backend: The operator that runs it.
-        run_id: Of the pipeline run; a job of another run is never touched.
-        client: Of the cluster.
-        limits: How long it may wait.
-        tell: Takes one line at a time, of rank 0's log or why the job waits. Called from several
-            threads, never at the same time.
+    SIGTERM and SIGINT delete the job first and end the process with 143 or 130. A job of another
+    pipeline run is never touched. `log` takes one line of rank 0's log or about the job's state; it
+    is called from several threads, never at the same time.
 
     Raises:
-        ClusterError: The job failed, waited too long, was deleted, or the cluster refused it.
+        ClusterError: The job failed, waited too long or was deleted, or the cluster rejected it.
     """
-    kind = _KINDS[backend]
-    cancellation = Cancellation()
     lock = threading.Lock()
 
-    def tell_alone(line: str) -> None:
+    def log_alone(line: str) -> None:
         with lock:
-            tell(line)
+            log(line)
+
+    context = LaunchContext(client, kind, log_alone, Cancellation())
 
     def submit_and_watch() -> FinishedJob:
-        attempt = submit(
-            client, kind, job, run_id=run_id, cancellation=cancellation, tell=tell_alone
-        )
-        watch = JobWatch(
-            client, kind, attempt, limits=limits, cancellation=cancellation, tell=tell_alone
-        )
+        watch = JobWatch(context, submit(context, job, run_id), limits)
         try:
             return watch.run()
         except ServerUnreachableError:
-            raise  # the job goes on, for the step's next try
+            raise  # the job continues, and the step's next attempt finds it
         except BaseException:
             watch.delete_unless_finished()
             raise
 
-    return cancellation.run(submit_and_watch)
+    return context.cancellation.run(submit_and_watch)

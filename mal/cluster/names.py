@@ -1,17 +1,6 @@
-"""Names that the parts of a job agree on: labels, containers, folders and variables."""
+"""Names that several parts of a job use: labels, folders and variables."""
 
 from __future__ import annotations
-
-PYTORCHJOB_API_VERSION = "kubeflow.org/v1"
-PYTORCHJOB_KIND = "PyTorchJob"
-PYTORCHJOB_CONTAINER = "pytorch"
-PYTORCHJOB_PORT_NAME = "pytorchjob-port"
-
-TRAINJOB_API_VERSION = "trainer.kubeflow.org/v1alpha1"
-TRAINJOB_KIND = "TrainJob"
-TRAINJOB_CONTAINER = "node"
-TRAINJOB_REPLICATED_JOB = "node"
-TRAINJOB_PATCH_MANAGER = "mal.kubeflow.org/launcher"
 
 APP_LABEL = "app.kubernetes.io/name"
 APP = "mal"
@@ -21,7 +10,7 @@ INSTANCE_LABEL = "app.kubernetes.io/instance"
 ISTIO_LABEL = "sidecar.istio.io/inject"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
-# By these a retried step finds its job: the run, and where the job writes.
+# A retried step finds its job by these: the run, and where the job writes.
 RUN_LABEL = "mal.kubeflow.org/run-id"
 OUTPUTS_LABEL = "mal.kubeflow.org/outputs"
 
@@ -41,7 +30,7 @@ DEVICES_VARIABLE = "NUM_GPU_PER_NODE"
 CACHE_VARIABLE = "MAL_CACHE_DIR"
 OWN_VARIABLES = frozenset({SPEC_VARIABLE, DEVICES_VARIABLE, CACHE_VARIABLE})
 CONFIG_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_REGION")
-# The operators' or, for the ranks, every launcher's: set by hand, they make nodes wait forever.
+# Set by the operator or by every launcher. Set by hand, they make nodes wait forever.
 LAUNCHER_VARIABLES = frozenset(
     {"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK"}
     | {"JOB_COMPLETION_INDEX"}

@@ -1,42 +1,38 @@
-"""The pod of one node, the same whatever operator runs it.
+"""The pod of one node, the same for every kind of job.
 
-It satisfies the `restricted` pod standard, carries no secret value, and gets its spec through a
-variable, so that a job is one object and leaves nothing else behind.
+It satisfies the `restricted` pod standard, holds no secret value, and gets its spec through a
+variable, so that a job is a single object.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from mal.cluster import names
-from mal.cluster.rules import KEYS_OF_OUTPUTS, number_of_quantity
-from mal.cluster.settings import JobSettings, Owner, Toleration
+from mal.cluster.resources import Object
+from mal.cluster.rules import KEYS_OF_OUTPUTS, quantity
+from mal.cluster.settings import JobSettings, Owner
 from mal.spec.sources import RECIPE_PREFIX, VARIABLE_PREFIX, parse_override
-
-Object = dict[str, Any]
 
 # Kubernetes replaces $(NAME) in commands and variables, and reads $$ as $.
 _EXPANDED = re.compile(r"\$(?=[$(])")
-_SHM, _TMP, _CACHE = "shm", "tmp", "cache"
+_SECCOMP = {"type": "RuntimeDefault"}
 
 
 def job_metadata(job: JobSettings) -> Object:
-    """Return the job's own metadata: what it is, its queue, and with whom it goes."""
-    labels = job_labels(job)
+    """Return the job's own metadata: labels, queue, annotations and owner."""
+    labels = _job_labels(job)
     if job.placement.queue_name:
         labels[names.QUEUE_LABEL] = job.placement.queue_name
-    metadata: Object = {"name": job.name, "namespace": job.namespace, "labels": labels}
-    if job.annotations:
-        metadata["annotations"] = dict(sorted(job.annotations.items()))
+    metadata: Object = {"name": job.name, "namespace": job.namespace, **_metadata(job, labels)}
     if job.owner is not None:
         metadata["ownerReferences"] = [owner_reference(job.owner)]
     return metadata
 
 
 def owner_reference(owner: Owner) -> Object:
-    """Return how an object names its owner."""
+    """Return an entry of `ownerReferences`."""
     return {
         "apiVersion": owner.api_version,
         "kind": owner.kind,
@@ -45,8 +41,19 @@ def owner_reference(owner: Owner) -> Object:
     }
 
 
-def job_labels(job: JobSettings) -> dict[str, str]:
-    """Return the labels of the job and its pods, by which they are found and let talk."""
+def pod_metadata(job: JobSettings) -> Object:
+    """Return the metadata of the pods."""
+    has_sidecar = "true" if job.security.istio_sidecar else "false"
+    return _metadata(job, {**_job_labels(job), names.ISTIO_LABEL: has_sidecar})
+
+
+def _metadata(job: JobSettings, labels: dict[str, str]) -> Object:
+    annotations = {"annotations": dict(sorted(job.annotations.items()))} if job.annotations else {}
+    return {"labels": labels, **annotations}
+
+
+def _job_labels(job: JobSettings) -> dict[str, str]:
+    """Return the labels of the job and its pods; network policies select the pods by them."""
     return {
         names.APP_LABEL: names.APP,
         names.COMPONENT_LABEL: names.TRAINER_COMPONENT,
@@ -55,61 +62,106 @@ def job_labels(job: JobSettings) -> dict[str, str]:
     }
 
 
-def pod_metadata(job: JobSettings) -> Object:
-    """Return the metadata of the pods."""
-    metadata: Object = {
-        "labels": {
-            **job_labels(job),
-            names.ISTIO_LABEL: "true" if job.security.istio_sidecar else "false",
-        }
-    }
-    if job.annotations:
-        metadata["annotations"] = dict(sorted(job.annotations.items()))
-    return metadata
-
-
 def pod_template(job: JobSettings, container_name: str) -> Object:
-    """Return the whole pod template; its container is called `container_name`."""
+    """Return the pod template with one container of this name."""
     container: Object = {
         "name": container_name,
         "image": job.image,
         "command": train_command(job),
         "env": variables(job),
         "resources": container_resources(job),
-        "securityContext": container_security(job),
-        "volumeMounts": volume_mounts(job),
+        **container_patch(job),
     }
     if job.image_pull_policy:
         container["imagePullPolicy"] = job.image_pull_policy
     spec: Object = {
-        "serviceAccountName": job.security.service_account,
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": job.lifetime.termination_grace_s,
-        "securityContext": pod_security(job),
-        **placement(job),
+        **pod_patch(job),
         "containers": [container],
-        "volumes": volumes(job),
     }
     if job.placement.priority_class:
         spec["priorityClassName"] = job.placement.priority_class
-    if job.security.image_pull_secrets:
-        spec["imagePullSecrets"] = pull_secrets(job)
     return {"metadata": pod_metadata(job), "spec": spec}
 
 
-def train_command(job: JobSettings) -> list[str]:
-    """Return the explicit command: `mal train` with the results in the outputs folder.
+def pod_patch(job: JobSettings) -> Object:
+    """Return the fields of a pod's spec that a training runtime's pod can be patched with."""
+    spec: Object = {
+        "serviceAccountName": job.security.service_account,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": job.security.run_as_user,
+            "fsGroup": job.security.fs_group,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": dict(_SECCOMP),
+        },
+        "volumes": _volumes(job),
+    }
+    if job.placement.node_selector:
+        spec["nodeSelector"] = dict(sorted(job.placement.node_selector.items()))
+    if job.placement.tolerations:
+        # An absent field means to Kubernetes what '' means here.
+        spec["tolerations"] = [
+            {name: value for name, value in toleration if value}
+            for toleration in job.placement.tolerations
+        ]
+    if job.security.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in job.security.image_pull_secrets]
+    return spec
 
-    Both keys of the outputs are set, so that the files stand in that folder itself, as in the
-    model artifact of a train step.
+
+def container_patch(job: JobSettings) -> Object:
+    """Return the fields of a container that a training runtime's container can be patched with."""
+    mounts = [
+        {"name": "shm", "mountPath": names.SHM_DIR},
+        {"name": "tmp", "mountPath": names.TMP_DIR},
+        {"name": "cache", "mountPath": names.CACHE_DIR},
+    ]
+    claims = [
+        {"name": f"claim-{index}", "mountPath": claim.mount_path, "readOnly": claim.read_only}
+        for index, claim in enumerate(job.storage.claims)
+    ]
+    return {
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": job.security.read_only_root,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": dict(_SECCOMP),
+        },
+        "volumeMounts": [*mounts, *claims],
+    }
+
+
+def _volumes(job: JobSettings) -> list[Object]:
+    storage = job.storage
+    cache: Object = {"emptyDir": {"sizeLimit": storage.cache_size}}
+    if storage.cache_claim:
+        cache = {"persistentVolumeClaim": {"claimName": storage.cache_claim}}
+    claims = [{"claimName": claim.claim, "readOnly": claim.read_only} for claim in storage.claims]
+    return [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shm_size}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": storage.tmp_size}},
+        {"name": "cache", **cache},
+        *(
+            {"name": f"claim-{index}", "persistentVolumeClaim": claim}
+            for index, claim in enumerate(claims)
+        ),
+    ]
+
+
+def train_command(job: JobSettings) -> list[str]:
+    """Return the command: `mal train` with the results in the outputs folder.
+
+    Both result keys are set, so that the files are in that folder itself, as in the model artifact
+    of a train step.
     """
-    source = job.spec.strip()
-    if source.startswith(RECIPE_PREFIX):
-        experiment = ["-e", source]
-    elif source:
+    experiment = []
+    if _is_recipe(job):
+        experiment = ["-e", job.spec.strip()]
+    elif job.spec.strip():
         experiment = ["-e", f"{VARIABLE_PREFIX}{names.SPEC_VARIABLE}"]
-    else:
-        experiment = []
     outputs = [_assignment(key, job.outputs_uri) for key in KEYS_OF_OUTPUTS]
     arguments = [*experiment, *job.overrides, *outputs]
     return ["mal", "train", *map(escape_expansion, arguments)]
@@ -118,41 +170,31 @@ def train_command(job: JobSettings) -> list[str]:
 def variables(job: JobSettings) -> list[Object]:
     """Return the variables of the training container, secrets by reference.
 
-    NUM_GPU_PER_NODE is said because no operator does; the ranks are the operator's.
+    NUM_GPU_PER_NODE is set because no operator sets it; the operator sets the ranks.
     """
+    environment = job.environment
+    # By default every process starts a thread for each core of the machine.
+    threads = max(1, int(quantity(job.resources.cpu)) // job.resources.devices_per_node)
     values = {
         "HOME": names.TMP_DIR,
         "XDG_CACHE_HOME": names.CACHE_DIR,
-        "OMP_NUM_THREADS": str(_threads_per_process(job)),
-        **dict(sorted(job.environment.values.items())),
+        "OMP_NUM_THREADS": str(threads),
+        **dict(sorted(environment.values.items())),
         names.CACHE_VARIABLE: names.CACHE_DIR,
         names.DEVICES_VARIABLE: str(job.resources.devices_per_node),
     }
-    spec = job.spec.strip()
-    if spec and not spec.startswith(RECIPE_PREFIX):
+    if job.spec.strip() and not _is_recipe(job):
         values[names.SPEC_VARIABLE] = job.spec
-    plain = {name: {"value": escape_expansion(value)} for name, value in values.items()}
-    return [
-        {"name": name, **source}
-        for name, source in {**_configured(job), **plain, **_secret(job)}.items()
-    ]
-
-
-def _configured(job: JobSettings) -> dict[str, Object]:
-    name = job.environment.config_map
-    if not name:
-        return {}
-    return {
-        key: {"valueFrom": {"configMapKeyRef": {"name": name, "key": key, "optional": True}}}
-        for key in names.CONFIG_VARIABLES
-    }
-
-
-def _secret(job: JobSettings) -> dict[str, Object]:
-    return {
-        name: {"valueFrom": {"secretKeyRef": {"name": reference.secret, "key": reference.key}}}
-        for name, reference in sorted(job.environment.secrets.items())
-    }
+    sources: Object = {}
+    if environment.config_map:
+        for key in names.CONFIG_VARIABLES:
+            reference = {"name": environment.config_map, "key": key, "optional": True}
+            sources[key] = {"valueFrom": {"configMapKeyRef": reference}}
+    sources |= {name: {"value": escape_expansion(value)} for name, value in values.items()}
+    for name, secret in sorted(environment.secrets.items()):
+        reference = {"name": secret.secret, "key": secret.key}
+        sources[name] = {"valueFrom": {"secretKeyRef": reference}}
+    return [{"name": name, **source} for name, source in sources.items()]
 
 
 def container_resources(job: JobSettings) -> Object:
@@ -163,102 +205,16 @@ def container_resources(job: JobSettings) -> Object:
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def pod_security(job: JobSettings) -> Object:
-    """Return the security context of the pod."""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": job.security.run_as_user,
-        "fsGroup": job.security.fs_group,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def container_security(job: JobSettings) -> Object:
-    """Return the security context of the training container."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": job.security.read_only_root,
-        "runAsNonRoot": True,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def volumes(job: JobSettings) -> list[Object]:
-    """Return shared memory, the two folders that can be written, and the claims."""
-    cache: Object = {"emptyDir": {"sizeLimit": job.storage.cache_size}}
-    if job.storage.cache_claim:
-        cache = {"persistentVolumeClaim": {"claimName": job.storage.cache_claim}}
-    own: list[Object] = [
-        {"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": job.resources.shm_size}},
-        {"name": _TMP, "emptyDir": {"sizeLimit": job.storage.tmp_size}},
-        {"name": _CACHE, **cache},
-    ]
-    claims: list[Object] = [
-        {
-            "name": _claim_volume(position),
-            "persistentVolumeClaim": {"claimName": volume.claim, "readOnly": volume.read_only},
-        }
-        for position, volume in enumerate(job.storage.claims)
-    ]
-    return own + claims
-
-
-def volume_mounts(job: JobSettings) -> list[Object]:
-    """Return where the volumes are."""
-    own: list[Object] = [
-        {"name": _SHM, "mountPath": names.SHM_DIR},
-        {"name": _TMP, "mountPath": names.TMP_DIR},
-        {"name": _CACHE, "mountPath": names.CACHE_DIR},
-    ]
-    claims: list[Object] = [
-        {
-            "name": _claim_volume(position),
-            "mountPath": volume.mount_path,
-            "readOnly": volume.read_only,
-        }
-        for position, volume in enumerate(job.storage.claims)
-    ]
-    return own + claims
-
-
-def placement(job: JobSettings) -> Object:
-    """Return node selector and tolerations, where there are any."""
-    placed: Object = {}
-    if job.placement.node_selector:
-        placed["nodeSelector"] = dict(sorted(job.placement.node_selector.items()))
-    if job.placement.tolerations:
-        placed["tolerations"] = [_toleration(each) for each in job.placement.tolerations]
-    return placed
-
-
-def pull_secrets(job: JobSettings) -> list[Object]:
-    """Return references to the Secrets that open the registry."""
-    return [{"name": name} for name in job.security.image_pull_secrets]
-
-
 def escape_expansion(text: str) -> str:
-    """Write a text so that Kubernetes, which replaces `$(NAME)`, gives back the text itself."""
+    """Escape `$(NAME)`, which Kubernetes would replace."""
     return _EXPANDED.sub("$$", text)
+
+
+def _is_recipe(job: JobSettings) -> bool:
+    return job.spec.strip().startswith(RECIPE_PREFIX)
 
 
 def _assignment(key: str, text: str) -> str:
     plain = f"{key}={text}"
     # A JSON string is a YAML string, whatever characters the text has.
     return plain if parse_override(plain) == {key: text} else f"{key}={json.dumps(text)}"
-
-
-def _toleration(toleration: Toleration) -> Object:
-    # Kubernetes takes an absent field for what '' says here.
-    return {name: value for name, value in vars(toleration).items() if value}
-
-
-def _claim_volume(position: int) -> str:
-    return f"claim-{position}"
-
-
-def _threads_per_process(job: JobSettings) -> int:
-    """Share the cores: PyTorch would count those of the machine, for every process."""
-    cores = number_of_quantity(job.resources.cpu)
-    return max(1, int(cores or 1) // job.resources.devices_per_node)

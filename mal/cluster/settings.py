@@ -1,260 +1,346 @@
 """Every setting of a training job on a cluster, whatever operator runs it.
 
-`JobSettings` checks itself: what exists can be built. Its groups follow the questions of those who
-set them: how large (`Resources`), on which nodes (`Placement`), with what data (`Storage`) and
-variables (`Environment`), under which rights (`Security`), and for how long (`Lifetime`).
+Settings are checked when they are created, so every `JobSettings` object can be built. A rule on
+two settings belongs to the one that is declared later: pydantic then finds all problems at once.
+docs/operations.md explains every setting; a docstring here only has what the value does not say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
 
-from mal.cluster.rules import job_problems
-from mal.errors import SpecError
+import pydantic
+from pydantic import Field, StrictBool, ValidationInfo, field_validator
 
-CLUSTER_RUNTIME_KIND = "ClusterTrainingRuntime"
-NAMESPACED_RUNTIME_KIND = "TrainingRuntime"
+from mal.cluster import names, rules
+from mal.cluster.problems import problems_of
+from mal.errors import SpecError, StorageError
+from mal.storage.uris import parse_remote_uri
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one node of the job gets; requests equal limits, so that no pod is evicted for more.
+class _Settings(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,  # a default may contradict an earlier setting
+        hide_input_in_errors=True,  # it may be a misplaced secret
+    )
+
+
+class Resources(_Settings):
+    """What each node of the job gets. Requests equal limits, so that no pod is evicted for more.
 
     Attributes:
         gpus_per_node: 0 trains on CPUs.
         processes_per_node: On CPUs; 0 is one. A node with GPUs runs one process a GPU.
-        cpu: Cores, such as 8 or 500m.
-        memory: With its unit, such as 64Gi; `shm_size` counts against it.
-        shm_size: Of /dev/shm, through which loader processes hand over batches.
-        gpu_resource: Name under which the nodes offer their GPUs.
+        shm_size: Size of /dev/shm, through which data loader processes pass batches.
     """
 
-    gpus_per_node: int = 1
-    processes_per_node: int = 0
-    cpu: str = "8"
-    memory: str = "32Gi"
-    shm_size: str = "8Gi"
-    gpu_resource: str = "nvidia.com/gpu"
+    gpus_per_node: Annotated[rules.Whole, rules.between(0)] = 1
+    processes_per_node: Annotated[rules.Whole, rules.between(0)] = 0
+    cpu: rules.Cores = "8"
+    memory: rules.Size = "32Gi"
+    shm_size: rules.Size = "8Gi"
+    gpu_resource: rules.Text = "nvidia.com/gpu"
 
     @property
     def devices_per_node(self) -> int:
         """Training processes of a node."""
         return self.gpus_per_node or self.processes_per_node or 1
 
+    @field_validator("processes_per_node")
+    @classmethod
+    def _only_on_cpus(cls, number: int, info: ValidationInfo) -> int:
+        if number and info.data.get("gpus_per_node"):
+            raise ValueError(
+                f"must be 0 on nodes with GPUs, got {number}: one process a GPU is started. Leave "
+                "it out."
+            )
+        return number
 
-@dataclass(frozen=True, kw_only=True)
-class Toleration:
-    """A taint that the pods put up with.
-
-    Attributes:
-        key: Of the taint; '' with operator Exists is every taint.
-        operator: Exists or Equal.
-        value: With operator Equal.
-        effect: NoSchedule, PreferNoSchedule, NoExecute, or '' for all.
-    """
-
-    key: str = ""
-    operator: str = "Exists"
-    value: str = ""
-    effect: str = ""
+    @field_validator("shm_size")
+    @classmethod
+    def _is_part_of_memory(cls, size: str, info: ValidationInfo) -> str:
+        memory = info.data.get("memory")
+        if memory and rules.quantity(size) >= rules.quantity(memory):
+            raise ValueError(
+                f"must be below memory, of which it is a part, got {size} of {memory}. Raise "
+                "memory or lower shm_size."
+            )
+        return size
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where and when the pods are scheduled.
+class Toleration(_Settings):
+    """A taint of nodes on which the pods may run; an empty key or effect is every one."""
 
-    Attributes:
-        node_selector: Labels that a node must have.
-        tolerations: Taints that a node may have.
-        queue_name: Kueue's LocalQueue; '' starts without a queue.
-        priority_class: PriorityClass of the pods; '' is the cluster's default.
-    """
+    key: rules.Text = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: rules.Text = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
 
-    node_selector: Mapping[str, str] = field(default_factory=dict)
+    @field_validator("operator")
+    @classmethod
+    def _has_a_key_with_equal(cls, operator: str, info: ValidationInfo) -> str:
+        if operator == "Equal" and info.data.get("key") == "":
+            raise ValueError("must be Exists without a key, got 'Equal'. Name the taint in key.")
+        return operator
+
+    @field_validator("value")
+    @classmethod
+    def _is_empty_with_exists(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("operator") == "Exists":
+            raise ValueError(
+                f"must be empty with operator Exists, got {value!r}. Write operator: Equal."
+            )
+        return value
+
+
+class Placement(_Settings):
+    """Where and when the pods are scheduled; `queue_name` is Kueue's LocalQueue."""
+
+    node_selector: Mapping[rules.Text, rules.Text] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
-    queue_name: str = ""
-    priority_class: str = ""
+    queue_name: rules.OptionalName = ""
+    priority_class: rules.OptionalName = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class VolumeClaim:
-    """A PersistentVolumeClaim in the pods.
+class VolumeClaim(_Settings):
+    """A PersistentVolumeClaim that the pods mount; to write, it must be ReadWriteMany."""
 
-    Attributes:
-        claim: Its name, in the job's namespace.
-        mount_path: Absolute folder in the pods.
-        read_only: False needs a claim that all nodes may write (ReadWriteMany).
-    """
-
-    claim: str
-    mount_path: str
-    read_only: bool = True
+    claim: rules.Name
+    mount_path: rules.MountPath
+    read_only: StrictBool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class Storage:
-    """Volumes of the pods.
-
-    Attributes:
-        claims: Mounted volumes.
-        cache_size: Largest size of the folder into which remote data sets are fetched.
-        cache_claim: PersistentVolumeClaim for that folder, kept between jobs; '' is a disk of
-            the node, for this job alone.
-        tmp_size: Largest size of /tmp, the only other place that can be written.
-    """
+class Storage(_Settings):
+    """Volumes of the pods. Without a `cache_claim` the cache is a disk of the node."""
 
     claims: tuple[VolumeClaim, ...] = ()
-    cache_size: str = "100Gi"
-    cache_claim: str = ""
-    tmp_size: str = "10Gi"
+    cache_size: rules.Size = "100Gi"
+    cache_claim: rules.OptionalName = ""
+    tmp_size: rules.Size = "10Gi"
+
+    @field_validator("claims")
+    @classmethod
+    def _do_not_overlap(cls, claims: tuple[VolumeClaim, ...]) -> tuple[VolumeClaim, ...]:
+        taken = list(names.OWN_MOUNTS)
+        problems = []
+        for position, path in enumerate(claim.mount_path for claim in claims):
+            if any(rules.is_below(path, other) or rules.is_below(other, path) for other in taken):
+                text = f"must not overlap another mount, got {path}. Choose another folder."
+                problems.append((f"[{position}].mount_path", text))
+            taken.append(path)
+        if problems:
+            raise rules.Problems(*problems)
+        return claims
 
 
-@dataclass(frozen=True, kw_only=True)
-class SecretKey:
-    """Where in the cluster a secret value lies; the value itself is nowhere in a job.
+class SecretKey(_Settings):
+    """Reference to a key of a Secret; the value itself is nowhere in a job."""
 
-    Attributes:
-        secret: Name of the Secret, in the job's namespace.
-        key: Of its data.
-    """
-
-    secret: str
-    key: str
+    secret: rules.SecretName
+    key: rules.KeyInSecret
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
+class Environment(_Settings):
     """Variables of the training processes.
 
     Attributes:
-        values: Plain, readable by all who may read the job; taken literally, `$(NAME)` included.
-        secrets: By reference.
-        config_map: ConfigMap that says where the object store is (AWS_ENDPOINT_URL_S3, AWS_REGION),
-            unless the others do; '' for none.
+        values: Plain, readable by everyone who may read the job; literal, `$(NAME)` included.
+        secrets: References, by variable.
+        config_map: ConfigMap with the object store's AWS_ENDPOINT_URL_S3 and AWS_REGION, unless the
+            others set them; '' for none.
     """
 
-    values: Mapping[str, str] = field(default_factory=dict)
-    secrets: Mapping[str, SecretKey] = field(default_factory=dict)
-    config_map: str = ""
+    values: Mapping[rules.PlainVariable, rules.SafeText] = Field(default_factory=dict)
+    secrets: Mapping[rules.Variable, SecretKey] = Field(default_factory=dict)
+    config_map: rules.OptionalName = ""
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_not_values_too(
+        cls, secrets: Mapping[str, SecretKey], info: ValidationInfo
+    ) -> Mapping[str, SecretKey]:
+        text = "must be given once, got a value and a secret. Keep one."
+        problems = [(f".{name}", text) for name in secrets if name in info.data.get("values", ())]
+        if problems:
+            raise rules.Problems(*problems)
+        return secrets
 
 
-@dataclass(frozen=True, kw_only=True)
-class Security:
-    """The rights of the pods; they satisfy the `restricted` pod standard with every value.
+class Security(_Settings):
+    """Rights of the pods; every value satisfies the `restricted` pod standard.
 
     Attributes:
-        service_account: Its token is not mounted.
-        run_as_user: Numeric user of the processes.
-        fs_group: Group that owns the volumes.
-        read_only_root: Nothing but volumes can be written.
-        image_pull_secrets: Names of Secrets.
-        istio_sidecar: A sidecar keeps the pods from ending and the nodes from meeting.
+        istio_sidecar: A sidecar keeps pods from ending, and nodes from reaching each other.
     """
 
-    service_account: str = "mal-trainer"
-    run_as_user: int = 1000
-    fs_group: int = 1000
-    read_only_root: bool = True
-    image_pull_secrets: tuple[str, ...] = ()
-    istio_sidecar: bool = False
+    service_account: rules.Name = "mal-trainer"
+    run_as_user: Annotated[rules.Whole, rules.between(1, rules.MAX_INT32)] = 1000
+    fs_group: Annotated[rules.Whole, rules.between(1, rules.MAX_INT32)] = 1000
+    read_only_root: StrictBool = True
+    image_pull_secrets: tuple[rules.Name, ...] = ()
+    istio_sidecar: StrictBool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lifetime:
-    """How long the job and its pods stay, and what follows a failure.
+class Lifetime(_Settings):
+    """How long the job and its pods exist, and what follows a failure.
 
     Attributes:
-        active_deadline_s: The job fails after this time; what a lost launcher left ends by it.
+        active_deadline_s: The job fails after this time, also when no launcher watches it.
         ttl_after_finished_s: The finished job is deleted after this time.
         termination_grace_s: From SIGTERM to SIGKILL, for writing a checkpoint.
-        restart_policy: Never, OnFailure or ExitCode (restarts on 128 and above).
-        backoff_limit: Restarts in all; 0 with Never.
-        clean_pod_policy: Which pods go when the job ends: Running, All or None. With Running the
-            survivors of a failure free their GPUs and the failed pod keeps its log.
+        restart_policy: ExitCode restarts on exit codes of 128 and above.
+        clean_pod_policy: Pods that are deleted when the job ends. With Running the survivors of a
+            failure free their GPUs and the failed pod keeps its log.
     """
 
-    active_deadline_s: int = 7 * 24 * 3600
-    ttl_after_finished_s: int = 24 * 3600
-    termination_grace_s: int = 120
-    restart_policy: str = "Never"
-    backoff_limit: int = 0
-    clean_pod_policy: str = "Running"
+    active_deadline_s: Annotated[rules.Whole, rules.between(1)] = 7 * 24 * 3600
+    ttl_after_finished_s: Annotated[rules.Whole, rules.between(0)] = 24 * 3600
+    termination_grace_s: Annotated[rules.Whole, rules.between(1)] = 120
+    restart_policy: Literal["Never", "OnFailure", "ExitCode"] = "Never"
+    backoff_limit: rules.Whole = 0
+    clean_pod_policy: Literal["Running", "All", "None"] = "Running"
+
+    @field_validator("backoff_limit")
+    @classmethod
+    def _fits_the_restart_policy(cls, number: int, info: ValidationInfo) -> int:
+        policy = info.data.get("restart_policy", "")
+        if policy == "Never" and number != 0:
+            raise ValueError(
+                f"must be 0 with restart_policy Never, got {number}. Leave it out, or write "
+                "OnFailure."
+            )
+        if policy in ("OnFailure", "ExitCode") and number < 1:
+            raise ValueError(
+                f"must be at least 1 with {policy}, got {number}. Write how many restarts there "
+                "may be, or write Never."
+            )
+        return number
 
 
-@dataclass(frozen=True, kw_only=True)
-class Owner:
+class Owner(_Settings):
     """The object with which the job is deleted, in the job's namespace.
 
-    Attributes:
-        name: Of the owner.
-        uid: Of the owner.
-        kind: Of the owner; the pod of a pipeline step (KFP_POD_NAME, KFP_POD_UID) by default.
-        api_version: Of this kind.
+    By default the pod of a pipeline step (KFP_POD_NAME, KFP_POD_UID).
     """
 
-    name: str
-    uid: str
-    kind: str = "Pod"
-    api_version: str = "v1"
+    name: rules.Text
+    uid: rules.Text
+    kind: rules.Text = "Pod"
+    api_version: rules.Text = "v1"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRuntime:
-    """Trainer v2's template that a TrainJob starts from; a PyTorchJob has none.
+class TrainingRuntime(_Settings):
+    """Trainer v2's template that a TrainJob starts from; a PyTorchJob has none."""
 
-    Attributes:
-        name: Of the runtime.
-        kind: ClusterTrainingRuntime, or TrainingRuntime of the job's namespace.
-    """
-
-    name: str = "torch-distributed"
-    kind: str = CLUSTER_RUNTIME_KIND
+    name: rules.Name = "torch-distributed"
+    kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobSettings:
-    """One `mal train` over some nodes of a cluster.
+class JobSettings(_Settings):
+    """One `mal train` on some nodes of a cluster.
 
     Attributes:
-        name: Of the job: a DNS-1035 label of at most 50 characters.
-        namespace: Of the job and all that it refers to.
-        image: With `mal` and torch.
-        outputs_uri: Folder of the results: s3://, minio://, or on a claim that can be written.
         spec: YAML text, `recipe:NAME`, or '' for the defaults.
         overrides: `dotted.key=value`; they win over `spec`.
-        num_nodes: Pods of the job.
-        image_pull_policy: Always, IfNotPresent, Never, or '' for Kubernetes' own choice.
-        master_port: On which the nodes meet; 0 is the operator's own.
-        labels: Of the job and its pods, such as those of the run.
-        annotations: Of the job and its pods.
-        owner: None for a job that stands alone.
+        image_pull_policy: '' is Kubernetes' own choice.
+        master_port: Where the nodes meet; 0 is the operator's own.
+        outputs_uri: Folder of the results: s3://, minio://, or on a claim that can be written.
 
     Raises:
         SpecError: With all problems found.
     """
 
+    name: rules.JobName
+    namespace: rules.Name
+    image: rules.Image
+    spec: rules.SpecText = ""
+    overrides: tuple[rules.Override, ...] = ()
+    num_nodes: Annotated[rules.Whole, rules.between(1)] = 1
+    image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
+    master_port: Annotated[rules.Whole, rules.between(0, rules.MAX_PORT)] = 0
+    resources: Resources = Resources()
+    placement: Placement = Placement()
+    storage: Storage = Storage()
+    outputs_uri: rules.SafeText
+    environment: Environment = Environment()
+    security: Security = Security()
+    lifetime: Lifetime = Lifetime()
+    labels: Mapping[rules.OwnLabelKey, rules.Text] = Field(default_factory=dict)
+    annotations: Mapping[rules.Text, rules.SafeText] = Field(default_factory=dict)
+    owner: Owner | None = None
+    training_runtime: TrainingRuntime = TrainingRuntime()
+
+    if not TYPE_CHECKING:  # which reads the parameters from the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except pydantic.ValidationError as error:
+                raise SpecError(problems_of(error, JobSettings)) from None
+
+    @field_validator("outputs_uri")
+    @classmethod
+    def _outlives_the_pod(cls, uri: str, info: ValidationInfo) -> str:
+        try:
+            if parse_remote_uri(uri) is not None:
+                return uri
+        except StorageError as error:
+            raise ValueError(f"must be a URI that mal can write: {error}") from error
+        storage = info.data.get("storage")
+        if storage is not None and not any(
+            rules.is_below(uri, claim.mount_path) for claim in storage.claims if not claim.read_only
+        ):
+            raise ValueError(
+                "must be s3://, minio:// or a folder on a claim that can be written, got "
+                f"{uri!r}: it would be lost with the pod. Give a URI, or add the claim to "
+                "job.storage.claims with read_only: false."
+            )
+        return uri
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values for some settings, checked again.
+
+        Raises:
+            SpecError: With all problems found.
+        """
+        return type(self)(**{**dict(self), **changes})
+
+
+class StepSettings(TypedDict, total=False):
+    """Settings that a pipeline step sets itself."""
+
     name: str
     namespace: str
     image: str
     outputs_uri: str
-    spec: str = ""
-    overrides: tuple[str, ...] = ()
-    num_nodes: int = 1
-    image_pull_policy: str = ""
-    master_port: int = 0
-    resources: Resources = Resources()
-    placement: Placement = Placement()
-    storage: Storage = Storage()
-    environment: Environment = Environment()
-    security: Security = Security()
-    lifetime: Lifetime = Lifetime()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    owner: Owner | None = None
-    training_runtime: TrainingRuntime = TrainingRuntime()
+    spec: str
+    overrides: tuple[str, ...]
+    num_nodes: int
+    owner: Owner | None
 
-    def __post_init__(self) -> None:
-        problems = job_problems(self)
-        if problems:
-            raise SpecError(problems)
+
+def read_job_settings(content: Mapping[str, Any], **given: Unpack[StepSettings]) -> JobSettings:
+    """Build settings from nested plain values, whose keys are the settings' names.
+
+    Args:
+        content: The user's. Numbers may be floats, as Kubeflow passes every number.
+        given: The step's; a user's value for one of these is an error.
+
+    Raises:
+        SpecError: With all problems found.
+    """
+    problems = [
+        f"job.{name} must be left out, got a value: the step sets it. Leave it out."
+        for name in content
+        if name in given
+    ]
+    try:
+        settings = JobSettings.model_validate({**content, **given})
+    except SpecError as error:
+        problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return settings

@@ -1,7 +1,7 @@
-"""The TrainJob of a job, for Trainer 2.2 and later (trainer.kubeflow.org/v1alpha1).
+"""The TrainJob of Trainer 2.2 and later (trainer.kubeflow.org/v1alpha1).
 
-A TrainJob patches the pods of a training runtime. What it may not patch - restarts, clean-up,
-grace, priority, the token - is the runtime's: `manifests/components/trainjob` has one that gives
+A TrainJob patches the pods of a training runtime. It cannot patch restarts, clean-up, grace,
+priority and the token: the runtime sets them. `manifests/components/trainjob` has a runtime with
 the defaults of `JobSettings`.
 """
 
@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mal.cluster import names, pod
-from mal.cluster.pod import Object
+from mal.cluster import pod
+from mal.cluster.job_kind import JobKind, JobState, TrainingPods, find_condition, read_conditions
+from mal.cluster.resources import Object, Resource
 from mal.cluster.settings import JobSettings, Lifetime
 from mal.errors import SpecError
+
+CONTAINER = "node"
+REPLICATED_JOB = "node"
+PATCH_MANAGER = "mal.kubeflow.org/launcher"
+_GROUP = "trainer.kubeflow.org"
+_JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
+_PART_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
+_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
 def build_trainjob(job: JobSettings) -> Object:
@@ -25,12 +34,12 @@ def build_trainjob(job: JobSettings) -> Object:
     if problems:
         raise SpecError(problems)
     return {
-        "apiVersion": names.TRAINJOB_API_VERSION,
-        "kind": names.TRAINJOB_KIND,
+        "apiVersion": f"{_GROUP}/v1alpha1",
+        "kind": "TrainJob",
         "metadata": pod.job_metadata(job),
         "spec": {
             "runtimeRef": {
-                "apiGroup": names.TRAINJOB_API_VERSION.partition("/")[0],
+                "apiGroup": _GROUP,
                 "kind": job.training_runtime.kind,
                 "name": job.training_runtime.name,
             },
@@ -49,35 +58,20 @@ def build_trainjob(job: JobSettings) -> Object:
 
 
 def _runtime_patch(job: JobSettings) -> Object:
-    """Return our patch: one manager owns one, so that Kueue's stands beside it."""
-    container = {
-        "name": names.TRAINJOB_CONTAINER,
-        "securityContext": pod.container_security(job),
-        "volumeMounts": pod.volume_mounts(job),
-    }
-    spec: Object = {
-        "serviceAccountName": job.security.service_account,
-        "securityContext": pod.pod_security(job),
-        **pod.placement(job),
-        "containers": [container],
-        "volumes": pod.volumes(job),
-    }
-    if job.security.image_pull_secrets:
-        spec["imagePullSecrets"] = pod.pull_secrets(job)
-    pod_patch = {"metadata": pod.pod_metadata(job), "spec": spec}
-    replicated_job = {
-        "name": names.TRAINJOB_REPLICATED_JOB,
-        "template": {"spec": {"template": pod_patch}},
-    }
+    """Return our patch. Each manager owns one, so Kueue can add its own."""
+    container = {"name": CONTAINER, **pod.container_patch(job)}
+    spec = {**pod.pod_patch(job), "containers": [container]}
+    patch = {"metadata": pod.pod_metadata(job), "spec": spec}
+    replicated_job = {"name": REPLICATED_JOB, "template": {"spec": {"template": patch}}}
     return {
-        "manager": names.TRAINJOB_PATCH_MANAGER,
+        "manager": PATCH_MANAGER,
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated_job]}}},
     }
 
 
 def _problems(job: JobSettings) -> Iterator[str]:
-    """Name what would have no effect."""
-    given, default = vars(job.lifetime), vars(Lifetime())
+    """Name the settings that would have no effect."""
+    given, default = dict(job.lifetime), dict(Lifetime())
     of_runtime = {
         f"lifetime.{name}": given[name]
         for name in default
@@ -94,3 +88,27 @@ def _problems(job: JobSettings) -> Iterator[str]:
             f"job.{name} must be left out with backend trainjob, got {value!r}: Trainer v2 takes "
             "it from the training runtime. Set it there and name that in job.training_runtime."
         )
+
+
+def _read_state(made: Object) -> JobState:
+    resumed = find_condition(made, "Suspended", "False")
+    started = resumed["lastTransitionTime"] if resumed else made["metadata"]["creationTimestamp"]
+    is_suspended = made["spec"].get("suspend", False)
+    return read_conditions(made, "Complete", is_suspended=is_suspended, started=started)
+
+
+TRAINJOB = JobKind(
+    name="TrainJob",
+    resource=Resource(
+        _GROUP, "v1alpha1", "trainjobs", "manifests/components/trainjob", "Trainer 2.2 or later"
+    ),
+    build=build_trainjob,
+    read_state=_read_state,
+    pods=TrainingPods(
+        container=CONTAINER,
+        labels=lambda name: {_JOB_LABEL: name, _PART_LABEL: REPLICATED_JOB},
+        rank=lambda pod: int(pod["metadata"]["labels"][_INDEX_LABEL]),
+        # The TrainJob, and the batch Job of its JobSet.
+        event_sources=lambda name: (name, f"{name}-{REPLICATED_JOB}-0"),
+    ),
+)

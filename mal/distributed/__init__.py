@@ -1,4 +1,4 @@
-"""Several processes as one run: who there is, who starts them, how they speak."""
+"""Runs with several processes: their topology, their start, and their communication."""
 
 from mal.distributed.topology import NodeTopology
 

@@ -1,6 +1,6 @@
-"""How the processes of a run speak: gather values, agree on a flag. Alone, all of it is free.
+"""Collective operations of a run's processes. With one process they return at once.
 
-Values travel as JSON: no rank ever runs what another's pickle asks for.
+Values are sent as JSON: no rank executes another's pickle.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ log = logging.getLogger(__name__)
 
 FILE_CHUNK_BYTES = 64 << 20
 _SIOCGIFADDR = 0x8915
-# What gloo, NCCL and the store say when another process is gone.
-_SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection", "TCPStore", "Socket", "socket", "timed out")
+# In the errors of gloo, NCCL and the store when another process is gone.
+_LOST_RANK_WORDS = ("gloo", "NCCL", "Connection", "TCPStore", "Socket", "socket", "timed out")
 
 
 @contextlib.contextmanager
-def joining(worker: Worker, device: torch.device) -> Iterator[None]:
-    """Be a part of the run's process group inside the block.
+def process_group(worker: Worker, device: torch.device) -> Iterator[None]:
+    """Join the run's process group inside the block.
 
     Raises:
-        WorkerError: The others cannot be reached, or one of them is gone.
+        WorkerError: The other ranks cannot be reached, or one of them is gone.
     """
     import torch.distributed
 
     topology = worker.topology
     _choose_interface(topology.master_addr)
-    place = f"{topology.master_addr}:{topology.master_port}"
-    log.info("rank %d of %d joins at %s", worker.rank, worker.num_ranks, place)
+    address = f"{topology.master_addr}:{topology.master_port}"
+    log.info("rank %d of %d joins at %s", worker.rank, worker.num_ranks, address)
     try:
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -57,33 +57,32 @@ def joining(worker: Worker, device: torch.device) -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         raise WorkerError(
-            f"rank {worker.rank} must reach the other {worker.num_ranks - 1} by way of {place}, "
-            f"got {_first_line(error)}. Let the network policy allow all TCP ports between the "
-            "nodes, and set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where a node has several "
-            "networks."
+            f"Rank {worker.rank} cannot join the other {worker.num_ranks - 1} ranks at {address}: "
+            f"{_first_line(error)}. Allow all TCP ports between the nodes in the network policy, "
+            "and set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where a node has several networks."
         ) from error
     try:
         yield
     except RuntimeError as error:
-        raise explain_loss(error, worker) from error
-    # Not after an error: a group whose other members wait for this one may never let it go.
+        raise explain_lost_rank(error, worker) from error
+    # Not after an error: this call may never return while other ranks wait for this one.
     torch.distributed.destroy_process_group()
 
 
-def explain_loss(error: BaseException, worker: Worker) -> BaseException:
-    """Return what to say of an error that another rank's end caused; any other as it is."""
-    is_loss = isinstance(error, RuntimeError) and any(s in str(error) for s in _SIGNS_OF_LOSS)
-    if worker.num_ranks == 1 or not is_loss:
+def explain_lost_rank(error: BaseException, worker: Worker) -> BaseException:
+    """Return a ConnectionLostError for an error that another rank's exit caused, else the error."""
+    is_lost = isinstance(error, RuntimeError) and any(w in str(error) for w in _LOST_RANK_WORDS)
+    if worker.num_ranks == 1 or not is_lost:
         return error
     return ConnectionLostError(
-        f"rank {worker.rank} of {worker.num_ranks} must stay connected to the others, got "
-        f"{_first_line(error)}: another rank is gone, and its log says why. Run the same command "
-        "on every node to go on from the last checkpoint."
+        f"Rank {worker.rank} of {worker.num_ranks} lost its connection to another rank: "
+        f"{_first_line(error)}. The log of the other rank says why. Run the same command on every "
+        "node to continue from the last checkpoint."
     )
 
 
 def gather_values(value: Any) -> list[Any]:
-    """Return the JSON value of every rank, in their order, on every rank."""
+    """Return the JSON values of all ranks, by rank, on every rank."""
     import torch
     import torch.distributed
 
@@ -93,7 +92,7 @@ def gather_values(value: Any) -> list[Any]:
     num_ranks = torch.distributed.get_world_size()
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(num_ranks)]
     torch.distributed.all_gather(sizes, torch.tensor([len(content)]))
-    # Gathering wants tensors of one size.
+    # all_gather requires tensors of one size.
     padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
     padded[: len(content)] = content
     contents = [torch.empty_like(padded) for _ in range(num_ranks)]
@@ -104,58 +103,56 @@ def gather_values(value: Any) -> list[Any]:
     ]
 
 
-def value_of_first(value: Any) -> Any:
-    """Return the first rank's JSON value on every rank; what the others give counts for nothing."""
+def broadcast_from_rank0(value: Any) -> Any:
+    """Return rank 0's JSON value on every rank; the others' values are ignored."""
     import torch.distributed
 
     if not torch.distributed.is_initialized():
         return value
-    return json.loads(_bytes_of_first(json.dumps(value).encode()))
+    return json.loads(_broadcast_bytes(json.dumps(value).encode()))
 
 
-def file_of_first(path: Path | None, folder: Path) -> Path | None:
-    """Return the first rank's file on every rank: itself where it can be seen, else a copy.
+def broadcast_file_from_rank0(path: Path | None, folder: Path) -> Path | None:
+    """Return rank 0's file on every rank: the file itself on a shared disk, else a copy.
 
-    Args:
-        path: The first rank's file, or None; what the others give counts for nothing.
-        folder: Where a rank that cannot see the file puts its copy.
+    A rank without access to the file writes its copy to `folder`. The others' paths are ignored.
     """
     import torch.distributed
 
     if not torch.distributed.is_initialized():
         return path
-    facts = value_of_first(path and [str(path.resolve()), sha256_of_file(path)])
-    if facts is None:
+    found = broadcast_from_rank0(path and [str(path.resolve()), sha256_of_file(path)])
+    if found is None:
         return None
-    original, sha256 = Path(facts[0]), facts[1]
-    is_seen = original.is_file() and sha256_of_file(original) == sha256
-    if not highest_of_ranks(not is_seen):
+    original, sha256 = Path(found[0]), found[1]
+    is_shared = original.is_file() and sha256_of_file(original) == sha256
+    if not max_of_ranks(not is_shared):
         return original
-    copy = original if is_seen else folder / original.name
-    is_first = torch.distributed.get_rank() == 0
+    copy = original if is_shared else folder / original.name
     with contextlib.ExitStack() as files:
-        source = files.enter_context(original.open("rb")) if is_first else None
-        target = None if is_seen else files.enter_context(copy.open("wb"))
-        while chunk := _bytes_of_first(source.read(FILE_CHUNK_BYTES) if source else b""):
+        is_rank0 = torch.distributed.get_rank() == 0
+        source = files.enter_context(original.open("rb")) if is_rank0 else None
+        target = None if is_shared else files.enter_context(copy.open("wb"))
+        while chunk := _broadcast_bytes(source.read(FILE_CHUNK_BYTES) if source else b""):
             if target:
                 target.write(chunk)
     return copy
 
 
-def _bytes_of_first(content: bytes) -> bytes:
+def _broadcast_bytes(content: bytes) -> bytes:
     import torch
     import torch.distributed
 
     size = torch.tensor([len(content)])
     torch.distributed.broadcast(size, src=0)
-    is_first = torch.distributed.get_rank() == 0
-    tensor = _as_tensor(content) if is_first else torch.empty(int(size), dtype=torch.uint8)
+    is_rank0 = torch.distributed.get_rank() == 0
+    tensor = _as_tensor(content) if is_rank0 else torch.empty(int(size), dtype=torch.uint8)
     torch.distributed.broadcast(tensor, src=0)
     return tensor.numpy().tobytes()
 
 
-def highest_of_ranks(number: int) -> int:
-    """Return the highest number that any rank has."""
+def max_of_ranks(number: int) -> int:
+    """Return the highest of all ranks' numbers."""
     import torch
     import torch.distributed
 
@@ -166,10 +163,10 @@ def highest_of_ranks(number: int) -> int:
     return int(highest)
 
 
-def share_buffers(module: torch.nn.Module) -> None:
-    """Give all ranks the first one's buffers, as DDP does before each step.
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Copy rank 0's buffers to all ranks, as DDP does before each step.
 
-    Between the last step and this the running statistics of batch norms are each rank's own.
+    After the last step every rank has its own running statistics of batch norms.
     """
     import torch.distributed
 
@@ -179,9 +176,9 @@ def share_buffers(module: torch.nn.Module) -> None:
 
 
 def _choose_interface(master_addr: str) -> None:
-    """Name the network interface that reaches the first node.
+    """Set the network interface that reaches node 0.
 
-    Left alone, gloo takes that of the host's own name, which many machines resolve to loopback.
+    By default gloo uses that of the host's own name, which many machines resolve to loopback.
     """
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return

@@ -1,6 +1,6 @@
-"""Which node this is, of how many, and where they meet: one answer for every launcher.
+"""Reads the node topology from the environment of any launcher.
 
-What the launchers set (contract section 6):
+Variables of the launchers (contract section 6):
 
 - TAO: WORLD_SIZE (the number of NODES), NODE_RANK, MASTER_ADDR, MASTER_PORT, NUM_GPU_PER_NODE.
 - PyTorchJob v1: WORLD_SIZE (nodes, times `nprocPerNode` where that is a number), RANK (the
@@ -8,7 +8,7 @@ What the launchers set (contract section 6):
 - Trainer v2: PET_* alone.
 - An Indexed Job: JOB_COMPLETION_INDEX, beside what its author sets.
 
-PET_NNODES says the number of nodes without doubt, so it comes first.
+PET_NNODES always is the number of nodes, so it is read first.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ class NodeTopology:
     """The nodes of a run, seen from one of them.
 
     Attributes:
-        num_nodes: Nodes of the run.
-        node_rank: Of this node, from 0.
+        node_rank: Rank of this node, from 0.
         devices_per_node: Processes on each node, one a device.
-        master_addr: Host that all nodes reach.
-        master_port: Its port.
+        master_addr: Host of node 0, which all nodes reach.
     """
 
     num_nodes: int = 1
@@ -51,15 +49,10 @@ class NodeTopology:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], num_nodes: int = 1, num_devices: int = 1) -> Self:
-        """Read the topology; the environment beats the spec, an empty variable counts as unset.
-
-        Args:
-            environ: The process's environment.
-            num_nodes: Of the spec, where the environment says nothing.
-            num_devices: Devices a node of the spec, where the environment says nothing.
+        """Read the topology; the arguments are used where a variable is unset or empty.
 
         Raises:
-            SpecError: Variables that contradict each other or are missing; they are named.
+            SpecError: Variables are missing or contradict each other.
         """
         variables = {name: value.strip() for name, value in environ.items() if value.strip()}
         devices = _devices_per_node(variables, num_devices)
@@ -89,21 +82,21 @@ def _num_nodes(variables: Mapping[str, str], num_nodes: int) -> int:
 
 
 def _require_world_size(variables: Mapping[str, str], nodes: int) -> None:
-    """Check that WORLD_SIZE is one of the two things that launchers mean by it."""
+    """Check that WORLD_SIZE is the number of nodes or the number of processes."""
     world_size = _count(variables, "WORLD_SIZE", "the number of nodes", nodes)
     per_node = variables.get("PET_NPROC_PER_NODE", "")
     processes = nodes * int(per_node) if per_node.isdigit() else nodes
     if world_size not in (nodes, processes):
         raise SpecError(
             f"WORLD_SIZE must be the number of nodes ({nodes} by PET_NNODES) or of processes "
-            f"({processes}), got {world_size}. Unset it, or mend PET_NNODES."
+            f"({processes}), got {world_size}. Unset it, or correct PET_NNODES."
         )
 
 
 def _node_rank(variables: Mapping[str, str], nodes: int) -> int:
     names = [name for name in _RANK_VARIABLES if name in variables]
     if nodes == 1 and names == ["JOB_COMPLETION_INDEX"]:
-        return 0  # an Indexed Job of runs that have nothing to do with each other
+        return 0  # an Indexed Job of independent runs
     if not names:
         if nodes == 1:
             return 0
@@ -142,7 +135,7 @@ def _master_port(variables: Mapping[str, str]) -> int:
     name = "PET_MASTER_PORT" if "PET_MASTER_PORT" in variables else "MASTER_PORT"
     port = _count(variables, name, "a port", DEFAULT_MASTER_PORT)
     if port > MAX_PORT:
-        raise SpecError(f"{name} must be a port of at most {MAX_PORT}, got {port}. Mend it.")
+        raise SpecError(f"{name} must be a port of at most {MAX_PORT}, got {port}. Choose another.")
     return port
 
 

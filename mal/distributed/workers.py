@@ -1,9 +1,8 @@
-"""The processes of a node: started, watched, and ended together.
+"""Starts, watches and ends the worker processes of a node.
 
-`mal` is started once a node. It starts one worker for each device and does nothing but watch: a
-worker that fails takes the others with it, a signal is passed on, and the first worker's result is
-what the call returns. A worker knows its place by one variable, so that nothing that a launcher or
-a library sets can be mistaken for it.
+`mal` is started once a node. It starts one worker for each device and only watches them: when a
+worker fails the others are ended, and a signal is passed on. A worker reads its rank from a single
+variable of our own, which no launcher and no library sets.
 """
 
 from __future__ import annotations
@@ -36,11 +35,10 @@ _STOP_SIGNALS = {
 
 @dataclass(frozen=True)
 class Worker:
-    """A process's place in its run.
+    """The rank of a process in its run.
 
     Attributes:
-        topology: The nodes.
-        local_rank: On its node, from 0.
+        local_rank: Rank on its node, from 0.
     """
 
     topology: NodeTopology = NodeTopology()
@@ -48,7 +46,7 @@ class Worker:
 
     @property
     def rank(self) -> int:
-        """Among all processes of the run."""
+        """Rank among all processes of the run."""
         return self.topology.node_rank * self.topology.devices_per_node + self.local_rank
 
     @property
@@ -57,18 +55,18 @@ class Worker:
         return self.topology.world_size
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes the results."""
         return self.rank == 0
 
     @classmethod
     def current(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Return this process's place; alone, unless it was started as a worker."""
+        """Return this process's rank; a process that is no worker is the only rank of its run."""
         text = environ.get(WORKER_VARIABLE)
         if not text:
             return cls()
-        facts = json.loads(text)
-        return cls(NodeTopology(**facts["topology"]), facts["local_rank"])
+        content = json.loads(text)
+        return cls(NodeTopology(**content["topology"]), content["local_rank"])
 
     def environment(self) -> dict[str, str]:
         """Return the variables that `current` reads."""
@@ -85,25 +83,22 @@ def run_workers(
     command: Sequence[str],
     received_signal: Callable[[], int | None] = lambda: None,
 ) -> int | None:
-    """Start this node's workers and wait until all have ended.
+    """Start this node's workers and wait until all have exited.
 
-    Args:
-        topology: The nodes, seen from this one.
-        command: Of each worker.
-        received_signal: A signal that the workers are to be stopped with, once there is one; raises
-            when they need not go on.
+    `received_signal` returns a signal to send to the workers, None while there is none; it raises
+    to end them.
 
     Returns:
-        The signal that they were stopped with, None if they have finished.
+        The signal that stopped the workers, None if they finished.
 
     Raises:
-        WorkerError: One failed; the others were ended.
+        WorkerError: A worker failed; the others were ended.
     """
     processes = [
         subprocess.Popen(
             command,
             env={**os.environ, **_environment(topology, local_rank)},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
         )
         for local_rank in range(topology.devices_per_node)
     ]
@@ -117,14 +112,14 @@ def _environment(topology: NodeTopology, local_rank: int) -> dict[str, str]:
     variables = Worker(topology, local_rank).environment()
     variables[PARENT_VARIABLE] = str(os.getpid())
     if topology.devices_per_node > 1 and not os.environ.get("OMP_NUM_THREADS"):
-        # Each would start as many threads as the machine has cores.
+        # Each worker would start as many threads as the machine has cores.
         num_cores = len(os.sched_getaffinity(0))
         variables["OMP_NUM_THREADS"] = str(max(num_cores // topology.devices_per_node, 1))
     return variables
 
 
 def end_with_parent(interval_s: float = 1.0) -> None:
-    """Kill this process when the one that started it is gone: nothing may go on unwatched."""
+    """Kill this process when the process that started it is gone."""
     parent = int(os.environ[PARENT_VARIABLE])
 
     def watch() -> None:
@@ -143,7 +138,7 @@ def _watch(
     number: int | None = None
     while True:
         codes = [process.poll() for process in processes]
-        # One that was stopped has agreed on it with the others, who may still be writing.
+        # All workers stop together; others may still write the checkpoint.
         number = number or next((_STOP_SIGNALS[c] for c in codes if c in _STOP_SIGNALS), None)
         if None not in codes or (any(codes) and number is None):
             break
@@ -157,26 +152,26 @@ def _watch(
 
 
 def _failure(codes: Sequence[int | None], topology: NodeTopology) -> WorkerError:
-    """Name the worker that failed; not one that only lost its connection to that one."""
+    """Describe the worker that failed, and not one that only lost its connection to it."""
     failed = {rank: code for rank, code in enumerate(codes) if code}
     local_rank = min(failed, key=lambda rank: (failed[rank] == EXIT_EXPLAINED, failed[rank]))
     code = failed[local_rank]
     rank = Worker(topology, local_rank).rank
-    name = f"rank {rank} of {topology.world_size} (node {topology.node_rank})"
+    name = f"Rank {rank} of {topology.world_size} (node {topology.node_rank})"
     if code < 0:
         reason = f"was killed by {signal.Signals(-code).name}"
         hint = " Did it run out of memory?" if -code == signal.SIGKILL else ""
     else:
-        reason, hint = f"failed with exit code {code}", " The log of its node says why."
+        reason, hint = f"failed with exit code {code}", " The node's log says why."
     error_type = ConnectionLostError if code == EXIT_EXPLAINED else WorkerError
     return error_type(
-        f"{name} {reason}.{hint} The other workers were ended; run the same command on every node "
-        "to go on from the last checkpoint."
+        f"{name} {reason}.{hint} The other workers were ended. Run the same command on every node "
+        "to continue from the last checkpoint."
     )
 
 
 def _end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: ask first, then kill. A second signal does not stop this."""
+    """End running workers: SIGTERM first, then SIGKILL. A second signal does not stop this."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
         process.terminate()

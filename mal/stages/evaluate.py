@@ -24,7 +24,7 @@ from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
-from mal.stages.launch import on_every_device
+from mal.stages.launch import distributed
 from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.results import EvaluateResult
 from mal.stages.session import recording
@@ -34,7 +34,7 @@ from mal.tao import checkpoint_of, data_uris
 log = logging.getLogger(__name__)
 
 
-@on_every_device("evaluate")
+@distributed("evaluate")
 def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
     """Measure a model on `dataset.val_*`; without true masks the report shows predictions only.
 

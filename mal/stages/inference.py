@@ -22,7 +22,7 @@ from mal.runtime import choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.evaluate import report_facts
-from mal.stages.launch import on_every_device
+from mal.stages.launch import distributed
 from mal.stages.measure import predict_rows
 from mal.stages.results import InferenceResult
 from mal.stages.session import recording
@@ -31,7 +31,7 @@ from mal.storage import ResultsFolder
 from mal.tao import checkpoint_of, data_uris
 
 
-@on_every_device("inference")
+@distributed("inference")
 def run_inference(spec: ExperimentSpec) -> InferenceResult:
     """Write a mask for every box of `inference.ann_path`.
 

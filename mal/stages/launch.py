@@ -1,7 +1,7 @@
-"""An action on every device of every node: the same `run_<action>(spec)`, in several processes.
+"""Runs an action on every device of every node: `run_<action>(spec)` in several processes.
 
 mal train, once a node                one process a device
-run_train(spec) -> run_workers  ->    mal.stages.worker: joins the others, run_train(spec)
+run_train(spec) -> run_workers  ->    mal.stages.worker: joins the process group, run_train(spec)
                 <- result.json, error-<rank>.json
 """
 
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from mal.artifacts import write_text
 from mal.distributed import NodeTopology
-from mal.distributed.nodes import CAUSE_WAIT_S, NodeBoard, meeting
+from mal.distributed.nodes import CAUSE_WAIT_S, NodeCoordinator, coordinated
 from mal.distributed.workers import is_worker, run_workers
 from mal.errors import (
     AnnotationError,
@@ -58,36 +58,32 @@ _RAISED_AGAIN: Mapping[str, Callable[[str], MalError]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
-    """The files through which a node's workers and the process that started them speak.
-
-    Attributes:
-        folder: Theirs alone.
-    """
+class WorkerFiles:
+    """Files between a node's workers and the process that started them."""
 
     folder: Path
 
     @property
     def spec_file(self) -> Path:
-        """What the workers run."""
+        """Spec of the workers."""
         return self.folder / "spec.yaml"
 
     def write_result(self, encoded: Mapping[str, Any]) -> None:
-        """Leave the result of the action, by `result_as_json`."""
+        """Write the action's result, see `result_as_json`."""
         write_text(self.folder / "result.json", json.dumps(encoded))
 
     def read_result(self, action: str) -> Any:
-        """Read what `write_result` left."""
+        """Read the result of `write_result`."""
         encoded = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return _result_from_json(RESULT_TYPES[action], encoded)
 
     def write_error(self, rank: int, error: MalError) -> None:
-        """Leave what ended a worker."""
+        """Write the error that ended a worker."""
         content = {"type": type(error).__name__, "message": str(error)}
         write_text(self.folder / f"error-{rank}.json", json.dumps(content))
 
     def read_error(self) -> MalError | None:
-        """Return what ended the workers, and not what followed of it; None if none says."""
+        """Return the error that ended the workers, before any lost connection."""
         found = [
             json.loads(path.read_text(encoding="utf-8"))
             for path in sorted(self.folder.glob("error-*.json"))
@@ -111,10 +107,10 @@ def _result_from_json(result_type: Any, encoded: Mapping[str, Any]) -> Any:
     )
 
 
-def on_every_device(action: str) -> Callable[[Run[Result]], Run[Result]]:
-    """Let `run_<action>` start workers where the environment or the spec asks for several.
+def distributed(action: str) -> Callable[[Run[Result]], Run[Result]]:
+    """Make `run_<action>` start workers when the environment or the spec sets several devices.
 
-    It is called once a node. Inside a worker, and for one device on one node, it runs as it is.
+    It is called once a node. In a worker, and for one device on one node, the function runs itself.
     """
 
     def decorate(run: Run[Result]) -> Run[Result]:
@@ -135,65 +131,66 @@ def on_every_device(action: str) -> Callable[[Run[Result]], Run[Result]]:
 
 
 def _launch(action: str, spec: ExperimentSpec, topology: NodeTopology) -> Any:
-    """Run the action in workers; returns the first rank's result.
+    """Run the action in workers and return rank 0's result.
 
     Raises:
-        MalError: What a worker failed of.
-        Interrupted: This node, or another one, was asked to stop.
+        MalError: The error of a worker.
+        Interrupted: This node or another one received a stop signal.
         WorkerError: A worker was lost, here or on another node.
     """
     with (
         handling_stop_signals() as stop,
-        meeting(topology) as board,
+        coordinated(topology) as nodes,
         tempfile.TemporaryDirectory(prefix="mal-node-") as folder,
     ):
-        exchange = Exchange(Path(folder))
-        write_text(exchange.spec_file, write_experiment_yaml(spec))
+        files = WorkerFiles(Path(folder))
+        write_text(files.spec_file, write_experiment_yaml(spec))
         command = [sys.executable, "-m", "mal.stages.worker", action, folder]
         try:
-            _run_workers(command, exchange, board, stop)
+            _run_workers(command, files, nodes, stop)
         except ConnectionLostError as error:
-            raise _cause_of(error, board) from error
-        return exchange.read_result(action)
+            raise _cause_of(error, nodes) from error
+        return files.read_result(action)
 
 
 def _run_workers(
-    command: Sequence[str], exchange: Exchange, board: NodeBoard, stop: StopRequest
+    command: Sequence[str], files: WorkerFiles, nodes: NodeCoordinator, stop: StopRequest
 ) -> None:
-    """Run this node's workers to their end.
+    """Run this node's workers until they exit.
 
     Raises:
-        MalError: What a worker failed of.
+        MalError: The error of a worker.
         Interrupted: The run was stopped.
     """
-    topology = board.topology
+    topology = nodes.topology
     log.info(
         "node %d of %d starts %d processes", topology.node_rank, topology.num_nodes,
         topology.devices_per_node,
     )  # fmt: skip
     try:
         with stop.deferring():
-            number = run_workers(topology, command, lambda: stop.received or board.hear())
+            number = run_workers(topology, command, lambda: stop.received or nodes.poll())
     except WorkerError as error:
-        told = exchange.read_error()
+        written = files.read_error()
+        # A lost connection only explains another lost connection.
         is_cause = isinstance(error, ConnectionLostError) or not isinstance(
-            told, ConnectionLostError
+            written, ConnectionLostError
         )
-        if told is None or not is_cause:
+        if written is None or not is_cause:
             raise
-        raise told from error
+        raise written from error
     if number is not None:
-        told = exchange.read_error()
-        if told is None or isinstance(told, WorkerError):
+        written = files.read_error()
+        if written is None or isinstance(written, WorkerError):
             raise Interrupted(number)
-        raise told
+        raise written
 
 
-def _cause_of(loss: ConnectionLostError, board: NodeBoard) -> MalError | Interrupted:
-    """Return why the lost process ended, where its node says so in time."""
-    if board.topology.num_nodes == 1:
+def _cause_of(loss: ConnectionLostError, nodes: NodeCoordinator) -> MalError | Interrupted:
+    """Return why the lost process exited, if its node publishes it in time."""
+    if nodes.topology.num_nodes == 1:
         return loss
-    end = board.first_end(CAUSE_WAIT_S)
-    if end is None:
+    first = nodes.first_exit(CAUSE_WAIT_S)
+    if first is None:
         return loss
-    return Interrupted(end.signal_number) if end.signal_number else WorkerError(end.text())
+    return Interrupted(first.signal_number) if first.signal_number else WorkerError(str(first))

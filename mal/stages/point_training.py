@@ -23,7 +23,7 @@ from mal.artifacts import ESTIMATED_BOXES_FILE, FIRST_RUN_FOLDER, LATEST_CHECKPO
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import ImageReader
 from mal.data.size_prior import SizePrior
-from mal.distributed.group import file_of_first, value_of_first
+from mal.distributed.group import broadcast_file_from_rank0, broadcast_from_rank0
 from mal.distributed.workers import Worker
 from mal.errors import AnnotationError
 from mal.labeling.box_estimation import has_boxes, rows_without_box, with_boxes
@@ -78,7 +78,7 @@ def _kept_or_new_estimates(reader: ImageReader, start: ResumePlan, run: Training
     """Return the kept estimates of this data set, or new ones; the same on every rank."""
     path = run.folder / ESTIMATED_BOXES_FILE
     digest = _digest_of(reader.boxes)
-    kept = value_of_first(_read_estimates(path, digest))
+    kept = broadcast_from_rank0(_read_estimates(path, digest))
     if kept is not None:
         return [estimate_from_json(value) for value in kept]
     if path.exists():
@@ -86,7 +86,7 @@ def _kept_or_new_estimates(reader: ImageReader, start: ResumePlan, run: Training
         shutil.rmtree(run.folder / FIRST_RUN_FOLDER, ignore_errors=True)
         path.unlink()
     estimates = _estimate(reader, start, run)
-    if Worker.current().is_first:
+    if Worker.current().is_rank0:
         encoded = [estimate_to_json(value) for value in estimates]
         write_json(path, {"set_sha256": digest, "estimates": encoded})
     return estimates
@@ -177,8 +177,8 @@ def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun)
     log.info("training on the objects with boxes first, to estimate the boxes of the others")
     first_run = dataclasses.replace(run, folder=folder, measure=None)
     train_network(reader, start.spec, first_run, start.resume_from)
-    latest = folder / LATEST_CHECKPOINT if Worker.current().is_first else None
-    return ResumePlan(start.spec, resume_from=file_of_first(latest, folder))
+    latest = folder / LATEST_CHECKPOINT if Worker.current().is_rank0 else None
+    return ResumePlan(start.spec, resume_from=broadcast_file_from_rank0(latest, folder))
 
 
 def _trained_network(start: ResumePlan, boxes: CocoBoxes) -> MALNetwork:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mal.artifacts import LATEST_CHECKPOINT
-from mal.distributed.group import file_of_first, value_of_first
+from mal.distributed.group import broadcast_file_from_rank0, broadcast_from_rank0
 from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
 from mal.model.checkpoint import read_training_spec
@@ -86,13 +86,13 @@ def broadcast_resume_plan(
         return choose_resume_plan(spec, folder, after_oom_fallback=after_oom_fallback)
     chosen = (
         choose_resume_plan(spec, folder, after_oom_fallback=after_oom_fallback)
-        if worker.is_first
+        if worker.is_rank0
         else None
     )
     return ResumePlan(
-        spec=load_spec("train", value_of_first(chosen and spec_as_dict(chosen.spec))),
-        resume_from=file_of_first(chosen.resume_from if chosen else None, folder),
-        warm_from=file_of_first(chosen.warm_from if chosen else None, folder),
+        spec=load_spec("train", broadcast_from_rank0(chosen and spec_as_dict(chosen.spec))),
+        resume_from=broadcast_file_from_rank0(chosen.resume_from if chosen else None, folder),
+        warm_from=broadcast_file_from_rank0(chosen.warm_from if chosen else None, folder),
     )
 
 

@@ -20,7 +20,7 @@ from mal.artifacts import (
     write_manifest,
     write_text,
 )
-from mal.distributed.group import explain_loss
+from mal.distributed.group import explain_lost_rank
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError
 from mal.runtime import choose_device
@@ -110,7 +110,7 @@ def recording(
     require_runnable(action, spec)
     require_inputs_kept(action, spec)
     worker = Worker.current()
-    if not worker.is_first:
+    if not worker.is_rank0:
         with _assisting(worker) as session, _wrap_torch_errors(action, spec):
             yield session
         return
@@ -196,7 +196,7 @@ def _wrap_torch_errors(action: str, spec: ExperimentSpec) -> Iterator[None]:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
-            lost = explain_loss(error, Worker.current())
+            lost = explain_lost_rank(error, Worker.current())
             if lost is error:
                 raise
             raise lost from error

@@ -35,7 +35,7 @@ from mal.runtime import StopRequest, choose_device, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.claim import Claim, claim_folder
 from mal.stages.estimation import with_estimated_boxes
-from mal.stages.launch import on_every_device
+from mal.stages.launch import distributed
 from mal.stages.measure import measure_model, without_box_masks
 from mal.stages.memory import (
     fallback_of,
@@ -63,7 +63,7 @@ from mal.training.trainer import Measure, TrainingRun, build_student, train_netw
 log = logging.getLogger(__name__)
 
 
-@on_every_device("train")
+@distributed("train")
 def run_train(spec: ExperimentSpec) -> TrainResult:
     """Train on the boxes of `dataset.train_*`; the same call again resumes a stopped training.
 

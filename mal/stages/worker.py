@@ -1,7 +1,4 @@
-"""One process of an action that runs on several devices: `python -m mal.stages.worker`.
-
-Started by `mal.stages.launch`, never by a person.
-"""
+"""One process of a distributed action: `mal.stages.launch` starts `python -m mal.stages.worker`."""
 
 from __future__ import annotations
 
@@ -15,30 +12,30 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mal import stages
-from mal.distributed.group import joining, value_of_first
+from mal.distributed.group import broadcast_from_rank0, process_group
 from mal.distributed.workers import EXIT_EXPLAINED, Worker, end_with_parent
 from mal.errors import MalError
 from mal.runtime import Interrupted, choose_device, set_up_logging
 from mal.spec import load_spec
-from mal.stages.launch import Exchange, result_as_json
+from mal.stages.launch import WorkerFiles, result_as_json
 
 EXIT_FAILED = 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run an action as one of its workers; returns the exit code."""
+    """Run an action as one of its workers; return the exit code."""
     action, folder = arguments
-    worker, exchange = Worker.current(), Exchange(Path(folder))
+    worker, files = Worker.current(), WorkerFiles(Path(folder))
     end_with_parent()
-    # Python's own handler would wait for the end of whatever the process group waits for.
+    # Python's own handler would run only after the process group's wait returns.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     set_up_logging()
-    if not worker.is_first:
+    if not worker.is_rank0:
         logging.getLogger("mal").setLevel(logging.ERROR if worker.local_rank else logging.WARNING)
     try:
-        _run(action, worker, exchange)
+        _run(action, worker, files)
     except MalError as error:
-        exchange.write_error(worker.rank, error)
+        files.write_error(worker.rank, error)
         return EXIT_EXPLAINED
     except Interrupted as interrupt:
         return interrupt.exit_code
@@ -49,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End the process; after an error the process group might keep a usual end waiting."""
+    """End the process. After an error a normal exit could wait for the process group forever."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -58,15 +55,15 @@ def leave(exit_code: int) -> NoReturn:
     sys.exit(0)
 
 
-def _run(action: str, worker: Worker, exchange: Exchange) -> None:
-    spec = load_spec(action, exchange.spec_file)
+def _run(action: str, worker: Worker, files: WorkerFiles) -> None:
+    spec = load_spec(action, files.spec_file)
     device = choose_device(spec, getattr(spec, action).gpu_ids)
-    with joining(worker, device):
+    with process_group(worker, device):
         result: Any = getattr(stages, f"run_{action}")(spec)
-        # Every node tells where the first one left the results.
-        encoded = value_of_first(result_as_json(result))
+        # Every node prints where rank 0 wrote the results.
+        encoded = broadcast_from_rank0(result_as_json(result))
     if worker.local_rank == 0:
-        exchange.write_result(encoded)
+        files.write_result(encoded)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""A pipeline's train step as a job of many nodes: what the job is told, and what it leaves.
+"""Runs a pipeline's train step as a training job: builds its settings and collects its results.
 
-The job's first rank writes its results to an object store (or a claim), not to the step's disk.
-Where that place is the model artifact itself nothing has to be copied: the step reads the small
-files and leaves the checkpoints where they are.
+Rank 0 writes the results to an object store (or a claim). Where that is the model artifact itself,
+the step reads the small files and does not copy the checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -19,11 +19,11 @@ from typing import Any
 
 from mal.artifacts import EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE
 from mal.cluster import (
-    Backend,
     FinishedJob,
     JobSettings,
     Owner,
     WaitLimits,
+    get_job_kind,
     job_name,
     read_job_settings,
     run_job,
@@ -40,11 +40,13 @@ from mal.steps import step as steps
 from mal.storage import child_uri, fetch_results, redact_uri
 from mal.storage.uris import parse_remote_uri
 
+log = logging.getLogger(__name__)
+
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 POD_NAME_VARIABLE = "KFP_POD_NAME"
 POD_UID_VARIABLE = "KFP_POD_UID"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-# What manifests/base and manifests/components/s3-secret make.
+# Created by manifests/base and manifests/components/s3-secret.
 DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
     "config_map": "mal-config",
     "secrets": {
@@ -62,11 +64,11 @@ _DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
 
 @dataclass(frozen=True)
 class TrainingIdentity:
-    """What a training is known by, the same in every try of its step.
+    """Identifies a training, the same in every attempt of its step.
 
     Attributes:
-        run_id: Of the pipeline run; without one, what stands for the training.
-        task_id: Of the step's model and its data, so that other data make another training.
+        run_id: Id of the pipeline run; outside of one, `task_id`.
+        task_id: Digest of the step's model and data: other data are another training.
     """
 
     run_id: str
@@ -74,18 +76,18 @@ class TrainingIdentity:
 
     @property
     def name(self) -> str:
-        """Name of the job."""
+        """Name of the training job."""
         return job_name(self.run_id, self.task_id)
 
     @property
     def folder(self) -> str:
-        """Name of a folder that no other training has: names of jobs are short, and may meet."""
+        """Name of a folder that no other training has; two jobs may have the same short name."""
         digest = hashlib.sha256(f"{self.run_id}\n{self.task_id}".encode()).hexdigest()
         return f"{self.name}-{digest[:_FOLDER_CHARACTERS]}"
 
 
 def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> TrainingIdentity:
-    """Return the identity of the training of this step."""
+    """Return the identity of this step's training."""
     content = f"{model.uri}\n{data.dataset_sha256}"
     task_id = hashlib.sha256(content.encode()).hexdigest()[:_ID_CHARACTERS]
     return TrainingIdentity(os.environ.get(RUN_ID_VARIABLE) or task_id, task_id)
@@ -93,10 +95,10 @@ def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> Tra
 
 @dataclass(frozen=True)
 class JobTraining:
-    """A training that a job has finished.
+    """The results of a finished training job.
 
     Attributes:
-        figures: Of the training, as `run_train` gives them.
+        figures: Metrics of the training, as `run_train` returns them.
         facts: Metadata of the model artifact.
     """
 
@@ -109,71 +111,71 @@ def train_as_job(
     model: lineage.StepArtifact,
     *,
     backend: str,
+    image: str,
+    num_nodes: int,
     namespace: str,
     outputs_uri: str,
+    spec: str,
+    overrides: Sequence[str],
+    gpus_per_node: int,
+    job: Mapping[str, Any],
     limits: WaitLimits,
-    **settings: Any,
 ) -> JobTraining:
     """Train on the nodes of a cluster and wait; the model becomes the step's artifact.
 
-    A retried step finds the job of its earlier try by its name, which run, artifact and data
-    decide, and goes on watching it or takes what it has left. Below `outputs_uri` each training
-    has a folder of its own: in one that it shares it would go on from another's checkpoint.
+    A retried step finds the job of its earlier attempt by its name, which depends on run, artifact
+    and data. It continues to watch the job, or collects its results. Each training has its own
+    folder below `outputs_uri`: in a shared one it would continue from another's checkpoint.
 
-    Args:
-        data: What to learn from.
-        model: The step's model artifact.
-        backend: pytorchjob or trainjob.
-        namespace: Of the job; '' is the step's own.
-        outputs_uri: Below which the job writes; '' is the artifact's own uri.
-        limits: How long the job may wait.
-        settings: See `job_settings`.
+    `namespace` '' is the step's own, `outputs_uri` '' is the artifact's own URI; see `job_settings`
+    for the others.
 
     Raises:
         SpecError: With all problems found.
-        ClusterError: The job cannot be made, or failed.
-        ArtifactError: It left no model.
-        StorageError: What it left cannot be read.
+        ClusterError: The job could not be created, or failed.
+        ArtifactError: The job left no model.
+        StorageError: The results cannot be read.
     """
     identity = training_identity(model, data)
     results = results_uri(model.uri, outputs_uri)
     if outputs_uri:
         results = child_uri(results, identity.folder)
-    job = job_settings(
+    settings = job_settings(
         data,
         name=identity.name,
         namespace=namespace or own_namespace(),
+        image=image,
+        num_nodes=num_nodes,
         outputs_uri=results,
-        **settings,
+        spec=spec,
+        overrides=overrides,
+        gpus_per_node=gpus_per_node,
+        job=job,
     )
-    steps.tell(f"the job writes to {redact_uri(results)}")
+    log.info("the job writes to %s", redact_uri(results))
     finished = run_job(
-        job,
-        backend=_backend(backend),
+        settings,
+        kind=get_job_kind(backend),
         run_id=identity.run_id,
         client=ClusterClient.connect(),
         limits=limits,
-        tell=_tell,
+        log=_log_line,
     )
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
         folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
-        figures = lineage.figures(last_metrics(folder / STATUS_FILE))
-        figures.pop(MONITORED_METRIC, None)  # the validation's, under another name
+        metrics = lineage.figures(last_metrics(folder / STATUS_FILE))
+        metrics.pop(MONITORED_METRIC, None)  # the validation metric under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        facts = lineage.model_metadata(experiment, folder, figures) | _job_facts(job, finished)
-    return JobTraining(figures, facts)
+        facts = lineage.model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
+    return JobTraining(metrics, facts)
 
 
 def results_uri(model_uri: str, outputs_uri: str) -> str:
-    """Return where jobs write their results.
-
-    Args:
-        model_uri: Of the step's model artifact.
-        outputs_uri: Of the user; '' is the artifact's own.
+    """Return the URI below which jobs write; '' is the model artifact's own.
 
     Raises:
-        SpecError: The job's pods do not see it, or the step would not, after the whole training.
+        SpecError: The job's pods or this step have no access to it.
     """
     if outputs_uri:
         _require_reach(outputs_uri)
@@ -194,7 +196,7 @@ def _require_reach(outputs_uri: str) -> None:
     if not is_remote and not (Path(outputs_uri).is_dir() and os.access(outputs_uri, os.W_OK)):
         raise SpecError(
             "outputs_uri must be s3://, minio:// or a folder that this step can write as well, got "
-            f"{outputs_uri}: the step could not collect what the job leaves there. Use s3://, or "
+            f"{outputs_uri}: the step could not collect the job's results there. Use s3://, or "
             "mount the claim into the step at the same path."
         )
 
@@ -202,25 +204,21 @@ def _require_reach(outputs_uri: str) -> None:
 def job_settings(
     data: DatasetManifest,
     *,
+    name: str,
+    namespace: str,
+    image: str,
+    outputs_uri: str,
     spec: str,
     overrides: Sequence[str],
     gpus_per_node: int,
     job: Mapping[str, Any],
-    outputs_uri: str,
-    **given: Any,
+    num_nodes: int = 1,
 ) -> JobSettings:
     """Build the settings of the job that trains on a data set.
 
-    The job gets the spec as it is resolved here, so that a recipe is the same on all nodes.
-
-    Args:
-        data: What to learn from.
-        spec: YAML text, `recipe:NAME`, or '' for the defaults.
-        overrides: `dotted.key=value`; keys that the pipeline sets are refused.
-        gpus_per_node: 0 trains on CPUs, -1 leaves it to `job`.
-        job: Further settings of the user, nested by their names.
-        outputs_uri: Where the job writes.
-        given: The step's own: name, namespace, image, num_nodes.
+    The job gets the spec as it is resolved here, so that a recipe is the same on all nodes. A key
+    that the pipeline sets is an error in `overrides`, and a setting that the step sets in `job`.
+    `gpus_per_node` 0 trains on CPUs, -1 leaves it to `job`.
 
     Raises:
         SpecError: With all problems found.
@@ -228,11 +226,14 @@ def job_settings(
     experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=outputs_uri)
     settings = read_job_settings(
         {"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)},
+        name=name,
+        namespace=namespace,
+        image=image,
+        num_nodes=num_nodes,
         spec=write_experiment_yaml(experiment),
         overrides=(),
         outputs_uri=outputs_uri,
-        owner=_owner(given["namespace"], given["name"]),
-        **given,
+        owner=_owner(namespace, name),
     )
     problems = list(_data_problems(experiment, settings))
     if problems:
@@ -241,38 +242,34 @@ def job_settings(
 
 
 def collect_results(results: str, folder: Path, is_artifact: bool) -> Path:
-    """Fetch what the job left into a folder; returns it.
+    """Fetch the job's results into a folder and return it.
 
-    Args:
-        results: Where the job wrote.
-        folder: Where it goes.
-        is_artifact: Whether `results` is the model artifact itself: then only the small files are
-            fetched.
+    Only the small files are fetched where `results` is the model artifact itself.
 
     Raises:
-        ArtifactError: The job left no finished training.
-        StorageError: The place cannot be read.
+        ArtifactError: The results are not those of a finished training.
+        StorageError: The results cannot be read.
     """
     names = fetch_results(results, folder, _SMALL_FILES if is_artifact else ("*",))
     missing = sorted({EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE} - names)
     if missing:
         raise ArtifactError(
-            f"the job must leave {missing[0]} in its outputs, got none in {redact_uri(results)}. "
-            "Look at the job's log, and that nothing else writes or deletes there."
+            f"The job left no {missing[0]} in {redact_uri(results)}. Read the job's log, and check "
+            "that nothing else writes or deletes there."
         )
     return folder
 
 
-def _tell(line: str) -> None:
-    """Write a line to the step's log; those of the job's own log have their time already."""
+def _log_line(line: str) -> None:
+    """Write a line to the step's log; lines of the job's own log have a time already."""
     if _TIMED.match(line):
         sys.stderr.write(f"{line}\n")
     else:
-        steps.tell(line)
+        log.info("%s", line)
 
 
 def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:
-    """Add the number of GPUs to the user's settings."""
+    """Add the step's number of GPUs to the user's settings."""
     resources = job.get("resources", {})
     if gpus_per_node < 0 or not isinstance(resources, Mapping):
         return job
@@ -293,12 +290,6 @@ def own_namespace() -> str:
     return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
 
 
-def _backend(name: str) -> Backend:
-    if name not in set(Backend):
-        raise SpecError(f"backend must be {' or '.join(Backend)}, got {name!r}. Choose one.")
-    return Backend(name)
-
-
 def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
     return {
         "job": f"{finished.kind} {finished.namespace}/{finished.name}",
@@ -310,10 +301,10 @@ def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
 
 
 def _owner(namespace: str, job: str) -> Owner | None:
-    """Return the pod of this step, with which the job is deleted; None on a person's machine.
+    """Return this step's pod, with which the job is deleted; None outside of a cluster.
 
-    An owner is sought in the namespace of what it owns. Another's counts as gone, and the job would
-    be deleted at once.
+    Kubernetes searches the owner in the namespace of the object. An owner in another namespace
+    counts as deleted, and the job would be deleted at once.
     """
     name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
     if not name or not uid:
@@ -321,17 +312,17 @@ def _owner(namespace: str, job: str) -> Owner | None:
     own = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if NAMESPACE_FILE.is_file() else ""
     if own == namespace:
         return Owner(name=name, uid=uid)
-    steps.tell(
-        f"{namespace}/{job} does not belong to this step's pod, whose namespace is "
-        f"{own or 'unknown'}: it stays when the pod is deleted. A step that is cancelled deletes "
-        "it; where the step is killed before it can, delete it by hand, or it runs to its deadline "
-        "(job.lifetime.active_deadline_s)"
-    )
+    log.info(
+        "%s/%s is not owned by this step's pod, whose namespace is %s: it stays when the pod is "
+        "deleted. A cancelled step deletes the job. If the step is killed before it can, delete "
+        "the job by hand, or it runs until its deadline (job.lifetime.active_deadline_s)",
+        namespace, job, own or "unknown",
+    )  # fmt: skip
     return None
 
 
 def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterator[str]:
-    """Name the data that the job's pods would not find."""
+    """Yield a problem for data that the job's pods cannot read."""
     mounts = [claim.mount_path for claim in settings.storage.claims]
     for key in _DATA_KEYS:
         uri = getattr(experiment.dataset, key)
@@ -339,5 +330,5 @@ def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterato
             continue
         yield (
             f"dataset.{key} must be s3://, minio:// or on a claim of job.storage.claims, got "
-            f"{uri}: the job's pods do not see it. Copy it there."
+            f"{uri}: the job's pods cannot read it. Copy it there."
         )

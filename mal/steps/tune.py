@@ -92,11 +92,11 @@ def tune(
         if backend == "local":
             return search_here(experiment, settings)
         # It imports Optuna, which a plain training does without.
-        from mal.steps.tune_katib import KatibPlace, search_on_katib
+        from mal.steps.tune_katib import KatibOptions, search_on_katib
 
         limits = WaitLimits(start_timeout_s=start_timeout_s)
-        place = KatibPlace(image, namespace, outputs_uri, job, limits)
-        return search_on_katib(data, model, place, experiment, settings)
+        options = KatibOptions(image, namespace, outputs_uri, job, limits)
+        return search_on_katib(data, model, options, experiment, settings)
 
     return train_or_search(
         experiment, policy=policy, settings=search_settings(**asked), search=search_as_asked

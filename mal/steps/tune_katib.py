@@ -1,7 +1,8 @@
-"""The search of a pipeline step on Katib: an experiment of jobs, and the best one's model."""
+"""Runs the search of a `tune` step with Katib; every trial is a training job."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,28 +16,30 @@ from mal.automl.report import write_search_report
 from mal.automl.settings import SearchSettings
 from mal.automl.space import as_overrides, build_search_space
 from mal.cluster import ClusterClient, JobSettings, WaitLimits
-from mal.cluster.experiment_watch import run_experiment
+from mal.cluster.experiment import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
 from mal.evaluation.baselines import usefulness_warning
 from mal.registry.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.spec.schema import action_schema
-from mal.steps import step as steps
 from mal.steps import training_job
 from mal.steps.metadata import StepArtifact
 from mal.steps.tuned_model import TunedModel, spec_text, take_model, validated_metrics
 from mal.storage import fetch_results
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class KatibPlace:
-    """Where the trials run, and what they leave.
+class KatibOptions:
+    """How the trials run.
 
     Attributes:
-        image: Of the trials' pods, with mal and torch.
-        namespace: Of the experiment; '' is the step's own.
-        outputs_uri: Below it each trial has a folder of its own; '' lies beside the model artifact.
+        image: Image of the trials' pods, with mal and torch.
+        namespace: '' is the step's own.
+        outputs_uri: Each trial has its own folder below it; '' is a folder next to the model
+            artifact.
         job: Every other setting of a trial's job.
         limits: How long the first trial may take to start.
     """
@@ -51,18 +54,11 @@ class KatibPlace:
 def search_on_katib(
     data: DatasetManifest,
     model: StepArtifact,
-    place: KatibPlace,
+    options: KatibOptions,
     experiment: ExperimentSpec,
     settings: SearchSettings,
 ) -> TunedModel:
     """Search with jobs on the cluster; the best trial's model becomes the step's artifact.
-
-    Args:
-        data: What to learn from.
-        model: The step's model artifact.
-        place: Where it runs.
-        experiment: Of the train step.
-        settings: Of the search.
 
     Raises:
         SpecError: With all problems found.
@@ -71,27 +67,27 @@ def search_on_katib(
     """
     space = build_search_space(action_schema("train"), settings.keys, settings.ranges)
     search = katib_search(space, settings)
-    beside = "" if place.outputs_uri else "-search"
-    root = training_job.results_uri(model.uri, place.outputs_uri).rstrip("/") + beside
-    steps.tell(
-        f"searching with Katib's {search.algorithm}: {search.num_trials} trials, "
-        f"{search.num_parallel} at a time, each a whole training. "
-        + "; ".join(f"{p.key}: {p.describe()}" for p in space)
-    )
-    job = _trial_job(data, model, experiment, settings.trial_overrides, root=root, place=place)
+    suffix = "" if options.outputs_uri else "-search"
+    root = training_job.results_uri(model.uri, options.outputs_uri).rstrip("/") + suffix
+    log.info(
+        "searching with Katib's %s: %d trials, %d at a time, each a whole training. %s",
+        search.algorithm, search.num_trials, search.num_parallel,
+        "; ".join(f"{p.key}: {p.describe()}" for p in space),
+    )  # fmt: skip
+    job = _trial_job(data, model, experiment, settings.trial_overrides, root=root, options=options)
     finished = run_experiment(
         job,
         search,
         run_id=training_job.training_identity(model, data).run_id,
         client=ClusterClient.connect(),
-        limits=place.limits,
-        tell=steps.tell,
+        limits=options.limits,
+        log=lambda line: log.info("%s", line),
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))
     best = load_spec("train", spec_as_dict(experiment), as_overrides(best_values))
     records = records_of(finished.trials)
-    assert finished.best.metric is not None, "the watch asks for it"
+    assert finished.best.metric is not None, "run_experiment requires it"
     measured = validated_metrics(Path(model.path))
     warning = usefulness_warning(measured, "val_")
     with tempfile.TemporaryDirectory() as scratch:
@@ -119,7 +115,7 @@ def search_on_katib(
         best_spec=spec_text(best),
         leaderboard=markdown_from_csv(leaderboard_csv(records)),
         report=report,
-        image=place.image,
+        image=options.image,
     )
 
 
@@ -130,26 +126,26 @@ def _trial_job(
     trial_overrides: Sequence[str],
     *,
     root: str,
-    place: KatibPlace,
+    options: KatibOptions,
 ) -> JobSettings:
     return training_job.job_settings(
         data,
         spec=spec_text(experiment),
         overrides=trial_overrides,
         gpus_per_node=-1,
-        job=place.job,
+        job=options.job,
         outputs_uri=root,
         name=training_job.training_identity(model, data).name,
-        namespace=place.namespace or training_job.own_namespace(),
-        image=place.image,
+        namespace=options.namespace or training_job.own_namespace(),
+        image=options.image,
     )
 
 
 def _fetch_model(outputs: str, model_dir: Path) -> None:
-    """Make the model's folder of what the best trial left.
+    """Fetch the best trial's results into the model's folder.
 
     Raises:
-        ArtifactError: It left no checkpoint.
+        ArtifactError: There is no checkpoint.
     """
     with tempfile.TemporaryDirectory(prefix="mal-trial-") as scratch:
         fetch_results(outputs, Path(scratch))

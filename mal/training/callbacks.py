@@ -23,7 +23,7 @@ from mal.artifacts import (
     point_at,
     writing_atomically,
 )
-from mal.distributed.group import share_buffers
+from mal.distributed.group import broadcast_buffers
 from mal.errors import MalError, StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
@@ -217,7 +217,7 @@ class Validation(Callback):
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
             del trainer.callback_metrics[name]
         if is_validated_epoch(trainer, self.interval):
-            share_buffers(module)
+            broadcast_buffers(module)
             with contextlib.suppress(Interrupted):
                 module.log_dict(dict(self.measure(module)), logger=True)
 

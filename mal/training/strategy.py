@@ -63,7 +63,7 @@ class WorkerEnvironment(ClusterEnvironment):
 
 
 def device_arguments(worker: Worker, devices: Sequence[torch.device]) -> dict[str, Any]:
-    """Return the trainer's arguments for one device, or for DDP over the group of `joining`.
+    """Return the trainer's arguments for one device, or for DDP over the group of `process_group`.
 
     Every trained weight gets a gradient in every step, so that plain DDP need not look for
     unused ones.

@@ -28,7 +28,7 @@ from mal.data.crop_dataset import (
 from mal.data.datamodule import training_loader
 from mal.data.sampler import EpochSampler
 from mal.data.size_prior import SizePrior
-from mal.distributed.group import gather_values, share_buffers, value_of_first
+from mal.distributed.group import broadcast_buffers, broadcast_from_rank0, gather_values
 from mal.distributed.workers import Worker
 from mal.errors import SpecError, WorkerError
 from mal.model.checkpoint import (
@@ -167,9 +167,9 @@ def _fit(
         trainer = _build_trainer(spec, run, callbacks, loggers, profiler, max_epochs=max_epochs)
         with run.stop.deferring():
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
-    share_buffers(module)
+    broadcast_buffers(module)
     _require_same_weights(module, worker)
-    figures = value_of_first(records.last)
+    figures = broadcast_from_rank0(records.last)
     if run.measure and resume_from and VALIDATION_FIGURE not in figures:
         figures |= run.measure(module)
     return {
@@ -257,7 +257,7 @@ def _max_epochs(
     steps_done, epochs_done = checkpoint["global_step"], checkpoint[POSITION_KEY]["epoch"]
     if steps_done < num_steps and (max_epochs == -1 or epochs_done < max_epochs):
         return max_epochs
-    if Worker.current().is_first and not (folder / LATEST_CHECKPOINT).exists():
+    if Worker.current().is_rank0 and not (folder / LATEST_CHECKPOINT).exists():
         raise SpecError(
             "train.resume_training_checkpoint_path must have steps left to train, got "
             f"{steps_done} done of {num_steps}. Raise train.max_steps or train.num_epochs, or use "

@@ -67,7 +67,7 @@ def wandb_loggers(
 def _is_usable(spec: ExperimentSpec) -> bool:
     """Whether to log to W&B; says in one line what to do where it is wanted but cannot be."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
-    if not spec.wandb.enable or mode == "disabled" or not Worker.current().is_first:
+    if not spec.wandb.enable or mode == "disabled" or not Worker.current().is_rank0:
         return False
     remedy = ""
     if not _is_installed():

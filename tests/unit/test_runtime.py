@@ -30,7 +30,7 @@ def test_a_deferred_signal_is_remembered_and_a_second_one_interrupts() -> None:
 def test_the_first_signal_after_another_ranks_does_not_interrupt_the_writing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime, "highest_of_ranks", lambda _: signal.SIGTERM)
+    monkeypatch.setattr(runtime, "max_of_ranks", lambda _: signal.SIGTERM)
     stop = StopRequest()
     with stop.deferring():
         assert stop.agree()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from object_store import serving_s3
 from stand_in import StandIn
 
 from cluster.launching import IMAGE, JOB, LIMITS, RUN_ID, WAITING_POD, Launch
-from mal.cluster import Backend, ClusterClient, JobSettings
+from mal.cluster import ClusterClient, JobSettings, get_job_kind
 
 pytest.importorskip("kubernetes")
 
@@ -38,14 +37,14 @@ def gate(cluster: StandIn, tmp_path: Path) -> Path:
 def launch(cluster: StandIn) -> Callable[..., Launch]:
     """Start a launcher; settings of the job and arguments of `run_job` may be given."""
 
-    def start(patience_s: float = 20, **changes: Any) -> Launch:
-        names = {field.name for field in dataclasses.fields(JobSettings)}
+    def start(patience_s: float = 20, backend: str = "pytorchjob", **changes: Any) -> Launch:
+        names = set(JobSettings.model_fields)
         settings = {name: value for name, value in changes.items() if name in names}
         arguments = {name: value for name, value in changes.items() if name not in names}
         return Launch(
             **{
-                "job": dataclasses.replace(JOB, **settings),
-                "backend": Backend.PYTORCHJOB,
+                "job": JOB.replace(**settings),
+                "kind": get_job_kind(backend),
                 "run_id": RUN_ID,
                 "client": ClusterClient.connect(patience_s=patience_s),
                 "limits": LIMITS,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cluster.launching import JOB, LIMITS, RUN_ID
 from mal.cluster import ClusterClient, Owner
-from mal.cluster.experiment_watch import FinishedExperiment, run_experiment
+from mal.cluster.experiment import FinishedExperiment, run_experiment
 from mal.cluster.katib import KatibParameter, KatibSearch
 
 SEARCH = KatibSearch(
@@ -36,7 +36,7 @@ awk -v lr="$lr" 'BEGIN {
 
 
 def search(
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     num_trials: int = SEARCH.num_trials,
     patience_s: float = 20,
     owner: Owner | None = None,
@@ -44,12 +44,12 @@ def search(
     import dataclasses
 
     return run_experiment(
-        dataclasses.replace(JOB, overrides=("dataset.window_rate=[1.3, 2.2]",), owner=owner),
+        JOB.replace(overrides=("dataset.window_rate=[1.3, 2.2]",), owner=owner),
         dataclasses.replace(SEARCH, num_trials=num_trials),
         run_id=RUN_ID,
         client=ClusterClient.connect(patience_s=patience_s),
         limits=LIMITS,
-        tell=tell,
+        log=log,
     )
 
 

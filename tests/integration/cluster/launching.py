@@ -23,7 +23,7 @@ JOB = JobSettings(
     training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime"),
 )
 LIMITS = WaitLimits(poll_interval_s=1)
-# A pod that ends when a file is there: `until_told` of a job's pods, by the test.
+# A pod that ends when the test creates a file.
 WAITING_POD = 'echo "rank $PET_NODE_RANK"; while [ ! -e "$GATE" ]; do sleep 0.05; done; echo done'
 
 
@@ -41,7 +41,7 @@ class Launch:
 
     def _run(self) -> None:
         try:
-            self._result = self._run_it(tell=self.lines.append, **self._arguments)
+            self._result = self._run_it(log=self.lines.append, **self._arguments)
         except BaseException as error:  # shown by `result`
             self._error = error
 
@@ -50,7 +50,7 @@ class Launch:
         return "\n".join(self.lines)
 
     def log_lines(self) -> list[str]:
-        """Return what rank 0 said."""
+        """Return the lines of rank 0."""
         return [line for line in self.lines if not line.startswith(("PyTorchJob ", "TrainJob "))]
 
     def wait_for_line(self, part: str, timeout_s: float = 60) -> None:
@@ -58,7 +58,7 @@ class Launch:
         while part not in self.text:
             if self._error is not None:
                 raise self._error
-            assert time.monotonic() < ends, f"never told: {part}; told: {self.text}"
+            assert time.monotonic() < ends, f"never logged: {part}; logged: {self.text}"
             time.sleep(0.02)
 
     def result(self, timeout_s: float = 60) -> FinishedJob:

@@ -37,5 +37,5 @@ def prepare(cluster: StandIn, s3: Any) -> None:
     cluster.add_image(IMAGE, f'exec {sys.executable} -m mal "$@"')
     cluster.kubelet.variables |= {"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"}
     cluster.add_object("secrets", {"metadata": {"name": "mal-s3"}, "stringData": CREDENTIALS})
-    place = {"AWS_ENDPOINT_URL_S3": s3.meta.endpoint_url, "AWS_REGION": "us-east-1"}
-    cluster.add_object("configmaps", {"metadata": {"name": "mal-config"}, "data": place})
+    settings = {"AWS_ENDPOINT_URL_S3": s3.meta.endpoint_url, "AWS_REGION": "us-east-1"}
+    cluster.add_object("configmaps", {"metadata": {"name": "mal-config"}, "data": settings})

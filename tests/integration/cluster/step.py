@@ -3,20 +3,20 @@
 import sys
 
 from cluster.launching import JOB, LIMITS, RUN_ID
-from mal.cluster import Backend, ClusterClient, run_job
+from mal.cluster import ClusterClient, get_job_kind, run_job
 
 
 def main() -> None:
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)  # noqa: T201 - a step's log
 
     run_job(
         JOB,
-        backend=Backend(sys.argv[1]),
+        kind=get_job_kind(sys.argv[1]),
         run_id=RUN_ID,
         client=ClusterClient.connect(),
         limits=LIMITS,
-        tell=tell,
+        log=log,
     )
 
 

@@ -1,4 +1,4 @@
-"""A step that is told to stop: a real process, a real signal, and the job goes first."""
+"""A step that receives a stop signal: a real process deletes its job first."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 from stand_in import Fault, StandIn
 
 from cluster.launching import JOB, LIMITS, RUN_ID
-from mal.cluster import Backend, ClusterClient, run_job
+from mal.cluster import ClusterClient, get_job_kind, run_job
 
 Step = subprocess.Popen[str]
 
 
 @pytest.fixture
-def step(cluster: StandIn) -> Iterator[Callable[[Backend], Step]]:
+def step(cluster: StandIn) -> Iterator[Callable[[str], Step]]:
     processes: list[Step] = []
     tests = Path(__file__).parents[2]
     path = [str(tests / "integration"), str(tests / "support"), str(tests.parent)]
 
-    def start(backend: Backend) -> Step:
+    def start(backend: str) -> Step:
         process = subprocess.Popen(
             [sys.executable, "-m", "cluster.step", backend],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
@@ -49,14 +49,14 @@ def wait_until_it_runs(step: Step) -> None:
     raise AssertionError("the step ended before its job ran")
 
 
-@pytest.mark.parametrize("backend", [Backend.PYTORCHJOB, Backend.TRAINJOB])
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_deletes_the_job_before_anything_else(
     cluster: StandIn,
     gate: Path,
-    step: Callable[[Backend], Step],
+    step: Callable[[str], Step],
     *,
-    backend: Backend,
+    backend: str,
     number: signal.Signals,
     code: int,
 ) -> None:
@@ -77,9 +77,9 @@ def test_a_signal_deletes_the_job_before_anything_else(
 
 
 def test_a_server_that_does_not_answer_does_not_hold_the_process(
-    cluster: StandIn, gate: Path, step: Callable[[Backend], Step]
+    cluster: StandIn, gate: Path, step: Callable[[str], Step]
 ) -> None:
-    process = step(Backend.PYTORCHJOB)
+    process = step("pytorchjob")
     wait_until_it_runs(process)
     cluster.api.faults.add(Fault("/pytorchjobs", "DELETE", delay_s=30))
     signalled = time.monotonic()
@@ -89,10 +89,10 @@ def test_a_server_that_does_not_answer_does_not_hold_the_process(
 
 
 def test_a_signal_during_the_submission_leaves_no_job(
-    cluster: StandIn, gate: Path, step: Callable[[Backend], Step]
+    cluster: StandIn, gate: Path, step: Callable[[str], Step]
 ) -> None:
     cluster.api.faults.add(Fault("/pytorchjobs", "POST", delay_s=0.1, after_handling=True))
-    process = step(Backend.PYTORCHJOB)
+    process = step("pytorchjob")
     cluster.wait_until(lambda: bool(cluster.objects("pytorchjobs")), "the job is made")
     process.terminate()
     assert process.wait(10) == 143
@@ -103,10 +103,10 @@ def test_signals_are_left_as_they_were_afterwards(cluster: StandIn) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run_job(
         JOB,
-        backend=Backend.PYTORCHJOB,
+        kind=get_job_kind("pytorchjob"),
         run_id=RUN_ID,
         client=ClusterClient.connect(),
         limits=LIMITS,
-        tell=lambda line: None,
+        log=lambda line: None,
     )
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before

@@ -9,10 +9,10 @@ import pytest
 from stand_in import StandIn
 
 from cluster.launching import IMAGE, Launch
-from mal.cluster import Backend, Lifetime
+from mal.cluster import Lifetime
 from mal.errors import ClusterError
 
-BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+BACKENDS = ["pytorchjob", "trainjob"]
 FAILING = 'for n in $(seq 60); do echo "line $n"; done; exit {code}'
 
 
@@ -27,12 +27,12 @@ def failure(started: Launch) -> str:
     ("code", "advice"),
     [
         (1, "The lines below have the traceback."),
-        (2, "mal says in the lines below what to mend."),
+        (2, "The lines below say what to correct."),
         (135, "/dev/shm was full: raise job.resources.shm_size."),
     ],
 )
 def test_a_failed_job_ends_with_exit_code_advice_and_the_last_50_lines(
-    cluster: StandIn, launch: Callable[..., Launch], backend: Backend, code: int, advice: str
+    cluster: StandIn, launch: Callable[..., Launch], backend: str, code: int, advice: str
 ) -> None:
     cluster.add_image(IMAGE, FAILING.format(code=code))
     text = failure(launch(backend=backend, num_nodes=1))
@@ -69,7 +69,7 @@ def test_a_worker_out_of_memory_is_blamed_and_not_those_that_miss_it(
     assert "mal-7f3a9c12-ab12-worker-1" in cluster.pod_names(), "its log can still be read"
 
 
-def test_a_killed_pod_is_told_from_one_that_failed(
+def test_a_killed_pod_is_distinguished_from_one_that_failed(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()
@@ -78,19 +78,19 @@ def test_a_killed_pod_is_told_from_one_that_failed(
     assert "worker-0 ended with exit code 137. It was killed from outside" in failure(started)
 
 
-def test_an_evicted_pod_is_told_with_the_nodes_words(
+def test_an_evicted_pod_is_reported_with_the_nodes_words(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()
     started.wait_for_line("all pods run")
     cluster.kubelet.evict("mal-7f3a9c12-ab12-worker-0", "The node was low on ephemeral-storage")
-    expected = "worker-0 was taken away: Evicted: The node was low on ephemeral-storage. Raise"
+    expected = "worker-0 was removed: Evicted: The node was low on ephemeral-storage. Raise"
     assert expected in failure(started)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_job_past_its_deadline_says_so(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     started = launch(backend=backend, lifetime=Lifetime(active_deadline_s=1))
     text = failure(started)
@@ -112,25 +112,23 @@ def test_an_operator_that_deletes_failed_pods_leaves_what_was_seen(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_job_that_somebody_deletes_is_an_error(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+def test_a_job_that_another_client_deletes_is_an_error(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     started = launch(backend=backend)
     started.wait_for_line("all pods run")
     plural = f"{backend}s"
     cluster.api.store.delete(plural, cluster.objects(plural)[0])
-    assert "must stay until it ends, got deleted by somebody. Run the step again" in failure(
-        started
-    )
+    assert "was deleted before it ended. Run the step again" in failure(started)
 
 
 def test_an_image_without_mal_is_named(cluster: StandIn, launch: Callable[..., Launch]) -> None:
     (cluster.kubelet.images[IMAGE] / "mal").unlink()
     text = failure(launch(num_nodes=1))
-    assert 'exit code 127 (StartError: exec: "mal": not found). Mend job.image' in text
+    assert 'exit code 127 (StartError: exec: "mal": not found). Correct job.image' in text
 
 
-def test_a_failure_of_the_launcher_itself_takes_the_job_along(
+def test_a_failure_of_the_launcher_itself_deletes_the_job(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     started = launch()

@@ -33,7 +33,7 @@ def katib(cluster: StandIn) -> StandIn:
     return cluster
 
 
-def figure_of(lr: float) -> float:
+def metric_of(lr: float) -> float:
     return 0.9 - abs(math.log10(lr / 1e-3)) / 10
 
 
@@ -43,9 +43,9 @@ def test_the_best_of_all_trials_is_found_by_what_they_print(katib: StandIn) -> N
     assert len(finished.trials) == 5
     assert {trial.end for trial in finished.trials} == {"Succeeded"}
     for trial in finished.trials:
-        assert trial.metric == pytest.approx(figure_of(float(trial.values["train.lr"])), abs=1e-3)
+        assert trial.metric == pytest.approx(metric_of(float(trial.values["train.lr"])), abs=1e-3)
     assert finished.best.metric == max(trial.metric or 0 for trial in finished.trials)
-    assert f"succeeded: mIoU={finished.best.metric:.4f} of {finished.best.name}" in lines[-1]
+    assert f"best mIoU={finished.best.metric:.4f} of {finished.best.name}" in lines[-1]
     assert any("running of 5 trials" in line for line in lines)
 
 
@@ -54,7 +54,7 @@ def test_every_pod_of_a_trial_gets_the_same_words_whatever_the_webhook_does(
 ) -> None:
     katib.add_image(IMAGE, TRIAL_IMAGE)
 
-    def told() -> dict[str, list[str]]:
+    def printed() -> dict[str, list[str]]:
         texts = {
             name: [text for _, text in log.read(since="", tail=None, follow=False)]
             for (_, name), log in katib.api.logs.items()
@@ -67,12 +67,12 @@ def test_every_pod_of_a_trial_gets_the_same_words_whatever_the_webhook_does(
     with ThreadPoolExecutor(1) as pool:
         searching = pool.submit(search, lambda _: None, num_trials=1)
         katib.wait_until(
-            lambda: [len(words) for words in told().values()] == [6, 6], "both pods tell"
+            lambda: [len(words) for words in printed().values()] == [6, 6], "both pods print"
         )
         gate.touch()
         best = searching.result().best
-    assert set(told()) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
-    for words in told().values():
+    assert set(printed()) == {f"{best.name}-master-0", f"{best.name}-worker-0"}
+    for words in printed().values():
         assert words == [
             "argument <train>",
             "argument <dataset.window_rate=[1.3, 2.2]>",
@@ -95,7 +95,7 @@ def test_faults_of_the_api_server_are_waited_out(katib: StandIn) -> None:
     assert len(katib.objects("experiments")) == 1
 
 
-def test_a_failed_trial_is_told_and_the_others_go_on(katib: StandIn) -> None:
+def test_a_failed_trial_is_logged_and_the_others_go_on(katib: StandIn) -> None:
     katib.add_image(IMAGE, f'[ -e "$ONCE" ] || {{ : > "$ONCE"; exit 3; }}\n{TRIAL_IMAGE}')
     katib.kubelet.variables["ONCE"] = str(katib._folder / "once")
     lines: list[str] = []
@@ -113,7 +113,7 @@ def test_a_failed_trial_is_told_and_the_others_go_on(katib: StandIn) -> None:
     ],
     ids=["all trials fail", "nothing is printed", "the namespace has no label"],
 )
-def test_a_search_without_figures_says_why(
+def test_a_search_without_metrics_says_why(
     cluster: StandIn, script: str, *, is_injecting: bool, reason: str
 ) -> None:
     cluster.add_image(IMAGE, script)
@@ -123,7 +123,7 @@ def test_a_search_without_figures_says_why(
     assert reason in str(failed.value)
 
 
-def test_a_cluster_without_katib_is_told_so(katib: StandIn) -> None:
+def test_a_cluster_without_katib_names_what_to_install(katib: StandIn) -> None:
     katib.api.served.remove("kubeflow.org/v1beta1/experiments")
     with pytest.raises(ClusterError, match=r"Katib 0\.19 or later"):
         search(lambda _: None)
@@ -138,7 +138,7 @@ def test_a_controller_that_is_down_is_not_waited_for_without_end(
     katib.katib.is_running = False
     limits = WaitLimits(start_timeout_s=1, poll_interval_s=0.5)
     monkeypatch.setattr(katib_searching, "LIMITS", limits)
-    with pytest.raises(ClusterError, match="must start a trial within 1 s"):
+    with pytest.raises(ClusterError, match="was not started within 1 s: no trial exists yet"):
         search(lambda _: None)
     assert katib.objects("experiments") == []
 
@@ -154,14 +154,12 @@ def test_a_retried_step_goes_on_with_the_experiment_of_its_earlier_try(
     gate.touch()
     finished = search(lines.append)
     first.join(60)
-    assert "is there already" in lines[0]
+    assert "exists already" in lines[0]
     assert len(katib.objects("experiments")) == 1
     assert len(finished.trials) == SEARCH.num_trials
 
 
-def test_a_cancelled_step_takes_experiment_trials_and_pods_along(
-    katib: StandIn, gate: Path
-) -> None:
+def test_a_cancelled_step_deletes_experiment_trials_and_pods(katib: StandIn, gate: Path) -> None:
     katib.add_image(IMAGE, TRIAL_IMAGE)
 
     def is_gone(plural: str) -> bool:

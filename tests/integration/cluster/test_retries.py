@@ -9,10 +9,9 @@ import pytest
 from stand_in import StandIn
 
 from cluster.launching import IMAGE, JOB, RUN_ID, Launch
-from mal.cluster import Backend
 from mal.errors import ClusterError
 
-BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+BACKENDS = ["pytorchjob", "trainjob"]
 
 
 def names(cluster: StandIn) -> list[str]:
@@ -22,12 +21,12 @@ def names(cluster: StandIn) -> list[str]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_retried_step_waits_for_the_job_that_runs(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     first = launch(backend=backend)
     first.wait_for_line("all pods run")
     second = launch(backend=backend)
-    second.wait_for_line("is there already")
+    second.wait_for_line("exists already")
     second.wait_for_line("rank 0")
     gate.touch()
     assert first.result() == second.result()
@@ -36,7 +35,7 @@ def test_a_retried_step_waits_for_the_job_that_runs(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_retried_step_adopts_the_job_that_succeeded(
-    cluster: StandIn, launch: Callable[..., Launch], backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], backend: str
 ) -> None:
     finished = launch(backend=backend).result()
     cluster.add_image(IMAGE, "exit 1")
@@ -46,7 +45,7 @@ def test_a_retried_step_adopts_the_job_that_succeeded(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failed_job_is_followed_by_the_next_attempt(
-    cluster: StandIn, launch: Callable[..., Launch], backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], backend: str
 ) -> None:
     cluster.add_image(IMAGE, "exit 1")
     for _ in range(2):
@@ -74,7 +73,7 @@ def test_a_later_attempt_is_found_when_the_first_has_been_deleted(
     (first,) = [j for j in cluster.objects("pytorchjobs") if j["metadata"]["name"] == JOB.name]
     cluster.api.store.delete("pytorchjobs", first)
     third = launch()
-    third.wait_for_line("is there already")
+    third.wait_for_line("exists already")
     gate.touch()
     assert third.result() == second.result()
     assert names(cluster) == [f"{JOB.name}-r1"]
@@ -101,13 +100,13 @@ def test_the_job_of_another_run_or_step_is_left_alone(
 ) -> None:
     other = launch(**changes)
     other.wait_for_line("all pods run")
-    with pytest.raises(ClusterError, match=r"job\.name must be free in namespace team"):
+    with pytest.raises(ClusterError, match=r"another run or step has a PyTorchJob of this name"):
         launch(run_id=RUN_ID).result()
     gate.touch()
     other.result()
 
 
-def test_a_job_of_a_name_that_begins_alike_is_no_attempt(
+def test_a_job_of_a_name_that_begins_with_the_same_letters_is_no_attempt(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     launch(name=f"{JOB.name}-run").result()
@@ -119,5 +118,5 @@ def test_a_run_may_be_named_by_what_is_no_label(
 ) -> None:
     finished = launch(run_id="s3://bucket/run:1/model").result()
     assert launch(run_id="s3://bucket/run:1/model").result() == finished
-    with pytest.raises(ClusterError, match=r"job\.name must be free"):
+    with pytest.raises(ClusterError, match=r"another run or step has a PyTorchJob"):
         launch(run_id="s3://bucket/run:2/model").result()

@@ -13,13 +13,13 @@ from tiny_sets import HYBRID, write_tiny_set
 
 from cluster.launching import Launch
 from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
-from mal.cluster import Backend, Environment, SecretKey
+from mal.cluster import Environment, SecretKey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", [Backend.PYTORCHJOB, Backend.TRAINJOB])
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
-    cluster: StandIn, launch: Callable[..., Launch], s3: Any, tmp_path: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], s3: Any, tmp_path: Path, backend: str
 ) -> None:
     prepare(cluster, s3)
     upload(s3, write_tiny_set(tmp_path / "set", num_images=4))
@@ -45,8 +45,8 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
     started.result(timeout_s=280)
 
     (port,) = {run.variables["PET_MASTER_PORT"] for run in cluster.kubelet.runs.values()}
-    told = ["\n".join(text for _, text in log.read()) for log in logs]
-    for rank, text in enumerate(told):
+    printed = ["\n".join(text for _, text in log.read()) for log in logs]
+    for rank, text in enumerate(printed):
         assert f"node {rank} of 2 waits for the others at 127.0.0.1:{port}" in text
     assert "node 0 of 2" in started.text
 
@@ -60,4 +60,4 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
     names = {each["Key"].rsplit("/", 1)[-1] for each in found}
     assert {"mal_model_latest.pth", "mal_model_best.pth", "manifest.json"} <= names
     manifest = json.loads(read("manifest.json"))
-    assert "tester-secret" not in json.dumps([manifest, told, cluster.objects(f"{backend}s")])
+    assert "tester-secret" not in json.dumps([manifest, printed, cluster.objects(f"{backend}s")])

@@ -15,7 +15,6 @@ from stand_in import StandIn
 
 from cluster.launching import IMAGE, LIMITS
 from cluster.real_training import CREDENTIALS, ROOT
-from mal.cluster import Backend
 from mal.errors import ClusterError, SpecError
 from mal.steps import training_job
 from mal.steps.training_job import JobTraining, train_as_job
@@ -26,8 +25,8 @@ OTHER_DATA = dataclasses.replace(DATA, dataset_sha256="d" * 64)
 # `mal train` without the training: its figure counts those that went on from one another here.
 TRAINING = """\
 import json, os, sys, boto3
-place = next(a for a in sys.argv if a.startswith("results_dir=")).partition("=")[2]
-bucket, _, folder = place.removeprefix("s3://").partition("/")
+target = next(a for a in sys.argv if a.startswith("results_dir=")).partition("=")[2]
+bucket, _, folder = target.removeprefix("s3://").partition("/")
 s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"], region_name="us-east-1")
 listed = s3.list_objects_v2(Bucket=bucket, Prefix=folder + "/").get("Contents", ())
 tries = sum(".pth" in each["Key"] for each in listed) + 1
@@ -71,7 +70,7 @@ def train(model: Any, data: Any = DATA, outputs_uri: str = OUTPUTS, **job: Any) 
     return train_as_job(
         data,
         model,
-        backend=Backend.PYTORCHJOB,
+        backend="pytorchjob",
         namespace="team",
         outputs_uri=outputs_uri,
         limits=LIMITS,
@@ -138,7 +137,7 @@ def test_a_job_in_another_namespace_belongs_to_no_pod_and_lives(
     assert train(model).figures["tries"] == 1
     (job,) = training.objects("pytorchjobs")
     assert "ownerReferences" not in job["metadata"]
-    assert "does not belong to this step's pod, whose namespace is pipelines" in caplog.text
+    assert "is not owned by this step's pod, whose namespace is pipelines" in caplog.text
 
 
 def test_a_job_in_the_steps_own_namespace_belongs_to_its_pod(

@@ -250,7 +250,7 @@ def test_a_run_that_lost_a_rank_and_then_was_stopped_ends_with_the_same_weights(
         pids = [pid for node in run.nodes for pid in node.worker_pids()]
         os.kill(pids[3], signal.SIGKILL)
         assert end_of(run, pids) == [2, 2], run.told()
-    told = "rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out of memory?"
+    told = "Rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out of memory?"
     assert f"mal: node 1 failed: {told}" in run.nodes[0].told()
     assert f"mal: {told}" in run.nodes[1].told()
     assert "Traceback" not in run.told()

@@ -41,9 +41,11 @@ class StandIn:
 
     Attributes:
         api: The API server, with its faults and the calls that it had.
-        operators: Of training jobs.
-        katib: Of experiments.
+        operators: Controllers of training jobs.
+        katib: Controller of experiments.
         kubelet: The nodes.
+        controllers: Further controllers, such as one for a job kind of a test; each is called when
+            an object changed.
         queue_message: Why Kueue holds jobs that name a queue; '' admits them.
     """
 
@@ -54,6 +56,7 @@ class StandIn:
         self.operators.mutate_pod = self.katib.mutate
         self.kubelet = Kubelet(self.api, folder / "pods")
         self.queue_message = ""
+        self.controllers: list[Callable[[], None]] = []
         self._folder = folder
         self._is_stopping = threading.Event()
         self._fault: BaseException | None = None
@@ -155,6 +158,8 @@ class StandIn:
                 store.collect_orphans()
                 self.katib.reconcile()
                 self.operators.reconcile()
+                for reconcile in self.controllers:
+                    reconcile()
                 self.kubelet.reconcile()
                 self._reconcile_workloads()
         except BaseException as fault:  # shown by the test that it breaks

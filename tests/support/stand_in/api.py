@@ -30,7 +30,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Call:
-    """A request that was made, from a port of the client that tells its connections apart."""
+    """A request that was made, with the client's port, which identifies the connection."""
 
     method: str
     path: str
@@ -40,8 +40,8 @@ class Call:
     port: int
 
 
-class RefusalError(Exception):
-    """An answer other than success, as a Status object."""
+class StatusError(Exception):
+    """A response other than success, as a Status object."""
 
     def __init__(self, code: int, reason: str, message: str, kind: str = "") -> None:
         super().__init__(message)
@@ -66,10 +66,10 @@ class ApiServer:
         store: The objects.
         served: `group/version/plural` of the known kinds; a missing one is a missing CRD.
         rights: `verb group/plural` that the account has, with `/log` behind pods for their logs.
-        namespaces: That exist.
-        tokens: That are taken.
-        logs: Of pods, by (namespace, name).
-        admit: Called with (plural, object) before one is made; may change or refuse it.
+        namespaces: Existing namespaces.
+        tokens: Valid tokens.
+        logs: Pod logs, by (namespace, name).
+        admit: Called with (plural, object) before an object is created; may change or reject it.
         calls: Every request so far.
     """
 
@@ -152,10 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._check_token()
             if self.command == "PATCH" and kind != _MERGE_PATCH:  # operators' objects take no other
-                raise RefusalError(415, "UnsupportedMediaType", f"{kind} is not supported")
+                raise StatusError(415, "UnsupportedMediaType", f"{kind} is not supported")
             self._dispatch(_target(url.path, api.served), query, body, fault)
-        except RefusalError as refusal:
-            self._send_json(refusal.code, refusal.status)
+        except StatusError as error:
+            self._send_json(error.code, error.status)
         except _UnknownPathError:
             self._send(404, b"404 page not found\n", "text/plain")
         except (BrokenPipeError, ConnectionResetError):
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization", "").removeprefix("Bearer ") not in (
             self.server_state.tokens
         ):
-            raise RefusalError(401, "Unauthorized", "Unauthorized")
+            raise StatusError(401, "Unauthorized", "Unauthorized")
 
     def _check_right(self, target: _Target, *, is_watch: bool) -> None:
         reading = "watch" if is_watch else "get" if target.name else "list"
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         resource = "/".join(filter(None, (target.plural, target.subresource)))
         if f"{verb} {target.group}/{resource}" not in self.server_state.rights:
             message = f'{resource} is forbidden: User "step" cannot {verb} resource "{resource}"'
-            raise RefusalError(403, "Forbidden", message, target.plural)
+            raise StatusError(403, "Forbidden", message, target.plural)
 
     def _dispatch(
         self, target: _Target, query: Mapping[str, str], body: Any, fault: Fault | None
@@ -200,8 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status == 0:
             self._drop()
             return
-        refusal = RefusalError(fault.status, "Injected", fault.message)
-        self._send_json(fault.status, refusal.status, fault.headers)
+        error = StatusError(fault.status, "Injected", fault.message)
+        self._send_json(fault.status, error.status, fault.headers)
 
     def _drop(self) -> None:
         self.close_connection = True
@@ -258,7 +258,7 @@ def _handle(
         return _list(api, target, query)
     made = api.store.get(target.plural, target.namespace, target.name)
     if made is None:
-        raise RefusalError(
+        raise StatusError(
             404, "NotFound", f'{target.plural} "{target.name}" not found', target.plural
         )
     if method == "GET":
@@ -266,13 +266,13 @@ def _handle(
     if method == "DELETE":
         uid = ((body or {}).get("preconditions") or {}).get("uid", made["metadata"]["uid"])
         if uid != made["metadata"]["uid"]:
-            raise RefusalError(
+            raise StatusError(
                 409, "Conflict", "Precondition failed: UID in precondition", target.plural
             )
         api.store.delete(target.plural, made)
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
     if body.get("metadata", {}).get("uid", made["metadata"]["uid"]) != made["metadata"]["uid"]:
-        raise RefusalError(422, "Invalid", "metadata.uid: field is immutable", target.plural)
+        raise StatusError(422, "Invalid", "metadata.uid: field is immutable", target.plural)
     changed = api.store.change(target.plural, made, lambda each: _merge(each, body))
     return changed or made
 
@@ -280,14 +280,14 @@ def _handle(
 def _create(api: ApiServer, target: _Target, body: Object) -> Object:
     if target.namespace not in api.namespaces:
         message = f'namespaces "{target.namespace}" not found'
-        raise RefusalError(404, "NotFound", message, "namespaces")
+        raise StatusError(404, "NotFound", message, "namespaces")
     body["metadata"].setdefault("namespace", target.namespace)
     api.admit(target.plural, body)
     try:
         return api.store.create(target.plural, body)
     except NameTakenError:
         message = f'{target.plural} "{body["metadata"]["name"]}" already exists'
-        raise RefusalError(409, "AlreadyExists", message, target.plural) from None
+        raise StatusError(409, "AlreadyExists", message, target.plural) from None
 
 
 def _list(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Object:
@@ -295,7 +295,7 @@ def _list(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Object:
         items = api.store.list_objects(target.plural, target.namespace)
         version = api.store.version
     return {
-        "kind": f"{_KINDS[target.plural]}List",
+        "kind": f"{_KINDS.get(target.plural, target.plural)}List",
         "apiVersion": "v1",
         "metadata": {"resourceVersion": str(version)},
         "items": [each for each in items if _is_selected(each, query)],
@@ -342,7 +342,7 @@ def _watch_lines(api: ApiServer, target: _Target, query: Mapping[str, str]) -> I
             try:
                 changes = api.store.changes_since(version, target.plural, target.namespace)
             except ExpiredError:
-                gone = RefusalError(410, "Expired", f"too old resource version: {version}")
+                gone = StatusError(410, "Expired", f"too old resource version: {version}")
                 yield json.dumps({"type": "ERROR", "object": gone.status})
                 return
             version = api.store.version
@@ -361,11 +361,11 @@ def _log_lines(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Ite
     log = api.logs.get((target.namespace, target.name))
     pod = api.store.get("pods", target.namespace, target.name)
     if pod is None:
-        raise RefusalError(404, "NotFound", f'pods "{target.name}" not found', "pods")
+        raise StatusError(404, "NotFound", f'pods "{target.name}" not found', "pods")
     if log is None:
         container = query.get("container", "")
         message = f'container "{container}" in pod "{target.name}" is waiting to start'
-        raise RefusalError(400, "BadRequest", message)
+        raise StatusError(400, "BadRequest", message)
     tail = query.get("tailLines")
     lines = log.read(
         since=query.get("sinceTime", ""),

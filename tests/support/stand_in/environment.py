@@ -30,8 +30,8 @@ def resolve_variables(
     """Return the variables in the order of the pod; a later one may use earlier ones.
 
     Args:
-        pod: Whose fields variables may refer to.
-        container: Of the pod.
+        pod: Variables may refer to its fields.
+        container: The pod's container.
         find: Returns a Secret or ConfigMap, by plural and name.
     """
     values: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a test tells the API server to do wrong."""
+"""Faults that a test injects into the API server."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """What happens to the next requests that fit.
+    """A fault of the next matching requests.
 
     Attributes:
-        path: Part of the paths that it is for.
-        method: '' is every one.
-        status: That is answered; 0 drops the connection.
-        times: How often.
-        message: Of the Status object.
-        headers: Of the answer.
-        is_watch: None: any request; else only watches, or only others.
-        after_lines: Lines that a stream gives before its connection drops.
-        after_handling: Does what was asked before it goes wrong.
-        delay_s: With one, the request is only answered late.
+        path: Part of a matching path.
+        method: '' matches every method.
+        status: HTTP status of the response; 0 drops the connection.
+        times: Number of requests.
+        message: Text of the Status object.
+        headers: Headers of the response.
+        is_watch: True matches only watches, False only other requests.
+        after_lines: Lines of a stream before its connection drops.
+        after_handling: Whether the request is carried out before the fault.
+        delay_s: More than 0 only delays the response.
     """
 
     path: str

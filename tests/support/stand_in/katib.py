@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stand_in.api import ApiServer, RefusalError
+from stand_in.api import ApiServer, StatusError
 from stand_in.store import Object, now
 
 # pkg/metricscollector/v1beta1/common/const.go
@@ -37,7 +37,7 @@ class Katib:
     Attributes:
         api: Where they are.
         is_running: False when the controller is down.
-        is_injecting: Whether the namespace has the label by which trials' pods are looked at.
+        is_injecting: Whether the namespace has the label that makes Katib change trials' pods.
     """
 
     api: ApiServer
@@ -220,4 +220,4 @@ def _owner(made: Object) -> Object:
 
 def _refuse(message: str) -> None:
     webhook = 'admission webhook "validator.experiment.katib.kubeflow.org" denied the request: '
-    raise RefusalError(400, "BadRequest", webhook + message)
+    raise StatusError(400, "BadRequest", webhook + message)

@@ -21,7 +21,7 @@ from stand_in.pod_log import PodLog
 from stand_in.store import Object, now
 
 _GRACE_S = 30.0
-_JOB_LABELS = ("training.kubeflow.org/job-name", "jobset.sigs.k8s.io/jobset-name")
+_JOB_LABEL = "app.kubernetes.io/instance"
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Kubelet:
 
     Attributes:
         api: Where the pods are.
-        folder: Below which the mounted folders of pods lie.
+        folder: Parent of the pods' mounted folders.
         images: Folder of programs, by the image's name.
-        variables: That every container has from its image, such as PYTHONPATH.
+        variables: Variables of every image, such as PYTHONPATH.
         unschedulable: Why no pod can be scheduled; '' when they can.
-        is_making_containers: While true, no container gets further than that.
+        is_making_containers: While true, every container stays in ContainerCreating.
         runs: Every process so far, by pod name.
     """
 
@@ -191,8 +191,7 @@ class Kubelet:
             timer.start()
 
     def _port_of(self, pod: Object) -> int:
-        labels = pod["metadata"]["labels"]
-        job = next(labels[name] for name in _JOB_LABELS if name in labels)
+        job = pod["metadata"]["labels"][_JOB_LABEL]
         if job not in self._ports:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from stand_in.api import ApiServer, RefusalError
+from stand_in.api import ApiServer, StatusError
 from stand_in.store import NameTakenError, Object, now
 
 _V1_PORT, _V2_PORT = "23456", "29500"
@@ -31,13 +31,13 @@ class Operators:
 
     Attributes:
         api: Where jobs and pods are.
-        pod_refusal: Message with which pods are refused, such as an exceeded quota; '' when not.
+        pod_error: Why pods are rejected, such as an exceeded quota; '' accepts them.
         are_running: False when the operators are down.
         mutate_pod: Called with a job and its pod before the pod is made, as webhooks are.
     """
 
     api: ApiServer
-    pod_refusal: str = ""
+    pod_error: str = ""
     are_running: bool = True
     mutate_pod: Callable[[Object, Object], None] = lambda job, pod: None
 
@@ -147,10 +147,10 @@ class Operators:
         ]
 
     def _make_pod(self, job: Object, pod: Object, maker: Object) -> None:
-        if self.pod_refusal:
+        if self.pod_error:
             reason = "FailedCreate" if maker.get("kind") == "Job" else "FailedCreatePod"
             message = f'Error creating: pods "{pod["metadata"]["name"]}" is forbidden: '
-            record_event(self.api, maker, reason, message + self.pod_refusal)
+            record_event(self.api, maker, reason, message + self.pod_error)
             return
         pod["metadata"]["namespace"] = job["metadata"]["namespace"]
         pod["metadata"]["ownerReferences"] = [
@@ -291,10 +291,10 @@ def admit_job(api: ApiServer, plural: str, made: Object) -> None:
             f'"{reference["name"]}" not found: specified {reference["kind"]} must be created '
             "before the TrainJob is created"
         )
-        raise RefusalError(403, "Forbidden", webhook + message)
+        raise StatusError(403, "Forbidden", webhook + message)
     reserved = _RESERVED & {each["name"] for each in made["spec"]["trainer"]["env"]}
     if reserved:
-        raise RefusalError(
+        raise StatusError(
             403, "Forbidden", f"{webhook}must not have reserved envs: {sorted(reserved)}"
         )
 

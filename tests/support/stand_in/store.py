@@ -30,7 +30,7 @@ class Store:
 
     Attributes:
         changed: Notified of every change; also the lock of the objects.
-        version: Of the last change.
+        version: Number of the last change.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Store:
             self.collect_orphans()
 
     def collect_orphans(self) -> None:
-        """Let go what none of its owners is there for: owners are sought in its own namespace."""
+        """Delete objects without an existing owner; owners are searched in their own namespace."""
         with self.changed:
             there = {
                 (namespace, each["metadata"]["uid"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 import subprocess
 import sys
@@ -352,6 +351,6 @@ def test_jobs_are_built_without_kubernetes_installed() -> None:
 
 
 def test_full_differs_from_the_defaults_everywhere() -> None:
-    for field in dataclasses.fields(FULL):
-        if field.name not in {"name", "namespace", "image", "outputs_uri"}:
-            assert getattr(FULL, field.name) != getattr(SMALL, field.name), field.name
+    for name, value in FULL:
+        if name not in {"name", "namespace", "image", "outputs_uri"}:
+            assert value != getattr(SMALL, name), name

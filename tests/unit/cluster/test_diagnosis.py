@@ -6,7 +6,7 @@ import pytest
 from sample_jobs import SMALL
 
 from mal.cluster.diagnosis import find_failure
-from mal.cluster.job_kinds import JobState, Phase
+from mal.cluster.job_kind import JobState, Phase
 
 CONTAINER = "pytorch"
 
@@ -34,7 +34,11 @@ RESTARTED = [
 ]
 CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     "traceback": ([pod("a", code=1)], "a ended with exit code 1", "traceback"),
-    "settings": ([pod("a", code=2)], "a ended with exit code 2", "mal says in the lines below"),
+    "settings": (
+        [pod("a", code=2)],
+        "a ended with exit code 2",
+        "say what to correct",
+    ),
     "no mal": (
         [pod("a", code=127, reason_of_container="StartError")],
         "a ended with exit code 127 (StartError: )",
@@ -57,18 +61,18 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     ),
     "evicted": (
         [pod("a", reason="Evicted", message="low on memory")],
-        "a was taken away: Evicted: low on memory",
+        "a was removed: Evicted: low on memory",
         "job.storage.cache_size",
     ),
     "preempted": (
         [pod("a", conditions=disrupted("PreemptionByScheduler"))],
-        "a was taken away: PreemptionByScheduler: why",
+        "a was removed: PreemptionByScheduler: why",
         "priority_class",
     ),
     "node lost": (
         [pod("a", conditions=disrupted("DeletionByTaintManager"))],
-        "a was taken away: DeletionByTaintManager: why",
-        "node went away",
+        "a was removed: DeletionByTaintManager: why",
+        "node was lost",
     ),
     "the first to exit": (
         [pod("a", code=2, time="10:00:05"), pod("b", code=1, time="10:00:01")],
@@ -82,11 +86,15 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     ),
     "a lost node before the exits that follow": (
         [pod("a", code=2), pod("b", code=143, conditions=disrupted("DeletionByTaintManager"))],
-        "b was taken away: DeletionByTaintManager: why",
-        "node went away",
+        "b was removed: DeletionByTaintManager: why",
+        "node was lost",
     ),
-    "another container": ([pod("a", containerStatuses=[KILLED_SIDECAR])], "told", "pods are gone"),
-    "no pod left": ([], "told", "pods are gone"),
+    "another container": (
+        [pod("a", containerStatuses=[KILLED_SIDECAR])],
+        "why",
+        "pods are gone",
+    ),
+    "no pod left": ([], "why", "pods are gone"),
 }
 
 
@@ -94,7 +102,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
 def test_a_failure_names_its_first_cause_and_what_to_change(
     pods: list[dict[str, Any]], what: str, advice: str
 ) -> None:
-    failure = find_failure(JobState(Phase.FAILED, "told"), pods, SMALL, CONTAINER)
+    failure = find_failure(JobState(Phase.FAILED, "why"), pods, SMALL, CONTAINER)
     assert failure.what == what
     assert advice in failure.advice
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mal.cluster.job_kinds import PYTORCHJOB, TRAINJOB, JobKind, Phase
+from mal.cluster import PYTORCHJOB, TRAINJOB, JobKind
+from mal.cluster.job_kind import Phase
 
 CREATED = "2026-01-01T00:00:00Z"
 STARTED = "2026-01-01T01:00:00Z"
@@ -97,4 +98,5 @@ def test_a_jobs_status_is_read_whatever_its_kind(
     ids=["master", "worker", "node"],
 )
 def test_a_pods_rank_is_that_of_its_node(kind: JobKind, labels: dict[str, str], rank: int) -> None:
-    assert kind.rank_of_pod({"metadata": {"labels": labels}}) == rank
+    assert kind.pods is not None
+    assert kind.pods.rank({"metadata": {"labels": labels}}) == rank

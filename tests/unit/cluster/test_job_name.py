@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,4 +24,4 @@ def test_another_run_or_task_has_another_name(other: tuple[str, str]) -> None:
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_run_and_task_give_a_name_that_a_job_may_have(run_id: str, task_id: str) -> None:
     name = f"{job_name(run_id, task_id)}-r99"
-    assert dataclasses.replace(SMALL, name=name).name == name
+    assert SMALL.replace(name=name).name == name

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,23 +7,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 from sample_jobs import FULL, SMALL, small
 
 from mal.cluster import (
     Environment,
     JobSettings,
-    Lifetime,
-    Owner,
-    Placement,
     Resources,
-    SecretKey,
-    Security,
     Storage,
-    Toleration,
-    TrainingRuntime,
     VolumeClaim,
 )
-from mal.cluster.rules import number_of_quantity
+from mal.cluster.rules import quantity
 from mal.errors import SpecError
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -55,74 +48,70 @@ def problems_of(**changes: Any) -> list[str]:
         ({"spec": "train: ["}, "spec must be valid YAML"),
         ({"spec": "# " + "x" * 131_072}, "job.spec must have at most"),
         ({"overrides": ("train.lr",)}, "override must read key=value"),
-        ({"overrides": ("results_dir=x",)}, "results_dir must not be overridden"),
-        ({"overrides": ("train.results_dir=x",)}, "train.results_dir must not be overridden"),
-        ({"resources": Resources(gpus_per_node=-1)}, "job.resources.gpus_per_node"),
-        ({"resources": Resources(processes_per_node=2)}, "job.resources.processes_per_node"),
-        ({"resources": Resources(cpu="8Gi")}, "job.resources.cpu"),
-        ({"resources": Resources(cpu="0")}, "job.resources.cpu"),
-        ({"resources": Resources(memory="64")}, "job.resources.memory"),
-        ({"resources": Resources(memory="64GB")}, "job.resources.memory"),
-        ({"resources": Resources(memory="8Gi")}, "job.resources.shm_size must be below memory"),
-        ({"resources": Resources(gpu_resource="gpu")}, "job.resources.gpu_resource"),
-        ({"placement": Placement(node_selector={"a b": "c"})}, "job.placement.node_selector"),
-        ({"placement": Placement(node_selector={"a": "-c"})}, "job.placement.node_selector.a"),
-        ({"placement": Placement(queue_name="a.b")}, "job.placement.queue_name"),
-        ({"placement": Placement(priority_class="A")}, "job.placement.priority_class"),
+        ({"overrides": ("results_dir=x",)}, "job.overrides[0] must not set results_dir"),
         (
-            {"placement": Placement(tolerations=(Toleration(key="a", value="b"),))},
+            {"overrides": ("train.results_dir=x",)},
+            "job.overrides[0] must not set train.results_dir",
+        ),
+        ({"resources": {"gpus_per_node": -1}}, "job.resources.gpus_per_node"),
+        ({"resources": {"processes_per_node": 2}}, "job.resources.processes_per_node"),
+        ({"resources": {"cpu": "8Gi"}}, "job.resources.cpu"),
+        ({"resources": {"cpu": "0"}}, "job.resources.cpu"),
+        ({"resources": {"memory": "64"}}, "job.resources.memory"),
+        ({"resources": {"memory": "64GB"}}, "job.resources.memory"),
+        ({"resources": {"memory": "8Gi"}}, "job.resources.shm_size must be below memory"),
+        ({"placement": {"queue_name": "A"}}, "job.placement.queue_name"),
+        ({"placement": {"priority_class": "A"}}, "job.placement.priority_class"),
+        (
+            {"placement": {"tolerations": ({"key": "a", "value": "b"},)}},
             "job.placement.tolerations[0].value",
         ),
         (
-            {"placement": Placement(tolerations=(Toleration(operator="Equal"),))},
-            "job.placement.tolerations[0].key",
+            {"placement": {"tolerations": ({"operator": "Equal"},)}},
+            "job.placement.tolerations[0].operator",
         ),
         (
-            {"placement": Placement(tolerations=(Toleration(effect="Never"),))},
+            {"placement": {"tolerations": ({"effect": "Never"},)}},
             "job.placement.tolerations[0].effect",
         ),
-        ({"storage": Storage(tmp_size="1")}, "job.storage.tmp_size"),
-        ({"storage": Storage(cache_claim="A")}, "job.storage.cache_claim"),
+        ({"storage": {"tmp_size": "1"}}, "job.storage.tmp_size"),
+        ({"storage": {"cache_claim": "A"}}, "job.storage.cache_claim"),
         (
-            {"storage": Storage(claims=(VolumeClaim(claim="c", mount_path="data"),))},
+            {"storage": {"claims": ({"claim": "c", "mount_path": "data"},)}},
             "job.storage.claims[0].mount_path",
         ),
         (
-            {"storage": Storage(claims=(VolumeClaim(claim="c", mount_path="/cache/x"),))},
+            {"storage": {"claims": ({"claim": "c", "mount_path": "/cache/x"},)}},
             "job.storage.claims[0].mount_path",
         ),
         (
             {
-                "storage": Storage(
-                    claims=(
-                        VolumeClaim(claim="c", mount_path="/a"),
-                        VolumeClaim(claim="d", mount_path="/a/b"),
+                "storage": {
+                    "claims": (
+                        {"claim": "c", "mount_path": "/a"},
+                        {"claim": "d", "mount_path": "/a/b"},
                     )
-                )
+                }
             },
             "job.storage.claims[1].mount_path",
         ),
-        ({"environment": Environment(values={"A-B": "1"})}, "job.environment"),
-        ({"environment": Environment(config_map="A")}, "job.environment.config_map"),
-        ({"security": Security(service_account="A")}, "job.security.service_account"),
-        ({"security": Security(run_as_user=0)}, "job.security.run_as_user"),
-        ({"security": Security(fs_group=0)}, "job.security.fs_group"),
-        ({"security": Security(image_pull_secrets=("A",))}, "job.security.image_pull_secrets[0]"),
-        ({"lifetime": Lifetime(active_deadline_s=0)}, "job.lifetime.active_deadline_s"),
-        ({"lifetime": Lifetime(ttl_after_finished_s=-1)}, "job.lifetime.ttl_after_finished_s"),
-        ({"lifetime": Lifetime(termination_grace_s=0)}, "job.lifetime.termination_grace_s"),
-        ({"lifetime": Lifetime(restart_policy="Always")}, "job.lifetime.restart_policy"),
-        ({"lifetime": Lifetime(restart_policy="OnFailure")}, "job.lifetime.backoff_limit"),
-        ({"lifetime": Lifetime(backoff_limit=3)}, "job.lifetime.backoff_limit"),
-        ({"lifetime": Lifetime(clean_pod_policy="Some")}, "job.lifetime.clean_pod_policy"),
-        ({"labels": {"run": "a b"}}, "job.labels.run"),
-        ({"labels": {"run": "a" * 64}}, "job.labels.run"),
-        ({"labels": {"sidecar.istio.io/inject": "true"}}, "job.labels must not set"),
-        ({"labels": {"training.kubeflow.org/job-name": "x"}}, "job.labels must not set"),
-        ({"annotations": {"a b": "c"}}, "job.annotations"),
-        ({"owner": Owner(name="pod", uid="")}, "job.owner"),
-        ({"training_runtime": TrainingRuntime(kind="Runtime")}, "job.training_runtime.kind"),
-        ({"training_runtime": TrainingRuntime(name="")}, "job.training_runtime.name"),
+        ({"environment": {"values": {"A-B": "1"}}}, "job.environment"),
+        ({"environment": {"config_map": "A"}}, "job.environment.config_map"),
+        ({"security": {"service_account": "A"}}, "job.security.service_account"),
+        ({"security": {"run_as_user": 0}}, "job.security.run_as_user"),
+        ({"security": {"fs_group": 0}}, "job.security.fs_group"),
+        ({"security": {"image_pull_secrets": ("A",)}}, "job.security.image_pull_secrets[0]"),
+        ({"lifetime": {"active_deadline_s": 0}}, "job.lifetime.active_deadline_s"),
+        ({"lifetime": {"ttl_after_finished_s": -1}}, "job.lifetime.ttl_after_finished_s"),
+        ({"lifetime": {"termination_grace_s": 0}}, "job.lifetime.termination_grace_s"),
+        ({"lifetime": {"restart_policy": "Always"}}, "job.lifetime.restart_policy"),
+        ({"lifetime": {"restart_policy": "OnFailure"}}, "job.lifetime.backoff_limit"),
+        ({"lifetime": {"backoff_limit": 3}}, "job.lifetime.backoff_limit"),
+        ({"lifetime": {"clean_pod_policy": "Some"}}, "job.lifetime.clean_pod_policy"),
+        ({"labels": {"sidecar.istio.io/inject": "true"}}, "job.labels.sidecar.istio.io/inject"),
+        ({"labels": {"training.kubeflow.org/job-name": "x"}}, "job.labels.training.kubeflow.org/"),
+        ({"training_runtime": {"kind": "Runtime"}}, "job.training_runtime.kind"),
+        ({"training_runtime": {"name": ""}}, "job.training_runtime.name"),
     ],
     ids=repr,
 )
@@ -135,8 +124,35 @@ def test_a_mistake_is_one_problem_with_its_setting_and_a_remedy(
 
 
 def test_all_problems_come_at_once() -> None:
-    problems = problems_of(name="A", namespace="B", resources=Resources(memory="x"), num_nodes=0)
-    assert len(problems) == 4
+    problems = problems_of(
+        name="A",
+        namespace="B",
+        resources={"memory": "x", "gpus_per_node": 1, "processes_per_node": 1},
+        num_nodes=0,
+        outputs_uri="/results",
+        spec="encryption_key: x",
+        environment={"values": {"A_TOKEN": "x", "B-": "x", "C": "https://me:x@host"}},
+    )
+    assert [problem.split()[0] for problem in problems] == [
+        "job.name",
+        "job.namespace",
+        "job.spec",
+        "job.num_nodes",
+        "job.resources.processes_per_node",
+        "job.resources.memory",
+        "job.outputs_uri",
+        "job.environment.values.A_TOKEN",
+        "job.environment.values.B-",
+        "job.environment.values.C",
+    ]
+
+
+def test_a_group_of_settings_checks_itself_and_hides_what_may_be_a_secret() -> None:
+    with pytest.raises(ValidationError, match="must be a size with a unit, got 'x'"):
+        Resources(memory="x")
+    with pytest.raises(ValidationError) as raised:
+        Environment(values={"HF_TOKEN": SECRET})
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -148,21 +164,20 @@ def test_all_problems_come_at_once() -> None:
     ],
 )  # fmt: skip
 def test_what_the_operator_or_the_job_sets_cannot_be_set(name: str) -> None:
-    key = SecretKey(secret="s", key="k")
-    for environment in (Environment(values={name: "1"}), Environment(secrets={name: key})):
-        (problem,) = problems_of(environment=environment)
-        assert problem.startswith(f"job.environment.{name} must be left out")
+    for group, value in (("values", "1"), ("secrets", {"secret": "s", "key": "k"})):
+        (problem,) = problems_of(environment={group: {name: value}})
+        assert problem.startswith(f"job.environment.{group}.{name} must be left out")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"environment": Environment(values={"AWS_SECRET_ACCESS_KEY": SECRET})},
-        {"environment": Environment(values={"WANDB_API_KEY": SECRET})},
-        {"environment": Environment(values={"HF_TOKEN": SECRET})},
-        {"environment": Environment(values={"PROXY": f"http://me:{SECRET}@host"})},
-        {"environment": Environment(secrets={"K": SecretKey(secret=f"{SECRET}!", key="k")})},
-        {"environment": Environment(secrets={"K": SecretKey(secret="s", key=f"{SECRET}/+")})},
+        {"environment": {"values": {"AWS_SECRET_ACCESS_KEY": SECRET}}},
+        {"environment": {"values": {"WANDB_API_KEY": SECRET}}},
+        {"environment": {"values": {"HF_TOKEN": SECRET}}},
+        {"environment": {"values": {"PROXY": f"http://me:{SECRET}@host"}}},
+        {"environment": {"secrets": {"K": {"secret": f"{SECRET}!", "key": "k"}}}},
+        {"environment": {"secrets": {"K": {"secret": "s", "key": f"{SECRET}/+"}}}},
         {"spec": f"results_dir: s3://me:{SECRET}@bucket/x"},
         {"spec": f"encryption_key: {SECRET}"},
         {"overrides": (f"encryption_key={SECRET}",)},
@@ -170,7 +185,7 @@ def test_what_the_operator_or_the_job_sets_cannot_be_set(name: str) -> None:
         {"outputs_uri": f"s3://me:{SECRET}@bucket/x"},
         {"outputs_uri": f"s3://bucket/x?X-Amz-Signature={SECRET}"},
         {"overrides": (f"dataset.train_img_dir=s3://bucket/x?a=1&X-Amz-Credential={SECRET}",)},
-        {"environment": Environment(values={"DATA": f"https://a.b/c?sv=1&sig={SECRET}"})},
+        {"environment": {"values": {"DATA": f"https://a.b/c?sv=1&sig={SECRET}"}}},
         {"annotations": {"example.com/source": f"https://me:{SECRET}@host/x"}},
         {"image": f"me:{SECRET}@registry.example.com/mal/train:1"},
         {"image": f"https://me:{SECRET}@registry.example.com/mal/train:1"},
@@ -191,8 +206,8 @@ def test_a_secret_value_is_refused_and_never_repeated(changes: dict[str, Any]) -
     ],
 )  # fmt: skip
 def test_variables_that_sound_secret_must_refer_to_a_secret(name: str) -> None:
-    (problem,) = problems_of(environment=Environment(values={name: SECRET}))
-    assert problem.startswith(f"job.environment.values.{name} must not carry a secret, got a value")
+    (problem,) = problems_of(environment={"values": {name: SECRET}})
+    assert problem.startswith(f"job.environment.values.{name} must not be a secret, got a value")
     assert SECRET not in problem
 
 
@@ -216,7 +231,7 @@ def test_an_image_may_be_pinned_by_its_digest() -> None:
 def test_results_may_lie_on_a_claim_that_can_be_written() -> None:
     claim = VolumeClaim(claim="results", mount_path="/results", read_only=False)
     assert small(outputs_uri="/results/run", storage=Storage(claims=(claim,)))
-    read_only = dataclasses.replace(claim, read_only=True)
+    read_only = claim.model_copy(update={"read_only": True})
     for uri, storage in (
         ("/results/run", Storage(claims=(read_only,))),
         ("/results/../run", Storage(claims=(claim,))),
@@ -229,30 +244,32 @@ def test_results_may_lie_on_a_claim_that_can_be_written() -> None:
     [("500m", "0.5"), ("8", "8"), ("1.5Gi", str(3 * 2**29)), ("2G", str(2 * 10**9))],
 )
 def test_quantities_are_kubernetes_own(text: str, number: str) -> None:
-    assert str(number_of_quantity(text)).rstrip("0").rstrip(".") == number.rstrip("0").rstrip(".")
+    assert str(quantity(text)).rstrip("0").rstrip(".") == number.rstrip("0").rstrip(".")
 
 
 @given(st.text(max_size=10))
-def test_any_text_is_a_quantity_or_none(text: str) -> None:
-    number = number_of_quantity(text)
-    assert number is None or number >= 0
+def test_any_text_is_a_positive_quantity_or_a_problem(text: str) -> None:
+    try:
+        size = Storage(cache_size=text).cache_size
+    except ValidationError:
+        return
+    assert quantity(size) > 0
 
 
 def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SMALL.name = "other"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        SMALL.name = "other"
 
 
-def setting_names(settings: Any, prefix: str = "") -> list[str]:
+def setting_names(settings: BaseModel, prefix: str = "") -> list[str]:
     names = []
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-            names += setting_names(value[0], f"{prefix}{field.name}[].")
-        elif dataclasses.is_dataclass(value):
-            names += setting_names(value, f"{prefix}{field.name}.")
+    for name, value in settings:
+        if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            names += setting_names(value[0], f"{prefix}{name}[].")
+        elif isinstance(value, BaseModel):
+            names += setting_names(value, f"{prefix}{name}.")
         else:
-            names.append(f"{prefix}{field.name}")
+            names.append(f"{prefix}{name}")
     return names
 
 
@@ -268,9 +285,6 @@ def test_the_reference_names_no_setting_that_is_gone() -> None:
 
 
 def test_defaults_need_four_settings_only() -> None:
-    required = {
-        field.name
-        for field in dataclasses.fields(JobSettings)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    fields = JobSettings.model_fields.items()
+    required = {name for name, field in fields if field.is_required()}
     assert required == {"name", "namespace", "image", "outputs_uri"}

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 from ranks import run_ranks
 
-from mal.distributed.group import gather_values, highest_of_ranks, value_of_first
+from mal.distributed.group import broadcast_from_rank0, gather_values, max_of_ranks
 from mal.errors import WorkerError
 
 
-def test_alone_nobody_is_asked() -> None:
+def test_a_single_process_needs_no_process_group() -> None:
     assert gather_values("a") == ["a"]
-    assert highest_of_ranks(3) == 3
-    assert value_of_first([1]) == [1]
+    assert max_of_ranks(3) == 3
+    assert broadcast_from_rank0([1]) == [1]
 
 
 def test_values_and_flags_of_all_ranks_meet(tmp_path: Path) -> None:
     run_ranks(
         """
 values = gather_values({"rank": worker.rank, "long": "x" * worker.rank})
-highest = highest_of_ranks(worker.rank)
-first = value_of_first(worker.rank or "the first's")
+highest = max_of_ranks(worker.rank)
+first = broadcast_from_rank0(worker.rank or "the first's")
 found = [values, highest, first]
 pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps(found))
 """,
@@ -47,16 +47,16 @@ folder = pathlib.Path(sys.argv[1], str(worker.rank))
 folder.mkdir(exist_ok=True)
 if not {is_shared} and worker.rank:
     group.sha256_of_file = lambda path: "of another file"
-path = file_of_first(folder / "weights" if worker.is_first else None, folder)
+path = broadcast_file_from_rank0(folder / "weights" if worker.is_rank0 else None, folder)
 pathlib.Path(folder, "found").write_text(str(path))
 assert path.read_bytes() == b"abc" * 1000
-assert file_of_first(None, folder) is None
+assert broadcast_file_from_rank0(None, folder) is None
 """,
         tmp_path,
     )
     assert (tmp_path / "0" / "found").read_text() == str(tmp_path / "0" / "weights")
-    place = "0" if is_shared else "1"
-    assert (tmp_path / "1" / "found").read_text() == str(tmp_path / place / "weights")
+    folder = "0" if is_shared else "1"
+    assert (tmp_path / "1" / "found").read_text() == str(tmp_path / folder / "weights")
 
 
 def test_a_rank_that_is_gone_is_noticed_and_named(tmp_path: Path) -> None:
@@ -71,19 +71,19 @@ for _ in range(1000):
 """,
             tmp_path,
         )
-    told = (tmp_path / "error 0").read_text()
-    assert told.startswith("rank 0 of 2 must stay connected to the others, got ")
-    assert "go on from the last checkpoint" in told
+    message = (tmp_path / "error 0").read_text()
+    assert message.startswith("Rank 0 of 2 lost its connection to another rank: ")
+    assert "continue from the last checkpoint" in message
 
 
 def test_buffers_become_those_of_the_first_rank(tmp_path: Path) -> None:
     run_ranks(
         """
-from mal.distributed.group import share_buffers
+from mal.distributed.group import broadcast_buffers
 module = torch.nn.BatchNorm2d(2)
 module.running_mean += worker.rank + 1
 module.num_batches_tracked += worker.rank
-share_buffers(module)
+broadcast_buffers(module)
 found = [module.running_mean.tolist(), int(module.num_batches_tracked)]
 pathlib.Path(sys.argv[1], str(worker.rank)).write_text(json.dumps(found))
 """,

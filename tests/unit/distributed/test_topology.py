@@ -65,7 +65,7 @@ def test_a_launcher_is_understood(
 
 
 @pytest.mark.parametrize(
-    ("environ", "spec", "told"),
+    ("environ", "spec", "message"),
     [
         ({**TAO, "WORLD_SIZE": "two"}, (1, 1), "WORLD_SIZE must be the number of nodes, a whole"),
         ({**TAO, "WORLD_SIZE": "0"}, (1, 1), "WORLD_SIZE must be the number of nodes, a whole"),
@@ -84,11 +84,11 @@ def test_a_launcher_is_understood(
     ],
 )  # fmt: skip
 def test_a_contradiction_names_the_variable(
-    environ: dict[str, str], spec: tuple[int, int], told: str
+    environ: dict[str, str], spec: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(SpecError) as caught:
         NodeTopology.from_env(environ, *spec)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_world_size_counts_processes() -> None:

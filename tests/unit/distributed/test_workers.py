@@ -38,35 +38,35 @@ def python(code: str, *arguments: str) -> list[str]:
 
 def test_alone_a_process_is_the_first_and_only_one() -> None:
     assert Worker.current({}) == Worker()
-    assert Worker().is_first
+    assert Worker().is_rank0
     assert Worker().num_ranks == 1
     assert not is_worker({})
 
 
-def test_each_worker_knows_its_place(tmp_path: Path) -> None:
+def test_each_worker_knows_its_rank(tmp_path: Path) -> None:
     run_workers(TOPOLOGY, python(WRITES_ITS_RANK, str(tmp_path)))
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert written == {"2": "4", "3": "4"}
 
 
-def test_a_place_survives_the_environment() -> None:
+def test_a_rank_survives_the_environment() -> None:
     worker = Worker(TOPOLOGY, 1)
     assert Worker.current(worker.environment()) == worker
     assert is_worker(worker.environment())
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "message"),
     [
-        ("sys.exit(3)", "rank 3 of 4 (node 1) failed with exit code 3. The log of its node"),
-        ("os.kill(os.getpid(), 9)", "rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out"),
+        ("sys.exit(3)", "Rank 3 of 4 (node 1) failed with exit code 3. The node's log"),
+        ("os.kill(os.getpid(), 9)", "Rank 3 of 4 (node 1) was killed by SIGKILL. Did it run out"),
     ],
 )
-def test_one_that_fails_takes_the_others_with_it(failure: str, told: str) -> None:
+def test_a_failed_worker_ends_the_others(failure: str, message: str) -> None:
     started_s = time.monotonic()
     with pytest.raises(WorkerError) as caught:
         run_workers(TOPOLOGY, python(FAILS_OR_SLEEPS.format(failure=failure)))
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert time.monotonic() - started_s < 30
 
 
@@ -126,13 +126,13 @@ def test_workers_need_not_go_on_when_another_node_failed() -> None:
 
 def test_the_cause_is_named_and_not_what_followed_of_it() -> None:
     codes: list[tuple[list[int | None], str, type[WorkerError]]] = [
-        ([2, -9], "rank 3 of 4 (node 1) was killed by SIGKILL", WorkerError),
-        ([1, 2], "rank 2 of 4 (node 1) failed with exit code 1", WorkerError),
-        ([2, None], "rank 2 of 4 (node 1) failed with exit code 2", ConnectionLostError),
+        ([2, -9], "Rank 3 of 4 (node 1) was killed by SIGKILL", WorkerError),
+        ([1, 2], "Rank 2 of 4 (node 1) failed with exit code 1", WorkerError),
+        ([2, None], "Rank 2 of 4 (node 1) failed with exit code 2", ConnectionLostError),
     ]
-    for ends, told, error_type in codes:
+    for ends, message, error_type in codes:
         failure = _failure(ends, TOPOLOGY)
-        assert str(failure).startswith(told)
+        assert str(failure).startswith(message)
         assert type(failure) is error_type
 
 

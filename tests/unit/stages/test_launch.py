@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mal.distributed import NodeTopology
-from mal.distributed.nodes import meeting
+from mal.distributed.nodes import coordinated
 from mal.errors import AnnotationError, ConnectionLostError, MalError, WorkerError
 from mal.runtime import Interrupted, StopRequest
-from mal.stages.launch import Exchange, _run_workers
+from mal.stages.launch import WorkerFiles, _run_workers
 
-LOSS = ConnectionLostError("rank 0 of 2 must stay connected")
+LOSS = ConnectionLostError("Rank 0 of 2 lost its connection to another rank")
 CAUSE = AnnotationError("images must be there, got none.")
 ENDS_WITH = """
 import os, sys, time
@@ -34,9 +34,9 @@ os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
         pytest.param((143, 143), {}, Interrupted(signal.SIGTERM), id="stopped"),
         pytest.param((143, 2), {1: LOSS}, Interrupted(signal.SIGTERM), id="stopped in between"),
         pytest.param((2, 143), {0: CAUSE}, CAUSE, id="no room for the checkpoint of a stop"),
-        pytest.param((-9, 2), {1: LOSS}, WorkerError("rank 0 of 2 (node 0) was killed by SIGKILL"),
+        pytest.param((-9, 2), {1: LOSS}, WorkerError("Rank 0 of 2 (node 0) was killed by SIGKILL"),
                      id="killed"),
-        pytest.param((1, 2), {1: LOSS}, WorkerError("rank 0 of 2 (node 0) failed with exit code 1"),
+        pytest.param((1, 2), {1: LOSS}, WorkerError("Rank 0 of 2 (node 0) failed with exit code 1"),
                      id="crashed"),
     ],
 )  # fmt: skip
@@ -46,14 +46,14 @@ def test_the_cause_ends_the_node(
     expected: BaseException,
     tmp_path: Path,
 ) -> None:
-    exchange = Exchange(tmp_path)
+    files = WorkerFiles(tmp_path)
     for rank, error in left.items():
-        exchange.write_error(rank, error)
+        files.write_error(rank, error)
     command = [sys.executable, "-c", ENDS_WITH, *map(str, codes)]
     with (
-        meeting(NodeTopology(devices_per_node=2)) as board,
+        coordinated(NodeTopology(devices_per_node=2)) as nodes,
         pytest.raises(type(expected)) as caught,
     ):
-        _run_workers(command, exchange, board, StopRequest())
+        _run_workers(command, files, nodes, StopRequest())
     assert type(caught.value) is type(expected)
     assert str(caught.value).startswith(str(expected))

@@ -1,4 +1,4 @@
-"""A job that does not run yet: the reason is told once, and waiting has limits."""
+"""A job that does not run yet: the reason is logged once, and waiting has limits."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import pytest
 from stand_in import StandIn, record_event
 
 from cluster.launching import IMAGE, Launch
-from mal.cluster import Backend, Environment, Placement, SecretKey, WaitLimits
+from mal.cluster import Environment, Placement, SecretKey, WaitLimits
 from mal.errors import ClusterError
 
-BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+BACKENDS = ["pytorchjob", "trainjob"]
 NODES = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 QUOTA = "exceeded quota: gold, requested: requests.nvidia.com/gpu=8, used: 8, limited: 8"
 STANDARD = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pods_that_no_node_takes_are_told_once(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+def test_pods_that_no_node_takes_are_logged_once(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     cluster.kubelet.unschedulable = NODES
     started = launch(backend=backend)
     started.wait_for_line(f"cannot be scheduled: {NODES}")
-    looks = len(cluster.api.calls_of("GET", "/pods"))
+    reads = len(cluster.api.calls_of("GET", "/pods"))
     cluster.wait_until(
-        lambda: len(cluster.api.calls_of("GET", "/pods")) > looks + 2, "more looks at the pods"
+        lambda: len(cluster.api.calls_of("GET", "/pods")) > reads + 2, "more reads of the pods"
     )
     cluster.kubelet.unschedulable = ""
     started.wait_for_line("all pods run")
@@ -36,7 +36,7 @@ def test_pods_that_no_node_takes_are_told_once(
     assert started.text.count(NODES) == 1
 
 
-def test_an_image_that_cannot_be_pulled_is_told_once(
+def test_an_image_that_cannot_be_pulled_is_logged_once(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     folder = cluster.kubelet.images.pop(IMAGE)
@@ -49,24 +49,26 @@ def test_an_image_that_cannot_be_pulled_is_told_once(
     assert started.text.count("cannot pull") == 1
 
 
-def test_a_missing_secret_is_told(
+def test_a_missing_secret_is_logged(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     secrets = {"TOKEN": SecretKey(secret="s3", key="key")}
     started = launch(environment=Environment(secrets=secrets))
-    started.wait_for_line('cannot make pytorch: CreateContainerConfigError: secret "s3" not found')
+    started.wait_for_line(
+        'cannot create pytorch: CreateContainerConfigError: secret "s3" not found'
+    )
     cluster.add_object("secrets", {"metadata": {"name": "s3"}, "stringData": {"key": "v"}})
     started.wait_for_line("all pods run")
     gate.touch()
     started.result()
 
 
-def test_a_volume_that_cannot_be_mounted_is_told(
+def test_a_volume_that_cannot_be_mounted_is_logged(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
     cluster.kubelet.is_making_containers = True
     started = launch()
-    started.wait_for_line("the containers are being made")
+    started.wait_for_line("the containers are being created")
     message = 'MountVolume failed: persistentvolumeclaim "mal-cache" not found'
     record_event(cluster.api, cluster.objects("pods")[0], "FailedMount", message)
     started.wait_for_line(f"cannot mount a volume: {message}")
@@ -78,17 +80,17 @@ def test_a_volume_that_cannot_be_mounted_is_told(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_quota_is_waited_for_as_a_queue_is(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
-    cluster.operators.pod_refusal = QUOTA
+    cluster.operators.pod_error = QUOTA
     limits = WaitLimits(start_timeout_s=1, poll_interval_s=1)
     started = launch(backend=backend, limits=limits)
     started.wait_for_line("waits for quota: Error creating: pods")
-    looks = len(cluster.api.calls_of("GET", "/events"))
+    reads = len(cluster.api.calls_of("GET", "/events"))
     cluster.wait_until(
-        lambda: len(cluster.api.calls_of("GET", "/events")) > looks + 2, "longer than the limit"
+        lambda: len(cluster.api.calls_of("GET", "/events")) > reads + 2, "longer than the limit"
     )
-    cluster.operators.pod_refusal = ""
+    cluster.operators.pod_error = ""
     started.wait_for_line("all pods run")
     gate.touch()
     started.result()
@@ -97,11 +99,11 @@ def test_a_quota_is_waited_for_as_a_queue_is(
 ENDLESS = {
     "unschedulable": (
         {"unschedulable": NODES},
-        rf"must start within 1 s, got no further than this: .* cannot be scheduled: {NODES} Lower",
+        rf"was not started within 1 s: .* cannot be scheduled: {NODES} Lower",
     ),
-    "image": ({"images": {}}, r"must start within 1 s, .* cannot pull .* Mend job\.image"),
-    "standard": ({"pod_refusal": STANDARD}, r"must start within 1 s, .* See Pod security"),
-    "operator": ({"are_running": False}, r"0 of 2 pods are there\. Look whether the training"),
+    "image": ({"images": {}}, r"was not started within 1 s: .* cannot pull .* Correct job\.image"),
+    "standard": ({"pod_error": STANDARD}, r"was not started within 1 s: .* See Pod security"),
+    "operator": ({"are_running": False}, r"0 of 2 pods exist\. Check that the training"),
 }
 
 
@@ -114,18 +116,18 @@ def test_a_job_that_does_not_start_in_time_is_deleted_with_its_reason(
         setattr(owner, name, value)
     with pytest.raises(ClusterError, match=expected) as raised:
         launch(limits=WaitLimits(start_timeout_s=1, poll_interval_s=1)).result()
-    assert str(raised.value).endswith("The job was deleted.")
+    assert str(raised.value).endswith("The PyTorchJob was deleted.")
     assert cluster.objects("pytorchjobs") == []
     cluster.wait_until(lambda: cluster.pod_names() == [], "the pods go")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_job_that_is_not_admitted_in_time_is_deleted_with_its_reason(
-    cluster: StandIn, launch: Callable[..., Launch], backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], backend: str
 ) -> None:
     cluster.queue_message = "insufficient unused quota"
     limits = WaitLimits(queue_timeout_s=1, poll_interval_s=1)
-    expected = "must be admitted within 1 s, .* in queue gold: insufficient unused quota. Raise"
+    expected = "was not admitted within 1 s: .* in queue gold: insufficient unused quota. Raise"
     with pytest.raises(ClusterError, match=expected):
         launch(backend=backend, placement=Placement(queue_name="gold"), limits=limits).result()
     assert cluster.objects("pytorchjobs") == cluster.objects("trainjobs") == []

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from sample_jobs import small
 
-from mal.cluster import JobSettings, Placement
-from mal.cluster.job_kinds import PYTORCHJOB, TRAINJOB, JobState, Phase
-from mal.cluster.waiting import Sight, Wait, explain_wait
+from mal.cluster import PYTORCHJOB, TRAINJOB, JobKind, JobSettings, Placement
+from mal.cluster.job_kind import JobSnapshot, JobState, PendingReason, Phase
+from mal.cluster.pending import find_pending_reason
 
 JOB = small(num_nodes=2)
 
@@ -27,44 +27,50 @@ def event(reason: str, message: str, time: str = "10:00:00") -> dict[str, str]:
     return {"reason": reason, "message": message, "lastTimestamp": f"2026-01-01T{time}Z"}
 
 
-def look(
+def reason_of(
     *pods: dict[str, Any],
     phase: Phase = Phase.ACTIVE,
     events: dict[str, list[dict[str, str]]] | None = None,
     queue_message: str = "",
     job: JobSettings = JOB,
-    kind: Any = PYTORCHJOB,
-) -> Wait | None:
+    kind: JobKind = PYTORCHJOB,
+) -> PendingReason | None:
     found = events or {}
-    sight = Sight(
-        kind, job, JobState(phase), pods, lambda name: found.get(name, []), lambda: queue_message
+    snapshot = JobSnapshot(
+        settings=job,
+        made={},
+        state=JobState(phase),
+        pods=pods,
+        events_of=lambda name: found.get(name, []),
+        queue_message=lambda: queue_message,
+        list_objects=lambda resource, labels: [],
     )
-    return explain_wait(sight)
+    return find_pending_reason(kind, snapshot)
 
 
 UNSCHEDULED = [
     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
 ]
 RUNNING = pod("m-0", "Running")
-WAITS: dict[str, tuple[Wait | None, str, str]] = {
+REASONS: dict[str, tuple[PendingReason | None, str, str]] = {
     "queue": (
-        look(phase=Phase.SUSPENDED, job=small(placement=Placement(queue_name="gold"))),
+        reason_of(phase=Phase.SUSPENDED, job=small(placement=Placement(queue_name="gold"))),
         "waits in queue gold",
         "queue_timeout_s",
     ),
-    "suspended by hand": (look(phase=Phase.SUSPENDED), "waits suspended", "queue_timeout_s"),
+    "suspended by hand": (reason_of(phase=Phase.SUSPENDED), "waits suspended", "queue_timeout_s"),
     "unschedulable": (
-        look(RUNNING, pod("w-0", conditions=UNSCHEDULED)),
+        reason_of(RUNNING, pod("w-0", conditions=UNSCHEDULED)),
         "w-0 cannot be scheduled: 0/3 nodes",
         "job.placement",
     ),
     "image": (
-        look(RUNNING, pod("w-0", **waiting("pytorch", "ErrImagePull", "no such tag"))),
+        reason_of(RUNNING, pod("w-0", **waiting("pytorch", "ErrImagePull", "no such tag"))),
         "w-0 cannot pull the image of pytorch: no such tag",
         "job.image",
     ),
     "init image": (
-        look(
+        reason_of(
             RUNNING,
             pod("w-0", **waiting("init-pytorch", "ImagePullBackOff", "x", "initContainerStatuses")),
         ),
@@ -72,17 +78,17 @@ WAITS: dict[str, tuple[Wait | None, str, str]] = {
         "init-pytorch is the operator's",
     ),
     "secret": (
-        look(RUNNING, pod("w-0", **waiting("pytorch", "CreateContainerConfigError", "no s3"))),
-        "w-0 cannot make pytorch: CreateContainerConfigError: no s3",
+        reason_of(RUNNING, pod("w-0", **waiting("pytorch", "CreateContainerConfigError", "no s3"))),
+        "w-0 cannot create pytorch: CreateContainerConfigError: no s3",
         "job.environment",
     ),
-    "being made": (
-        look(*(pod(n, **waiting("pytorch", "ContainerCreating")) for n in ("m-0", "w-0"))),
-        "m-0 and 1 more: the containers are being made",
+    "being created": (
+        reason_of(*(pod(n, **waiting("pytorch", "ContainerCreating")) for n in ("m-0", "w-0"))),
+        "m-0 and 1 more: the containers are being created",
         "kubectl describe pod",
     ),
     "a reason before pods that are only slow": (
-        look(
+        reason_of(
             pod("m-0", **waiting("pytorch", "ContainerCreating")),
             pod("w-0", conditions=UNSCHEDULED),
         ),
@@ -90,7 +96,7 @@ WAITS: dict[str, tuple[Wait | None, str, str]] = {
         "job.placement",
     ),
     "mount": (
-        look(
+        reason_of(
             RUNNING,
             pod("w-0", **waiting("pytorch", "ContainerCreating")),
             events={"w-0": [event("Scheduled", "ok"), event("FailedMount", "no claim")]},
@@ -99,7 +105,7 @@ WAITS: dict[str, tuple[Wait | None, str, str]] = {
         "job.storage",
     ),
     "quota, by the last event": (
-        look(
+        reason_of(
             RUNNING,
             events={
                 JOB.name: [
@@ -112,7 +118,7 @@ WAITS: dict[str, tuple[Wait | None, str, str]] = {
         "ask for more quota",
     ),
     "quota of a trainjob's own job": (
-        look(
+        reason_of(
             kind=TRAINJOB,
             events={f"{JOB.name}-node-0": [event("FailedCreate", "exceeded quota: x")]},
         ),
@@ -120,30 +126,32 @@ WAITS: dict[str, tuple[Wait | None, str, str]] = {
         "ask for more quota",
     ),
     "refused pods": (
-        look(events={JOB.name: [event("FailedCreatePod", "no service account")]}),
-        "pods cannot be made: no service account",
-        "Mend what the message names",
+        reason_of(events={JOB.name: [event("FailedCreatePod", "no service account")]}),
+        "pods cannot be created: no service account",
+        "Correct what the message names",
     ),
-    "operator": (look(RUNNING), "1 of 2 pods are there", "the training operator v1"),
+    "operator": (reason_of(RUNNING), "1 of 2 pods exist", "the training operator v1"),
 }
 
 
-@pytest.mark.parametrize(("wait", "text", "advice"), WAITS.values(), ids=WAITS)
-def test_a_wait_says_why_and_what_to_do(wait: Wait | None, text: str, advice: str) -> None:
-    assert wait is not None
-    assert wait.text == text
-    assert advice in wait.advice
-    assert wait.is_queued == ("queue_timeout_s" in wait.advice)
+@pytest.mark.parametrize(("reason", "text", "advice"), REASONS.values(), ids=REASONS)
+def test_a_reason_says_why_and_what_to_do(
+    reason: PendingReason | None, text: str, advice: str
+) -> None:
+    assert reason is not None
+    assert reason.text == text
+    assert advice in reason.advice
+    assert reason.is_queued == ("queue_timeout_s" in reason.advice)
 
 
 @pytest.mark.parametrize("phase", ["Running", "Succeeded", "Failed"])
-def test_pods_that_run_or_ran_are_not_waited_for(phase: str) -> None:
-    assert look(RUNNING, pod("w-0", phase)) is None
+def test_pods_that_run_or_ran_are_not_pending(phase: str) -> None:
+    assert reason_of(RUNNING, pod("w-0", phase)) is None
 
 
-def test_an_image_pull_that_is_tried_again_is_the_same_wait() -> None:
+def test_an_image_pull_that_is_tried_again_is_the_same_reason() -> None:
     first, second = (
-        look(RUNNING, pod("w-0", **waiting("pytorch", reason, message)))
+        reason_of(RUNNING, pod("w-0", **waiting("pytorch", reason, message)))
         for reason, message in [("ErrImagePull", "not found"), ("ImagePullBackOff", "Back-off")]
     )
     assert first is not None

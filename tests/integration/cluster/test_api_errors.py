@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from stand_in import Fault, StandIn
 
-from cluster.launching import Launch
-from mal.cluster import Backend, ClusterClient, TrainingRuntime
+from cluster.launching import JOB, Launch
+from mal.cluster import ClusterClient, TrainingRuntime
 from mal.errors import ClusterError
 
 RIGHTS = {
-    "pytorchjobs": (Backend.PYTORCHJOB, "POST", "/pytorchjobs", "manifests/base"),
-    "trainjobs": (Backend.TRAINJOB, "POST", "/trainjobs", "manifests/components/trainjob"),
-    "listing jobs": (Backend.PYTORCHJOB, "GET", "/pytorchjobs", "manifests/base"),
-    "listing pods": (Backend.PYTORCHJOB, "GET", "/pods", "manifests/base"),
+    "pytorchjobs": ("pytorchjob", "POST", "/pytorchjobs", "manifests/base"),
+    "trainjobs": ("trainjob", "POST", "/trainjobs", "manifests/components/trainjob"),
+    "listing jobs": ("pytorchjob", "GET", "/pytorchjobs", "manifests/base"),
+    "listing pods": ("pytorchjob", "GET", "/pods", "manifests/base"),
 }
 
 
@@ -26,14 +26,14 @@ def test_a_missing_right_names_the_manifest_that_gives_it(
     cluster: StandIn,
     launch: Callable[..., Launch],
     *,
-    backend: Backend,
+    backend: str,
     method: str,
     path: str,
     manifest: str,
 ) -> None:
     message = 'forbidden: User "x" cannot do this'
     cluster.api.faults.add(Fault(path, method, 403, times=9, message=message))
-    expected = rf"must have the right to \w+ .* got 403 .* Apply {manifest} and run as service"
+    expected = rf"may not \w+ .*: 403 .* Apply {manifest} and run as service"
     with pytest.raises(ClusterError, match=expected):
         launch(backend=backend).result()
     cluster.wait_until(lambda: cluster.pod_names() == [], "no job is left")
@@ -42,9 +42,9 @@ def test_a_missing_right_names_the_manifest_that_gives_it(
 @pytest.mark.parametrize(
     ("backend", "kind", "operator", "manifest"),
     [
-        (Backend.PYTORCHJOB, "kubeflow.org/v1/pytorchjobs", "the training operator", "base"),
+        ("pytorchjob", "kubeflow.org/v1/pytorchjobs", "the training operator", "base"),
         (
-            Backend.TRAINJOB,
+            "trainjob",
             "trainer.kubeflow.org/v1alpha1/trainjobs",
             "Trainer 2.2",
             "components/trainjob",
@@ -56,27 +56,27 @@ def test_a_missing_operator_is_named(
     cluster: StandIn,
     launch: Callable[..., Launch],
     *,
-    backend: Backend,
+    backend: str,
     kind: str,
     operator: str,
     manifest: str,
 ) -> None:
     cluster.api.served.remove(kind)
-    expected = rf"The cluster must know .*, got 404 .*Install {operator}.* manifests/{manifest}\."
+    expected = rf"The cluster does not know .*: 404 .*Install {operator}.* manifests/{manifest}\."
     with pytest.raises(ClusterError, match=expected):
         launch(backend=backend).result()
 
 
 def test_a_missing_namespace_is_named(cluster: StandIn, launch: Callable[..., Launch]) -> None:
-    with pytest.raises(ClusterError, match=r"job\.namespace must exist, got elsewhere\. Create it"):
+    with pytest.raises(ClusterError, match=r"Namespace elsewhere does not exist. Create it"):
         launch(namespace="elsewhere").result()
 
 
 def test_a_missing_runtime_is_named(cluster: StandIn, launch: Callable[..., Launch]) -> None:
-    expected = r"job\.training_runtime must exist, got 403 .*Apply manifests/components/trainjob"
+    expected = r"training runtime does not exist: 403 .*Apply manifests/components/trainjob"
     with pytest.raises(ClusterError, match=expected):
         launch(
-            backend=Backend.TRAINJOB,
+            backend="trainjob",
             training_runtime=TrainingRuntime(name="absent", kind="TrainingRuntime"),
         ).result()
 
@@ -85,7 +85,7 @@ def test_a_refused_job_gives_the_clusters_own_words(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     cluster.api.faults.add(Fault("/pytorchjobs", "POST", 422, message="spec.x: Invalid value"))
-    expected = re.escape("must be accepted by the cluster, got 422 Injected: spec.x: Invalid value")
+    expected = re.escape(f"team/{JOB.name}: 422 Injected: spec.x: Invalid value")
     with pytest.raises(ClusterError, match=expected):
         launch().result()
 
@@ -98,7 +98,7 @@ def test_training_goes_on_where_only_its_log_or_events_cannot_be_read(
     cluster.kubelet.unschedulable = "0/3 nodes are available"
     cluster.operators.are_running = path != "/events"
     started = launch()
-    started.wait_for_line("0 of 2 pods are there" if path == "/events" else "cannot be scheduled")
+    started.wait_for_line("0 of 2 pods exist" if path == "/events" else "cannot be scheduled")
     cluster.kubelet.unschedulable = ""
     cluster.operators.are_running = True
     started.wait_for_line("all pods run")
@@ -107,9 +107,11 @@ def test_training_goes_on_where_only_its_log_or_events_cannot_be_read(
     assert started.text.count("403") == 1
 
 
-def test_a_process_without_a_cluster_is_told_what_to_set(
+def test_the_error_without_a_cluster_names_what_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(ClusterError, match="must be named by KUBECONFIG or by a pod's service"):
+    with pytest.raises(
+        ClusterError, match="Cannot find a cluster by KUBECONFIG or by a pod's service"
+    ):
         ClusterClient.connect()

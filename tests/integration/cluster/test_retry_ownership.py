@@ -11,10 +11,10 @@ from stand_in import Fault, StandIn
 
 from cluster.katib_searching import TRIAL_IMAGE, search
 from cluster.launching import IMAGE, JOB, WAITING_POD, Launch
-from mal.cluster import Backend, Lifetime, Owner, succession
+from mal.cluster import Lifetime, Owner, retry
 from mal.errors import ClusterError
 
-BACKENDS = [Backend.PYTORCHJOB, Backend.TRAINJOB]
+BACKENDS = ["pytorchjob", "trainjob"]
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "w-1"}
 
 
@@ -40,12 +40,12 @@ def test_a_job_outlives_the_pod_of_the_try_that_made_it(
     gate: Path,
     pods: list[Any],
     *,
-    backend: Backend,
+    backend: str,
 ) -> None:
     launch(backend=backend, owner=owner_of(pods[0])).wait_for_line("all pods run")
     assert owners(cluster, f"{backend}s") == ["try-1"]
     second = launch(backend=backend, owner=owner_of(pods[1]))
-    second.wait_for_line("is there already")
+    second.wait_for_line("exists already")
     assert owners(cluster, f"{backend}s") == ["try-2"]
     cluster.api.store.remove("pods", pods[0])
     second.wait_for_line("all pods run")
@@ -64,13 +64,13 @@ def test_owners_that_are_no_pods_of_the_step_stay(
         "pytorchjobs", job, lambda each: each["metadata"]["ownerReferences"].insert(0, WORKFLOW)
     )
     for _ in range(2):
-        launch(owner=owner_of(pods[1])).wait_for_line("is there already")
+        launch(owner=owner_of(pods[1])).wait_for_line("exists already")
     assert owners(cluster, "pytorchjobs") == ["run", "try-2"]
     assert len(cluster.api.calls_of("PATCH")) == 1, "nothing is left to change for the second"
     gate.touch()
 
 
-def test_a_refused_take_over_is_told_and_the_training_goes_on(
+def test_a_rejected_adoption_is_logged_and_the_training_continues(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, pods: list[Any]
 ) -> None:
     launch(owner=owner_of(pods[0])).wait_for_line("all pods run")
@@ -79,8 +79,8 @@ def test_a_refused_take_over_is_told_and_the_training_goes_on(
     second.wait_for_line("all pods run")
     gate.touch()
     second.result()
-    assert f"{JOB.name} goes on belonging to the pod of the step's earlier try" in second.text
-    assert "right to patch pytorchjobs.kubeflow.org" in second.text
+    assert f"{JOB.name} still belongs to the pod of the step's earlier attempt" in second.text
+    assert "may not patch pytorchjobs.kubeflow.org" in second.text
     assert owners(cluster, "pytorchjobs") == ["try-1"]
 
 
@@ -91,7 +91,7 @@ def test_a_retried_search_makes_its_pod_the_owner_of_the_experiment(
     Launch(search, owner=owner_of(pods[0]))
     cluster.wait_until(lambda: bool(cluster.kubelet.runs), "a trial runs")
     second = Launch(search, owner=owner_of(pods[1]))
-    second.wait_for_line("is there already")
+    second.wait_for_line("exists already")
     assert owners(cluster, "experiments") == ["try-2"]
     cluster.api.store.remove("pods", pods[0])
     gate.touch()
@@ -116,7 +116,7 @@ def test_the_next_attempt_waits_until_the_pods_of_the_last_one_have_ended(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_new_job_waits_for_the_pods_of_one_that_was_deleted(
-    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: Backend
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path, backend: str
 ) -> None:
     """As after a cancelled run: the job's object is gone, its pods have their grace."""
     cluster.add_image(IMAGE, f"trap '' TERM\n{WAITING_POD}")
@@ -124,7 +124,7 @@ def test_a_new_job_waits_for_the_pods_of_one_that_was_deleted(
     first.wait_for_line("all pods run")
     (job,) = cluster.objects(f"{backend}s")
     cluster.api.store.delete(f"{backend}s", job)
-    with pytest.raises(ClusterError, match="got deleted by somebody"):
+    with pytest.raises(ClusterError, match="was deleted before it ended"):
         first.result()
     second = launch(backend=backend)
     second.wait_for_line("waits for the end of pods")
@@ -139,20 +139,20 @@ def test_pods_that_never_end_are_an_error_that_names_them(
     gate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(succession, "_BEYOND_GRACE_S", 0)
+    monkeypatch.setattr(retry, "_BEYOND_GRACE_S", 0)
     cluster.add_image(IMAGE, f'[ "$PET_NODE_RANK" = 1 ] || exit 1\n{WAITING_POD}')
     lifetime = Lifetime(clean_pod_policy="None", termination_grace_s=1)
     with pytest.raises(ClusterError, match="exit code 1"):
         launch(lifetime=lifetime).result()
-    with pytest.raises(ClusterError, match=r"must end within 1 s, got .*-worker-0 still there"):
+    with pytest.raises(ClusterError, match=r"still run after 1 s: .*-worker-0"):
         launch(lifetime=lifetime).result()
     assert len(cluster.objects("pytorchjobs")) == 1
 
 
-def test_pods_that_may_not_be_listed_are_told_of_and_not_waited_for(
+def test_pods_that_may_not_be_listed_are_logged_and_not_waited_for(
     cluster: StandIn, launch: Callable[..., Launch]
 ) -> None:
     cluster.api.faults.add(Fault("/pods", "GET", 403, message="forbidden: x cannot list"))
     started = launch()
     started.result()
-    assert "whether pods of an earlier job still run cannot be told" in started.text
+    assert "cannot check whether pods of an earlier job still run" in started.text
