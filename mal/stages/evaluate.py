@@ -68,7 +68,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             metrics = metrics | _training_free_metrics(baseline, reader, settings, section)
             metrics |= compare_with_baselines(metrics)
         result = EvaluateResult(session.path, metrics, session.path / REPORT_FILE)
-        if not session.is_first:
+        if not session.is_rank0:
             return result
         write_json(session.path / METRICS_FILE, metrics)
         write_report(

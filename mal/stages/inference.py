@@ -58,7 +58,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         rows = np.arange(len(reader.boxes))
         masks = predict_rows(loaded.model, reader, rows, settings, "label")
         result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))
-        if not session.is_first:
+        if not session.is_rank0:
             for _ in masks:  # every rank must predict its share to the end
                 pass
             return result

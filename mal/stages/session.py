@@ -45,16 +45,16 @@ class Session:
 
     Attributes:
         results: The results folder; a scratch folder on ranks that do not write results.
-        is_first: Whether this process writes the results.
+        is_rank0: Whether this process writes the results.
         outputs: Files that may be outside the results folder, for the manifest.
         run: The run of the folder, for actions that record one. The manifest then has the inputs of
             its first start.
     """
 
-    def __init__(self, results: ResultsFolder, *, is_first: bool = True) -> None:
+    def __init__(self, results: ResultsFolder, *, is_rank0: bool = True) -> None:
         self.results = results
         self.status = StatusLog(results.path)
-        self.is_first = is_first
+        self.is_rank0 = is_rank0
         self.outputs: list[Path] = []
         self.run: RunRecord | None = None
 
@@ -181,7 +181,7 @@ def _recording_in(
 def _assisting(worker: Worker) -> Iterator[Session]:
     """Yield the session of a rank that does not write results."""
     with tempfile.TemporaryDirectory(prefix=f"mal-rank-{worker.rank}-") as folder:
-        yield Session(ResultsFolder(folder), is_first=False)
+        yield Session(ResultsFolder(folder), is_rank0=False)
 
 
 @contextmanager

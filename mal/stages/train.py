@@ -94,10 +94,10 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
         validation = _open_validation_set(spec, session)
         device = choose_device(spec, spec.train.gpu_ids)
         data = _Data(reader, validation)
-        claim = _claim(data, spec, device, session, inputs) if session.is_first else None
+        claim = _claim(data, spec, device, session, inputs) if session.is_rank0 else None
         training = _Training(data, claim, device, stop, session)
         metrics = training.run_within_memory(claim.spec if claim else spec)
-        if session.is_first and (warning := usefulness_warning(metrics, "val_")):
+        if session.is_rank0 and (warning := usefulness_warning(metrics, "val_")):
             session.warn(warning)
         session.status.write(Status.RUNNING, "training finished", kpi=kpi_of(metrics))
     return TrainResult(
