@@ -109,7 +109,7 @@ def fetch_object(stored: StoredObject, path: Path) -> None:
         StorageError: It cannot be read, or the cache cannot hold it.
     """
     check_room(path.parent, stored.size, str(stored.uri))
-    with naming_cache_trouble(str(stored.uri)), writing_atomically(path) as temporary:
+    with wrap_cache_errors(str(stored.uri)), writing_atomically(path) as temporary:
         download_object(stored, temporary)
 
 
@@ -128,7 +128,7 @@ def build_folder_once(
     with locked(key):
         if folder.is_dir() and marker.is_file():
             return folder
-        with naming_cache_trouble(source):
+        with wrap_cache_errors(source):
             facts = fill_folder(folder, fill)
             write_json(marker, {"source": redact_uri(source), **(facts or {})})
     return folder
@@ -172,7 +172,7 @@ def locked(key: str) -> Iterator[None]:
     from filelock import FileLock
 
     folder = cache_dir() / "locks"
-    with naming_cache_trouble("its locks"):
+    with wrap_cache_errors("its locks"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{key}.lock")
         lock.acquire()
@@ -201,7 +201,7 @@ def check_room(folder: Path, num_bytes: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def naming_cache_trouble(what: str) -> Iterator[None]:
+def wrap_cache_errors(what: str) -> Iterator[None]:
     """Turn a full or read-only disk into a sentence that names the cache folder."""
     try:
         yield

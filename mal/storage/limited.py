@@ -27,7 +27,7 @@ from mal.storage.cache import (
     check_room,
     fill_folder,
     locked,
-    naming_cache_trouble,
+    wrap_cache_errors,
     partial_of,
 )
 
@@ -52,7 +52,7 @@ def limited_folder(
         StorageError: What runs use leaves no room, or the cache cannot be written.
     """
     entry = _Entry(key)
-    with naming_cache_trouble("features"), contextlib.ExitStack() as stack:
+    with wrap_cache_errors("features"), contextlib.ExitStack() as stack:
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(entry.in_use())
         held = stack.pop_all()
@@ -110,7 +110,7 @@ def _lock_file(key: str) -> IO[bytes]:
 
 
 def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
-    with naming_cache_trouble("features"):
+    with wrap_cache_errors("features"):
         entry.marker.unlink(missing_ok=True)
         try:
             fill_folder(entry.folder, fill)
@@ -122,7 +122,7 @@ def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
 
 def _reserve_room(entry: _Entry, num_bytes: int, limit_bytes: int) -> None:
     """Remove what is unused for longest until the entry fits, and note that its room is taken."""
-    with locked(_ROOM_LOCK), naming_cache_trouble("features"):
+    with locked(_ROOM_LOCK), wrap_cache_errors("features"):
         others = sorted(_sizes_by_age(entry.key).items(), key=lambda item: item[1])
         total = num_bytes + sum(size for _, (_, size) in others)
         for key, (_, size) in others:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from mal.artifacts import MANIFEST_FILE, RUN_FILE, STATUS_FILE, write_json, writing_atomically
 from mal.errors import StorageError
 from mal.storage.archives import relative_path_of
-from mal.storage.cache import cache_dir, fetch_object, key_of, naming_cache_trouble
+from mal.storage.cache import cache_dir, fetch_object, key_of, wrap_cache_errors
 from mal.storage.objects import (
     StoredObject,
     copy_object,
@@ -59,7 +59,7 @@ class ResultsFolder:
         self._staging = staging = cache_dir() / "results" / key
         self._uploaded_file = staging / "uploaded.json"
         self.path = staging / (PurePosixPath(self._remote.key).name or self._remote.bucket)
-        with naming_cache_trouble(uri):
+        with wrap_cache_errors(uri):
             self.path.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -111,7 +111,7 @@ class ResultsFolder:
         if rest:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
             aside = self._staging / f"set-aside-{stamp}"
-            with naming_cache_trouble(self.uri):
+            with wrap_cache_errors(self.uri):
                 self.path.rename(aside)
                 self.path.mkdir()
             log.warning(
@@ -250,7 +250,7 @@ class ResultsFolder:
         return {}
 
     def _write_uploaded(self, uploaded: dict[str, _Fingerprint]) -> None:
-        with naming_cache_trouble(self.uri):
+        with wrap_cache_errors(self.uri):
             write_json(self._uploaded_file, uploaded)
 
     def _make_local_folder(self) -> None:
@@ -294,7 +294,7 @@ def fetch_results(uri: str, folder: Path, patterns: Sequence[str] = ("*",)) -> s
         if isinstance(source, StoredObject):
             fetch_object(source, path)
         else:
-            with naming_cache_trouble(uri), writing_atomically(path) as temporary:
+            with wrap_cache_errors(uri), writing_atomically(path) as temporary:
                 shutil.copyfile(source, temporary)
     return wanted
 
