@@ -57,12 +57,13 @@ def open_annotations(
     if annotation_format.read is None:
         return load_boxes(path, with_masks=with_masks, refuse_points=refuse_points)
     coco_path = coco_file_of(annotation_format, path, image_source)
+    left_out = problems_of(coco_path)
     try:
         boxes = load_boxes(coco_path, with_masks=with_masks, refuse_points=refuse_points)
     except AnnotationError as error:
-        raise AnnotationError(f"Cannot use {path} ({annotation_format.name}): {error}") from error
-    for kind, subjects in problems_of(coco_path).items():
-        boxes.problems.subjects.setdefault(kind, []).extend(subjects)
+        reasons = "; ".join([str(error), *left_out.lines()])
+        raise AnnotationError(f"Cannot use {path} ({annotation_format.name}): {reasons}") from error
+    boxes.problems.subjects.update(left_out.subjects)
     return boxes
 
 

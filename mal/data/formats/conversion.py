@@ -60,10 +60,9 @@ def coco_file_of(annotation_format: AnnotationFormat, path: Path, image_source: 
     return target
 
 
-def problems_of(coco_path: Path) -> dict[str, list[str]]:
-    """Return what the conversion left out, by kind."""
-    subjects: dict[str, list[str]] = json.loads(_problem_file_of(coco_path).read_bytes())
-    return subjects
+def problems_of(coco_path: Path) -> Problems:
+    """Return what the conversion left out."""
+    return Problems(json.loads(_problem_file_of(coco_path).read_bytes()))
 
 
 def _problem_file_of(coco_path: Path) -> Path:
