@@ -302,7 +302,7 @@ def _left_out_boxes(
     if boxes.points is not None:
         left_out["of points whose box is uncertain"] = (
             np.isnan(area_N),
-            "Draw boxes for more objects: from these the network learns to find objects with points.",
+            "Draw boxes for more objects: they show how large the objects with points are.",
         )
     if spec.train.supervision == "mask":
         assert boxes.segmentations is not None

@@ -134,7 +134,8 @@ class PointPrompts:
         Args:
             box_xywh_N4: NaN for objects without a box, whose points may lie anywhere.
             image_size_N2: Width and height, px.
-            names: The annotations' names for `problems`, which gets what is left out.
+            names: The annotations' names for `problems`.
+            problems: Gets what is left out.
         """
         owner_P = self.owner_P
         low_P2 = box_xywh_N4[owner_P, :2]

@@ -1,8 +1,9 @@
 """The student's photometric augmentation (Lan et al. 2023): colour jitter, greyscale, blur.
 
 The changes are those of torchvision's transforms. These convert to Pillow's images and back, which
-takes most of an item's time; here they work on whole planes. Shape letters: C = 3 channels, P some of them, S crop side
-(px), R some of its rows, K weights.
+takes most of an item's time; here they work on whole planes.
+
+Shape letters: C = 3 channels, P some of them, S crop side (px), R some of its rows, K weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def augment_colours(crop_CSS: Tensor, rate: float, rng: np.random.Generator) -> 
     Args:
         crop_CSS: uint8 RGB.
         rate: 0..1, scales the probability of each change.
-        rng: The item's own generator: the same item of the same epoch always changes in the same way.
+        rng: The item's own generator, so that the same item of the same epoch changes equally.
     """
     draws = rng.uniform(size=3)
     if draws[0] < JITTER_PROBABILITY * rate:

@@ -1,4 +1,4 @@
-"""docs/extending/annotation_format.md: its format works, and a half-made one fails with its message."""
+"""docs/extending/annotation_format.md: its format works, a half-made one fails with its message."""
 
 from __future__ import annotations
 
@@ -108,40 +108,59 @@ def test_a_set_of_the_format_is_checked_trained_on_and_labeled(setting: Setting)
     ("part", "half_made", "message"),
     [
         pytest.param(
-            'row["category"]', '""', "must give box 2 the name of a category, got ''", id="no category"
+            'row["category"]',
+            '""',
+            "must give box 2 the name of a category, got ''",
+            id="no category",
         ),
         pytest.param(
-            '("x", "y", "width", "height")', '("x", "y", "width")',
-            "must give box 2 as x, y, width and height, got [", id="three numbers",
+            '("x", "y", "width", "height")',
+            '("x", "y", "width")',
+            "must give box 2 as x, y, width and height, got [",
+            id="three numbers",
         ),
         pytest.param(
-            "float(row[key])", "1000 + float(row[key])", "x box outside its image: annotation 2",
+            "float(row[key])",
+            "1000 + float(row[key])",
+            "x box outside its image: annotation 2",
             id="outside the image",
         ),
         pytest.param(
-            'file_name=row["file_name"]', 'file_name="absent.png"',
-            "annotation 2 (absent.png)", id="unknown image",
+            'file_name=row["file_name"]',
+            'file_name="absent.png"',
+            "annotation 2 (absent.png)",
+            id="unknown image",
         ),
         pytest.param(
-            "return AnnotationTable(", "return (", "must return an AnnotationTable, got (", id="no table"
+            "return AnnotationTable(",
+            "return (",
+            "must return an AnnotationTable, got (",
+            id="no table",
         ),
-        pytest.param("id=line", 'id="a"', "a whole number as id, got BoxRow(id='a'", id="id as text"),
+        pytest.param(
+            "id=line", 'id="a"', "a whole number as id, got BoxRow(id='a'", id="id as text"
+        ),
         pytest.param(
             'row["category"]', 'row["label"]', "as csv: KeyError: 'label'", id="another column"
         ),
         pytest.param(
-            'AnnotationFormat("csv", matches, read)', "read",
-            "'csv' must be an AnnotationFormat, got function from csv_boxes:FORMAT", id="a function",
+            'AnnotationFormat("csv", matches, read)',
+            "read",
+            "'csv' must be an AnnotationFormat, got function from csv_boxes:FORMAT",
+            id="a function",
         ),
         pytest.param("FORMAT =", "OTHER =", "Cannot load annotation format 'csv'", id="no FORMAT"),
         pytest.param(
             'path.suffix == ".csv"', "True", None, id="matches everything, COCO files too"
         ),
         pytest.param(
-            'AnnotationFormat("csv"', 'AnnotationFormat("coco"', "'coco' is registered twice", id="taken"
+            'AnnotationFormat("csv"',
+            'AnnotationFormat("coco"',
+            "'coco' is registered twice",
+            id="taken",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_half_made_format_fails_with_a_clear_message(
     part: str, half_made: str, message: str | None, setting: Setting
 ) -> None:
@@ -164,4 +183,6 @@ def test_a_bad_line_of_the_file_is_named(setting: Setting) -> None:
         file.write("picture 0.png,1,2,wide,4,thing\n")
     answer = setting.check()
     assert answer.returncode == 1
-    assert "boxes.csv as csv: ValueError: could not convert string to float: 'wide'" in answer.stdout
+    assert (
+        "boxes.csv as csv: ValueError: could not convert string to float: 'wide'" in answer.stdout
+    )

@@ -424,5 +424,7 @@ def test_a_set_that_is_not_there_is_exit_1(capsys: pytest.CaptureFixture[str]) -
     assert main(["dataset", "check", "absent.json", "absent"]) == 1
     output, errors = capsys.readouterr()
     assert "error: 1 x annotation file that cannot be used: absent.json must be a file" in output
-    assert "error: 1 x image folder that cannot be used: image source absent must exist" in output
+    assert (
+        "error: 1 x image folder that cannot be used: image source absent does not exist" in output
+    )
     assert errors == ""

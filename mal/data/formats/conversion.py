@@ -113,9 +113,7 @@ class _CocoMembers:
             if row.file_name not in self.id_of_image:
                 self.problems.add(UNKNOWN_IMAGE, f"annotation {row.id} ({row.file_name})")
                 continue
-            category_id = self.id_of_category.setdefault(
-                row.category, len(self.id_of_category) + 1
-            )
+            category_id = self.id_of_category.setdefault(row.category, len(self.id_of_category) + 1)
             annotation = {
                 "id": row.id,
                 "image_id": self.id_of_image[row.file_name],

@@ -78,7 +78,9 @@ def test_entries_that_nobody_asks_for_are_passed_over(path: Path) -> None:
 )
 def test_what_is_no_json_is_named_with_its_place(text: str, told: str, path: Path) -> None:
     path.write_text(text)
-    with pytest.raises(AnnotationError, match="Cannot read the annotation file .* as JSON") as caught:
+    with pytest.raises(
+        AnnotationError, match=r"Cannot read the annotation file .* as JSON"
+    ) as caught:
         read(path)
     assert told in str(caught.value)
     assert str(path) in str(caught.value)

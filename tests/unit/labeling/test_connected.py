@@ -54,9 +54,7 @@ def _largest_by_flooding(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask_HW if len(numbers) == 0 else number_HW == numbers[np.argmax(sizes)]
 
 
-def _grown_by_flooding(
-    seed_HW: NDArray[np.bool_], mask_HW: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _grown_by_flooding(seed_HW: NDArray[np.bool_], mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     part_HW = seed_HW
     while True:
         spread_HW = (_highest_around(part_HW) & mask_HW) | seed_HW

@@ -268,7 +268,7 @@ def test_a_model_without_its_settings_is_refused(
     with pytest.raises(ArtifactError, match="carry its spec"):
         mal.Predictor(tmp_path / "foreign.pth")
     shutil.copy(exported, tmp_path / "lonely.onnx")
-    with pytest.raises(ArtifactError, match=r"lonely\.json must lie beside"):
+    with pytest.raises(ArtifactError, match=r"lonely\.json is not beside it"):
         mal.Predictor(tmp_path / "lonely.onnx")
     with pytest.raises(StorageError, match="missing"):
         mal.Predictor(tmp_path / "missing.pth")
