@@ -99,8 +99,8 @@ def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
         loaded = _load_onnx(path, uri, ExperimentSpec())
         if not loaded.has_settings:
             raise ArtifactError(
-                f"Cannot load {uri}: {companions_of(path.name).sidecar} is not beside it. Copy both "
-                "files of mal export."
+                f"Cannot load {uri}: {companions_of(path.name).sidecar} is not beside it. Copy "
+                "both files of mal export."
             )
         return loaded
     content = read_checkpoint(path)

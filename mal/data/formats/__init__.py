@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from mal.data.annotations import CocoBoxes, load_boxes
-from mal.data.formats.conversion import coco_file_of, problems_of
+from mal.data.formats.conversion import convert_to_coco
 from mal.data.formats.table import (
     AnnotationFormat,
     AnnotationTable,
@@ -56,8 +56,7 @@ def open_annotations(
     annotation_format = format_of(path)
     if annotation_format.read is None:
         return load_boxes(path, with_masks=with_masks, refuse_points=refuse_points)
-    coco_path = coco_file_of(annotation_format, path, image_source)
-    left_out = problems_of(coco_path)
+    coco_path, left_out = convert_to_coco(annotation_format, path, image_source)
     try:
         boxes = load_boxes(coco_path, with_masks=with_masks, refuse_points=refuse_points)
     except AnnotationError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mal.artifacts import sha256_of_file, write_json
+from mal.artifacts import sha256_of_file
 from mal.data.annotation_stream import write_members
 from mal.data.formats.table import AnnotationFormat, AnnotationTable, BoxRow, ImageRow
 from mal.data.problems import Problems
@@ -25,8 +24,10 @@ _READ_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, TypeError
 log = logging.getLogger(__name__)
 
 
-def coco_file_of(annotation_format: AnnotationFormat, path: Path, image_source: str) -> Path:
-    """Convert an annotation file; return the COCO file in the cache.
+def convert_to_coco(
+    annotation_format: AnnotationFormat, path: Path, image_source: str
+) -> tuple[Path, Problems]:
+    """Convert an annotation file; return the COCO file in the cache, and what was left out.
 
     Each process converts anew, because the images may have changed. The file is named by the digest
     of its content: processes with the same result share it.
@@ -54,19 +55,9 @@ def coco_file_of(annotation_format: AnnotationFormat, path: Path, image_source: 
         with locked(key):
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
-                write_json(_problem_file_of(target), problems.subjects)
                 written.rename(target)
                 log.info("converted %s (%s) to %s", path, annotation_format.name, target)
-    return target
-
-
-def problems_of(coco_path: Path) -> Problems:
-    """Return what the conversion left out."""
-    return Problems(json.loads(_problem_file_of(coco_path).read_bytes()))
-
-
-def _problem_file_of(coco_path: Path) -> Path:
-    return coco_path.with_suffix(".problems.json")
+    return target, problems
 
 
 class _CocoMembers:
