@@ -25,7 +25,6 @@ from mal.data.problems import Problems
 from mal.data.segmentations import (
     Rle,
     Segmentations,
-    SegmentationsInFile,
     rle_from_segmentation,
 )
 from mal.errors import AnnotationError
@@ -174,7 +173,7 @@ def _boxes_from_columns(
 
     segmentations = None
     if with_masks:
-        segmentations = SegmentationsInFile(path, kept(columns.start), kept(columns.num_bytes))
+        segmentations = Segmentations(path, kept(columns.start), kept(columns.num_bytes))
     boxes = CocoBoxes(
         path=path,
         images=images,

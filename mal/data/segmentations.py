@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,23 +34,11 @@ def _stamp_of(facts: os.stat_result) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-class Segmentations(Protocol):
-    """The COCO segmentation of each box, None where the file has none."""
+class Segmentations:
+    """The segmentation of each box, None where the file has none.
 
-    def __getitem__(self, index: int, /) -> Any: ...
-
-    @property
-    def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        """Whether there is one."""
-
-    def select(self, rows: NDArray[np.int64]) -> Segmentations:
-        """Return those of these boxes."""
-
-
-class SegmentationsInFile:
-    """Segmentations that stay in the annotation file; each is read when it is needed.
-
-    Those of COCO's training set take more than a gigabyte of memory.
+    They stay in the file, and each is read when it is needed: those of COCO's training set take
+    more than a gigabyte of memory.
 
     Args:
         path: The annotation file.
@@ -88,11 +76,11 @@ class SegmentationsInFile:
 
     @property
     def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        """Whether there is one."""
+        """Whether the file has the segmentation of each box."""
         return self._num_bytes_N > 0
 
     def select(self, rows: NDArray[np.int64]) -> Self:
-        """Return those of these boxes."""
+        """Return the segmentations of these boxes."""
         return type(self)(self._path, self._start_N[rows], self._num_bytes_N[rows])
 
 

@@ -83,13 +83,8 @@ def box_of_rle(rle: Rle) -> list[float]:
     return box
 
 
-def iou_of_rles(rle: Rle, other: Rle) -> float:
-    """Return intersection over union of two masks of one image; 0 when both are empty."""
-    return ious_with_rle([rle], other)[0]
-
-
 def ious_with_rle(rles: Sequence[Rle], other: Rle) -> list[float]:
-    """Return the IoU of each mask with one other mask of the same image."""
+    """Return each mask's IoU with one other mask of the same image; 0 when both are empty."""
     for rle in rles:
         if list(rle["size"]) != list(other["size"]):
             raise ValueError(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mal.data import formats
+from mal.data.annotations import CocoBoxes
 from mal.data.formats import (
     AnnotationFormat,
     AnnotationTable,
@@ -31,7 +32,7 @@ def folder(tmp_path: Path, cache: Path) -> Path:
 
 def open_table(
     folder: Path, monkeypatch: pytest.MonkeyPatch, boxes: Sequence[BoxRow], **table: Any
-) -> formats.CocoBoxes:
+) -> CocoBoxes:
     def read(_path: Path, _image_folder: Path) -> AnnotationTable:
         return AnnotationTable(**{"images": IMAGES, "boxes": boxes, **table})
 
