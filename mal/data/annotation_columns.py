@@ -1,4 +1,4 @@
-"""The annotations of a file as flat arrays: parsed one by one, checked all at once.
+"""The annotations of a file as flat arrays: parsed one by one, then checked all together.
 
 Shape letters: N annotations that could be parsed, I images, 4 = x, y, w, h in pixels.
 """
@@ -36,14 +36,14 @@ _INT64 = np.iinfo(np.int64)
 
 
 class AnnotationColumns:
-    """What the annotations say, an array a field.
+    """The fields of the annotations, one array each.
 
-    What they refer to is looked up when the whole file is known: images may stand behind them.
+    References are resolved when the whole file is known, because the list of images may come last.
 
     Args:
-        path: The file, for errors.
-        refuse_points: Points that are none, or contradict each other, are an error; else a
-            problem, and only the points are left out.
+        path: The file's name for errors.
+        refuse_points: Whether bad points are an error. If not, they are a problem, and the
+            annotation is used without them.
     """
 
     def __init__(self, path: Path, *, refuse_points: bool = True) -> None:
@@ -56,16 +56,16 @@ class AnnotationColumns:
         self.category_id = array("q")
         self.box = array("d")
         self.is_crowd = array("b")
-        # Which bytes of the file are the annotation, where it has a segmentation; else 0 bytes.
+        # The annotation's byte range in the file; 0 bytes where it has no segmentation.
         self.start = array("q")
         self.num_bytes = array("q")
         self.points = PointColumns()
 
     def add(self, position: int, entry: Entry, problems: Problems) -> None:
-        """Parse an annotation, or say why it cannot be.
+        """Parse an annotation, or add to `problems` why that fails.
 
         Raises:
-            PointsError: Its points are none, or contradict each other.
+            PointsError: Its points are bad, and `refuse_points` is set.
         """
         self.num_seen += 1
         value = entry.value
@@ -110,11 +110,11 @@ class AnnotationColumns:
         return np.asarray(self.box, dtype=np.float64).reshape(-1, 4)
 
     def image_index_N(self, images: ImageTable) -> NDArray[np.int64]:  # noqa: N802
-        """Return the index of each annotation's image, -1 where there is none."""
+        """Return the index of each annotation's image, -1 where the file does not list it."""
         id_I, wanted_N = images.id_I, np.asarray(self.image_id, dtype=np.int64)
         order_I = np.argsort(id_I)
-        place_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
-        index_N = order_I[np.minimum(place_N, len(id_I) - 1)]
+        rank_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
+        index_N = order_I[np.minimum(rank_N, len(id_I) - 1)]
         return np.where(id_I[index_N] == wanted_N, index_N, -1)
 
     def usable_rows(
@@ -124,21 +124,24 @@ class AnnotationColumns:
         categories: Mapping[int, str],
         problems: Problems,
     ) -> NDArray[np.int64]:
-        """Return which refer to something and have a box that its image shows; name the others."""
+        """Return the rows with a known image and category and a box inside the image.
+
+        All other rows are added to `problems`.
+        """
         box_xywh_N4 = self.box_xywh_N4()
         left_N = np.arange(len(box_xywh_N4))
 
-        def leave_out(kind: str, is_bad_N: NDArray[np.bool_], subject: str) -> None:
+        def leave_out(kind: str, is_bad_N: NDArray[np.bool_], template: str) -> None:
             nonlocal left_N
             for row in left_N[is_bad_N[left_N]].tolist():
-                told = subject.format(
+                subject = template.format(
                     name=f"annotation {self.annotation_id[row]}",
                     image_id=self.image_id[row],
                     category_id=self.category_id[row],
                     box=box_xywh_N4[row].tolist(),
                     file_name=images[int(image_index_N[row])].file_name,
                 )
-                problems.add(kind, told)
+                problems.add(kind, subject)
             left_N = left_N[~is_bad_N[left_N]]
 
         leave_out("annotation of an unknown image", image_index_N < 0, "{name} (image {image_id})")
@@ -154,10 +157,10 @@ class AnnotationColumns:
     def usable_points(
         self, rows: NDArray[np.int64], image_size_N2: NDArray[np.int64], problems: Problems
     ) -> tuple[NDArray[np.int64], PointPrompts | None]:
-        """Return the rows without those that nothing locates, and the points of these.
+        """Return the rows that have a box or a point on the object, and their points.
 
         Args:
-            rows: Usable but for their points.
+            rows: Rows that `usable_rows` returned.
             image_size_N2: Width and height of each annotation's image, px.
             problems: Gets what is left out.
         """
@@ -170,14 +173,14 @@ class AnnotationColumns:
             .without_unusable(self.box_xywh_N4()[rows], image_size_N2[rows], names, problems)
         )
         is_located_N = ~prompts.is_without_box_N | prompts.has_point_on_N
-        for place in np.flatnonzero(~is_located_N).tolist():
-            problems.add(NO_POINT_ON_OBJECT, names[place])
+        for index in np.flatnonzero(~is_located_N).tolist():
+            problems.add(NO_POINT_ON_OBJECT, names[index])
         prompts = prompts.select(np.flatnonzero(is_located_N))
         return rows[is_located_N], prompts if prompts.max_count else None
 
 
 def int64_from(value: Any) -> int:
-    """Convert an id or a size; one that 64 bits cannot hold raises OverflowError."""
+    """Convert an id or a size; a number that needs more than 64 bits raises OverflowError."""
     number = int(value)
     if not _INT64.min <= number <= _INT64.max:
         raise OverflowError

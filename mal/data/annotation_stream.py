@@ -1,4 +1,7 @@
-"""Annotation files read entry by entry: of a file of gigabytes, a hundred kilobytes are held."""
+"""JSON files read and written entry by entry: of a file of gigabytes, memory holds one chunk.
+
+Why not msgspec: docs/decisions/0022-annotation-reader.md.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,22 @@ import codecs
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from mal.artifacts import writing_atomically
 from mal.errors import AnnotationError
 
 CHUNK_BYTES = 1 << 16
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
-_ENCODING, _ENCODING_ERRORS = "utf-8", "surrogatepass"  # what json.loads does with bytes
+_ENCODING, _ENCODING_ERRORS = "utf-8", "surrogatepass"  # as json.loads decodes bytes
 
 
 class Entry(NamedTuple):
-    """An element of a list, and which bytes of the file hold it."""
+    """An element of a list; `start` and `num_bytes` are its byte range in the file."""
 
     value: Any
     start: int
@@ -28,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A key of the file with its value, or with the entries of the list that it holds."""
+    """A key of the file with its value or, where the value is a list, with the list's entries."""
 
     key: str
     value: Any
@@ -36,14 +40,13 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """Yield what a JSON object holds, its lists entry by entry.
-
-    Entries that are not asked for are skipped.
+    """Yield the members of a JSON object. Entries that the caller does not read are skipped.
 
     Raises:
-        AnnotationError: The file is missing, no JSON (found out where it is read), or no object.
+        AnnotationError: The file is missing or not a JSON object. An error in the middle of the
+            file is raised when the reader gets there.
     """
-    with _naming_trouble(path):
+    with _wrap_read_errors(path):
         with path.open("rb") as file:
             window = _Window(file)
             if window.peek() == "{":
@@ -51,22 +54,45 @@ def read_members(path: Path) -> Iterator[Member]:
                 return
         document = json.loads(path.read_bytes())
     raise AnnotationError(
-        f"annotation file must hold a JSON object, got a {type(document).__name__} in {path}. "
-        "Give a COCO instance file."
+        f"Cannot use {path} as a COCO file: it holds a JSON {type(document).__name__}, not an "
+        "object. Give a COCO instance file."
     )
 
 
+def write_members(path: Path, members: Iterable[tuple[str, Any]]) -> None:
+    """Write a JSON object atomically; values that are iterators become lists as they yield."""
+    with writing_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "{\n"
+        for key, value in members:
+            file.write(f"{separator}{json.dumps(key)}: ")
+            if isinstance(value, Iterator):
+                _write_list(file, value)
+            else:
+                file.write(json.dumps(value))
+            separator = ",\n"
+        file.write("{}\n" if separator == "{\n" else "\n}\n")
+
+
+def _write_list(file: TextIO, values: Iterable[Any]) -> None:
+    """Write a list, one element per line."""
+    separator = "["
+    for value in values:
+        file.write(f"{separator}\n{json.dumps(value)}")
+        separator = ","
+    file.write("[]" if separator == "[" else "\n]")
+
+
 @contextlib.contextmanager
-def _naming_trouble(path: Path) -> Iterator[None]:
+def _wrap_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise AnnotationError(
-            f"annotation file must exist, got {path}. Give the path of a COCO JSON file."
+            f"Cannot read the annotation file {path}: it does not exist. Check the path."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise AnnotationError(
-            f"annotation file must be readable JSON, got {path} ({error}). Repair or replace it."
+            f"Cannot read the annotation file {path} as JSON: {error}. Repair or replace it."
         ) from error
 
 
@@ -95,7 +121,7 @@ def _members(window: _Window, path: Path) -> Iterator[Member]:
 
 
 def _entries(window: _Window, path: Path) -> Iterator[Entry]:
-    with _naming_trouble(path):
+    with _wrap_read_errors(path):
         window.take("[")
         has_more = window.peek() != "]"
         if not has_more:
@@ -109,16 +135,16 @@ def _entries(window: _Window, path: Path) -> Iterator[Entry]:
 
 
 class _Window:
-    """The part of a file that is held as text, and the place in it that is read next."""
+    """The part of a file that memory holds as text, and the position of the next character."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder(_ENCODING)(_ENCODING_ERRORS)
         self._is_at_end = False
         self._text = ""
-        self._place = 0
-        # Offsets in bytes are counted from the last place that was asked for.
-        self._counted_place = 0
+        self._position = 0
+        # Byte offsets are counted on from the last call of `offset`.
+        self._counted_position = 0
         self._counted_bytes = 0
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
             self._counted_bytes = len(codecs.BOM_UTF8)
@@ -126,68 +152,68 @@ class _Window:
             file.seek(0)
 
     def offset(self) -> int:
-        """Return where in the file the place lies, in bytes."""
-        passed = self._text[self._counted_place : self._place]
+        """Return the position as a byte offset in the file."""
+        passed = self._text[self._counted_position : self._position]
         num_bytes = len(passed if passed.isascii() else passed.encode(_ENCODING, _ENCODING_ERRORS))
         self._counted_bytes += num_bytes
-        self._counted_place = self._place
+        self._counted_position = self._position
         return self._counted_bytes
 
     def peek(self) -> str:
-        """Go past white space and return the next character, '' at the end."""
+        """Skip white space and return the next character, '' at the end."""
         while True:
-            self._place = self._after_space(self._place)
-            if self._place < len(self._text):
-                return self._text[self._place]
+            self._position = self._after_space(self._position)
+            if self._position < len(self._text):
+                return self._text[self._position]
             if not self._read_more():
                 return ""
 
     def take(self, allowed: str) -> str:
-        """Go past the next character, which is one of these."""
+        """Read the next character, which must be one of these."""
         char = self.peek()
         if not char or char not in allowed:
             self.fail(_expecting(allowed))
-        self._place += 1
+        self._position += 1
         return char
 
     def value(self, ends: str) -> Any:
-        """Decode the next value and go past it; one of `ends` follows it.
+        """Read the next value. One of the characters `ends` must follow it.
 
-        A number may go on after what is held (`1` of `1.5`): a value counts when its end is seen.
+        The text may stop inside a number (`1` of `1.5`): a value is complete when its end is read.
         """
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._place)
+                value, end = _DECODER.raw_decode(self._text, self._position)
                 after = self._after_space(end)
                 if after < len(self._text) and self._text[after] in ends:
-                    self._place = end
+                    self._position = end
                     return value
                 message = _expecting(ends)
             except json.JSONDecodeError as error:
                 end, message = error.pos, error.msg
             if not self._read_more():
-                self._place = end
+                self._position = end
                 self.fail(message)
 
     def fail(self, message: str) -> Any:
-        """Raise an error that tells the place."""
+        """Raise a ValueError that names the byte offset."""
         raise ValueError(f"{message} at byte {self.offset()}")
 
-    def _after_space(self, place: int) -> int:
-        match = _SPACE.match(self._text, place)
-        assert match is not None, "it matches nothing, too"
+    def _after_space(self, position: int) -> int:
+        match = _SPACE.match(self._text, position)
+        assert match is not None, "the pattern matches the empty text too"
         return match.end()
 
     def _read_more(self) -> bool:
-        """Drop what was read and hold more; at least twice as much where it did not suffice."""
+        """Drop the text that was read and add a chunk, at least as long as the rest."""
         if self._is_at_end:
             return False
         self.offset()
-        rest = self._text[self._place :]
+        rest = self._text[self._position :]
         chunk = self._file.read(max(CHUNK_BYTES, len(rest)))
         self._is_at_end = not chunk
         self._text = rest + self._decoder.decode(chunk, final=self._is_at_end)
-        self._place = self._counted_place = 0
+        self._position = self._counted_position = 0
         return True
 
 

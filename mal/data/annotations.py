@@ -1,7 +1,7 @@
-"""COCO annotation files as flat arrays: one path in for training, evaluation and inference.
+"""COCO annotation files as flat arrays, for training, evaluation and inference.
 
-No object of Python is kept for a box or an image: the index of a million boxes is small, and
-loader processes share it without copying.
+There is no Python object per box or image: the arrays of a million boxes are small, and loader
+processes share them without a copy.
 
 Shape letters: N annotations of the file (crowds included), I images, 4 = x, y, w, h in pixels.
 """
@@ -25,7 +25,6 @@ from mal.data.problems import Problems
 from mal.data.segmentations import (
     Rle,
     Segmentations,
-    SegmentationsInFile,
     rle_from_segmentation,
 )
 from mal.errors import AnnotationError
@@ -48,23 +47,19 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class CocoBoxes:
-    """Every box of an annotation file, in the file's order.
+    """Every usable box of an annotation file, in the file's order.
 
     Attributes:
-        path: The file it was read from.
         images: All images, those without boxes included.
         categories: Name by category id.
-        annotation_position_N: Place of each box in the file's `annotations` list.
-        annotation_id_N: COCO ids.
+        annotation_position_N: Index of each box in the file's `annotations` list.
         image_index_N: Index into `images`.
-        category_id_N: Keys of `categories`.
-        box_xywh_N4: COCO boxes, float64.
-        is_crowd_N: Crowds: never trained, never measured.
-        segmentations: COCO segmentations, or None where none were asked for.
+        box_xywh_N4: NaN for annotations with points only, until their boxes are estimated.
+        is_crowd_N: Crowds are neither trained nor measured.
+        segmentations: None where the caller did not ask for masks.
         problems: What was left out, and why.
-        points: Labelled points; None where no annotation has any. Boxes of annotations with
-            points alone are NaN until they are estimated.
-        num_unusable: Annotations of the file that were left out.
+        points: None where no annotation has any.
+        num_unusable: Number of annotations that were left out.
     """
 
     path: Path
@@ -87,12 +82,11 @@ class CocoBoxes:
     @property
     def box_area_N(self) -> NDArray[np.float64]:  # noqa: N802 - a shape letter
         """Width times height, px^2."""
-        area: NDArray[np.float64] = self.box_xywh_N4[:, 2] * self.box_xywh_N4[:, 3]
-        return area
+        return np.asarray(self.box_xywh_N4[:, 2] * self.box_xywh_N4[:, 3])
 
     @property
     def image_area_I(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
-        """Pixels of each image."""
+        """Number of pixels of each image."""
         return np.array([image.width * image.height for image in self.images], dtype=np.int64)
 
     def area_of(self, index: int) -> float:
@@ -112,7 +106,7 @@ class CocoBoxes:
         )
 
     def has_masks(self) -> bool:
-        """Whether any box has a true mask (and masks were asked for)."""
+        """Return whether any box has a true mask, and the caller asked for masks."""
         return self.segmentations is not None and bool(self.segmentations.is_given_N.any())
 
     def rle_of(self, index: int) -> Rle | None:
@@ -125,17 +119,16 @@ class CocoBoxes:
 
 
 def load_boxes(path: Path, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
-    """Read the boxes of a COCO file; what cannot be used is left out, counted and named.
+    """Read the boxes of a COCO file. Unusable annotations are left out, counted and named.
 
     Args:
         path: A local COCO JSON file.
-        with_masks: Note where the segmentations stand; each is read when it is asked for.
-            Training from boxes does not ask for them.
-        refuse_points: Points that would teach the opposite of what was meant are an error; else a
-            problem among the others.
+        with_masks: Keep the byte ranges of the segmentations; each is read when it is needed.
+        refuse_points: Raise an error for points from which a network would learn the opposite of
+            what the user meant. If not set, they are a problem like others.
 
     Raises:
-        AnnotationError: The file cannot be read, its points are refused, or no image is left.
+        AnnotationError: The file cannot be read, its points are refused, or no image is usable.
     """
     problems, images = Problems(), ImageTable()
     columns = AnnotationColumns(path, refuse_points=refuse_points)
@@ -154,14 +147,11 @@ def load_boxes(path: Path, *, with_masks: bool, refuse_points: bool = True) -> C
                 columns.add(position, entry, problems)
     for key in missing:
         raise AnnotationError(
-            f"annotation file must have a list '{key}', got none in {path}. "
-            "Give a COCO instance file."
+            f"Cannot use {path} as a COCO file: it has no list '{key}'. Give a COCO instance file."
         )
     if not images:
-        raise AnnotationError(
-            f"annotation file must list images, got none that can be used in {path}. "
-            f"{'; '.join(problems.lines())}"
-        )
+        reasons = "; ".join(problems.lines()) or "Its list 'images' is empty."
+        raise AnnotationError(f"Cannot use {path}: no image of it is usable. {reasons}")
     return _boxes_from_columns(path, columns, images, categories, problems, with_masks=with_masks)
 
 
@@ -181,6 +171,9 @@ def _boxes_from_columns(
     def kept(values: Sequence[int]) -> NDArray[np.int64]:
         return np.asarray(values, dtype=np.int64)[rows]
 
+    segmentations = None
+    if with_masks:
+        segmentations = Segmentations(path, kept(columns.start), kept(columns.num_bytes))
     boxes = CocoBoxes(
         path=path,
         images=images,
@@ -191,11 +184,7 @@ def _boxes_from_columns(
         category_id_N=kept(columns.category_id),
         box_xywh_N4=columns.box_xywh_N4()[rows],
         is_crowd_N=np.asarray(columns.is_crowd, dtype=np.bool_)[rows],
-        segmentations=(
-            SegmentationsInFile(path, kept(columns.start), kept(columns.num_bytes))
-            if with_masks
-            else None
-        ),
+        segmentations=segmentations,
         problems=problems,
         points=points,
         num_unusable=columns.num_seen - len(rows),

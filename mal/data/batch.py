@@ -1,4 +1,4 @@
-"""What the network is fed: a batch of crops, each around one box.
+"""The input of the network: a batch of crops, each around one box.
 
 Shape letters: B items, C = 3 channels, S crop side (px), M side of the mask map, K points.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -23,13 +23,13 @@ class CropBatch:
     """Crops around boxes; images stay uint8 until they are on the device.
 
     Attributes:
-        image_BCSS: Clean crops, uint8 RGB: what the teacher sees.
+        image_BCSS: Clean crops, uint8 RGB: the teacher's input.
         unit_box_B4: Box clipped to the image, xyxy as 0..1 of the crop.
         box_area_B: w * h in original pixels.
         index_B: Row of `CocoBoxes`.
         student_image_BCSS: Augmented crops, uint8; None where there is no augmentation.
         true_mask_BSS: True masks, uint8 0/1; None unless `train.supervision` is mask.
-        features_BLDhw: Cached features of the clean crops, L levels; None: computed.
+        features_BLDhw: Cached feature maps of the clean crops, L of them; None: not cached.
         point_BK3: Labelled points: x and y as 0..1 of the crop, and 1 on the object, 0 off it, -1
             no point; None where the set has none.
     """
@@ -75,21 +75,19 @@ class CropBatch:
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor to the device."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        return type(self)(**moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """Pin every tensor (called by the data loader on CUDA)."""
-        pinned = {
-            field.name: value.pin_memory()
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = {
+            field.name: change(value)
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
         }
-        return type(self)(**pinned)
+        return type(self)(**changed)
 
 
 def mirror_unit_box(unit_box_B4: Tensor) -> Tensor:
@@ -127,16 +125,13 @@ def normalize_image(image_BCSS: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def imagenet_constants_on(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation, (C, 1, 1), sent once: each sending makes the host wait."""
+    """Return mean and deviation, (C, 1, 1). They are copied once: each copy makes the host wait."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return mean.to(device), std.to(device)
 
 
 def box_mask_from_unit_box(unit_box_B4: Tensor, size_px: int) -> Tensor:
-    """Return 1 for map pixels whose centre lies inside the box, else 0; shape (B, M, M).
-
-    The mask is the product of a row and a column mask, so no full-image mask is ever built.
-    """
+    """Return 1 for map pixels whose centre lies inside the box, else 0; shape (B, M, M)."""
     centre_M = (torch.arange(size_px, device=unit_box_B4.device) + 0.5) / size_px
     x0_B1, y0_B1, x1_B1, y1_B1 = unit_box_B4.unsqueeze(-1).unbind(1)
     inside_x_BM = (centre_M > x0_B1) & (centre_M < x1_B1)

@@ -1,8 +1,8 @@
-"""Whether a set's masks are only its boxes: such masks measure nothing.
+"""Detects masks that are only the boxes: such masks measure nothing.
 
-Some tools write a box's four corners as its `segmentation`, or its filled rectangle as RLE.
-Measured by these, the plain box is perfect and every real outline is an error: epoch 1 becomes the
-"best" one and a search prefers settings that fill the box.
+Some tools write a box's four corners as its `segmentation`, or its filled rectangle as RLE. Against
+these masks the plain box is perfect and every real outline is wrong: the first epoch gets the best
+mIoU, and a search prefers settings that fill the box.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from mal.errors import AnnotationError
 
 # A set of real outlines has hardly any rectangle.
 MIN_SHARE = 0.5
-# Smaller objects are rectangles by their few pixels.
+# The few pixels of smaller objects often form a rectangle.
 MIN_SIDE_PX = 8.0
 # Rasterised polygons lose up to half a pixel a side; boxes are often rounded outwards.
 _TOLERANCE_PX = 1.0
 _MIN_FILL = 0.98
-_MAX_LOOKED_AT = 500
+_MAX_CHECKED = 500
 
 NO_MASKS = "it has no masks"
 
 
 def reason_without_true_masks(boxes: CocoBoxes) -> str:
-    """Say why a set's masks cannot be measured by, as the end of a sentence; '' if they can."""
+    """Return why a set's masks measure nothing, as the end of a sentence; '' if they are fine."""
     if not boxes.has_masks():
         return NO_MASKS
     return reason_masks_are_boxes(boxes)
 
 
 def reason_masks_are_boxes(boxes: CocoBoxes) -> str:
-    """Say that a set's masks are its boxes, as the end of a sentence; '' if they are not."""
-    num_boxes, num_looked_at = _count_box_masks(boxes)
-    if not num_looked_at or num_boxes < MIN_SHARE * num_looked_at:
+    """Return that a set's masks are its boxes, as the end of a sentence; '' if they are not."""
+    num_boxes, num_checked = _count_box_masks(boxes)
+    if not num_checked or num_boxes < MIN_SHARE * num_checked:
         return ""
     return (
-        f"its masks are the boxes themselves ({num_boxes} of the {num_looked_at} looked at), "
+        f"its masks are the boxes themselves ({num_boxes} of the {num_checked} checked), "
         "not outlines"
     )
 
 
 def is_box_mask(rle: Rle, box_xywh: NDArray[np.float64]) -> bool:
-    """Whether a mask is the filled rectangle of its box."""
+    """Return whether a mask is the filled rectangle of its box."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(cast("Any", rle)))
     if coco_mask.area(cast("Any", rle)) < _MIN_FILL * width * height:
         return False
@@ -59,24 +59,24 @@ def is_box_mask(rle: Rle, box_xywh: NDArray[np.float64]) -> bool:
 
 
 def _count_box_masks(boxes: CocoBoxes) -> tuple[int, int]:
-    """Return how many masks are boxes, and how many were looked at: evenly over the file."""
-    num_boxes = num_looked_at = 0
-    for index in _rows_to_look_at(boxes).tolist():
+    """Return how many masks are boxes, and how many were checked, evenly over the file."""
+    num_boxes = num_checked = 0
+    for index in _rows_to_check(boxes).tolist():
         try:
             rle = boxes.rle_of(index)
         except AnnotationError:
             continue
         if rle is not None:
-            num_looked_at += 1
+            num_checked += 1
             num_boxes += is_box_mask(rle, boxes.box_xywh_N4[index])
-    return num_boxes, num_looked_at
+    return num_boxes, num_checked
 
 
-def _rows_to_look_at(boxes: CocoBoxes) -> NDArray[np.int64]:
+def _rows_to_check(boxes: CocoBoxes) -> NDArray[np.int64]:
     if boxes.segmentations is None:
         return np.array([], dtype=np.int64)
     is_candidate_N = boxes.segmentations.is_given_N & ~boxes.is_crowd_N
     # Objects of points have no box (NaN): the comparison leaves them out.
     is_large_N = is_candidate_N & (boxes.box_xywh_N4[:, 2:].min(axis=1) >= MIN_SIDE_PX)
     rows = np.flatnonzero(is_large_N if is_large_N.any() else is_candidate_N)
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_LOOKED_AT)).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_CHECKED)).astype(np.int64)]

@@ -1,4 +1,4 @@
-"""`mal dataset check`: everything that is wrong with a data set, before hours are spent on it."""
+"""`mal dataset check`: find every problem of a data set before a long run uses it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems, load_boxes
+from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems
 from mal.data.box_masks import reason_without_true_masks
+from mal.data.formats import open_annotations
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -50,13 +51,13 @@ _EIGHT_BIT_COLOUR_MODES = frozenset({"RGB", "YCbCr"})
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found.
+    """The problems of a set.
 
     Attributes:
-        summary: What the set holds, one line.
-        errors: What is left out or stops a run.
-        notes: What is dealt with, but worth knowing.
-        num_usable_boxes: Boxes, crowds excepted, on images that can be read.
+        summary: The content of the set, one line.
+        errors: Problems for which a run leaves something out, or stops.
+        notes: Problems that a run handles.
+        num_usable_boxes: Boxes on readable images, without crowds.
     """
 
     summary: str
@@ -66,10 +67,7 @@ class CheckReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a run gets through: boxes are left, and nothing that stops it was found.
-
-        Runs leave out what else is wrong, and say so.
-        """
+        """Whether a run can use the set: it has usable boxes and no problem that stops a run."""
         return self.num_usable_boxes > 0 and STOPPING.isdisjoint(self.errors.subjects)
 
     def lines(self) -> list[str]:
@@ -81,7 +79,7 @@ class CheckReport:
             f"usable: {self.num_usable_boxes} boxes"
             if self.is_usable
             else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read; "
-            "mend the errors above",
+            "fix the errors above",
         ]
 
 
@@ -89,11 +87,11 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     """Read every annotation and every image of a set.
 
     Args:
-        annotations: COCO JSON, local or `s3://`.
+        annotations: Annotation file, local or `s3://`.
         images: Folder, archive or `s3://`.
 
     Returns:
-        The findings; a place that does not exist or cannot be read is one.
+        The problems. A file or folder that does not exist or cannot be read is one of them.
     """
     errors, notes = Problems(), Problems()
     folder = None
@@ -102,7 +100,9 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     except StorageError as error:
         errors.add(BAD_FOLDER, str(error))
     try:
-        boxes = load_boxes(fetch_file(annotations), with_masks=True, refuse_points=False)
+        boxes = open_annotations(
+            fetch_file(annotations), images, with_masks=True, refuse_points=False
+        )
     except (AnnotationError, StorageError) as error:
         errors.add(BAD_FILE, str(error))
         return CheckReport(f"{annotations}: nothing that can be used", errors)
@@ -184,7 +184,7 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
 def _check_images(
     boxes: CocoBoxes, folder: Path, errors: Problems, notes: Problems
 ) -> NDArray[np.bool_]:
-    """Decode every image; return which can be used."""
+    """Decode every image; return which are readable."""
     is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
     findings = _findings_in_order(boxes.images, folder)
     tracked = track(findings, "check", len(boxes.images), unit="images")

@@ -25,7 +25,7 @@ from mal.data.crops import (
     xyxy_from_xywh,
 )
 from mal.data.images import read_image
-from mal.data.points import place_points
+from mal.data.points import points_in_unit_window
 from mal.data.sampler import ImagePools
 from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
@@ -41,12 +41,11 @@ NUM_CHANNELS = 3
 
 
 class ImageReader:
-    """Reads the images of a set; the most recently used stay decoded, up to a size.
+    """Reads the images of a set and keeps the most recently used decoded.
 
     Attributes:
-        boxes: The annotations.
         missing: Indices of images without a file.
-        max_bytes: Most that stays decoded, except for a single larger image.
+        max_bytes: The most that stays decoded; a single larger image is kept too.
     """
 
     def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
@@ -62,13 +61,13 @@ class ImageReader:
         self._num_bytes = 0
 
     def with_boxes(self, boxes: CocoBoxes) -> Self:
-        """Return a reader of the same images for other boxes of theirs."""
+        """Return a reader of the same images for other boxes in them."""
         reader = copy.copy(self)
         reader.boxes = boxes
         return reader
 
     def path_of(self, image_index: int) -> Path:
-        """Return where an image lies, or would lie."""
+        """Return the path of an image; it need not exist."""
         name = self.boxes.images[image_index].file_name
         return find_image(self.folder, name) or self.folder / name
 
@@ -92,10 +91,10 @@ class ImageReader:
 
 
 class TrainingCrops(Dataset[CropBatch]):
-    """Randomly placed crops around boxes.
+    """Randomly positioned crops around boxes.
 
-    An item is asked for as (epoch, position): its randomness depends on these and the seed alone,
-    so a resumed run, or one with other loader processes, sees the same crops.
+    The key of an item is (epoch, position). Its randomness depends on these and the seed alone, so
+    that a resumed run, or one with more loader processes, has the same crops.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class TrainingCrops(Dataset[CropBatch]):
             reader.max_bytes = spec.dataset.shuffle_pool_mib << 20
 
     def image_pools(self) -> ImagePools | None:
-        """Return which items are shuffled together, or None where all are."""
+        """Return the groups of items that are shuffled together, or None for one group of all."""
         max_bytes = self.spec.dataset.shuffle_pool_mib << 20
         image_index_N = self.reader.boxes.image_index_N[self.indices]
         num_bytes_I = self.reader.boxes.image_area_I * NUM_CHANNELS
@@ -121,13 +120,13 @@ class TrainingCrops(Dataset[CropBatch]):
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> CropBatch:
-        """Return a batch of one item; a box whose image is broken gives way to the next."""
+        """Return a batch of one item. If its image is unreadable, the next box is used instead."""
         epoch, position = key
         rng = np.random.default_rng([self.seed, epoch, position])
         return augment(self.cut_readable(position, rng), self.spec.dataset.photometric_rate, rng)
 
     def cut_readable(self, position: int, rng: np.random.Generator) -> CropBatch:
-        """Cut a clean crop of the box at `position`, or of the next whose image can be read."""
+        """Cut a clean crop of the box at `position`, or of the next box with a readable image."""
         for offset in range(len(self)):
             index = int(self.indices[(position + offset) % len(self)])
             try:
@@ -140,7 +139,7 @@ class TrainingCrops(Dataset[CropBatch]):
         raise last_error
 
     def cut_clean(self, index: int, rng: np.random.Generator) -> CropBatch:
-        """Cut one randomly placed crop of a row of `CocoBoxes`, as the teacher sees it."""
+        """Cut one crop at random for a row of `CocoBoxes`, without augmentation: the teacher's."""
         boxes, spec = self.reader.boxes, self.spec
         box_xyxy = xyxy_from_xywh(boxes.box_xywh_N4[index])
         window = sample_training_window(box_xyxy, spec.dataset, spec.train, rng)
@@ -162,7 +161,7 @@ class TrainingCrops(Dataset[CropBatch]):
 
 
 def augment(item: CropBatch, photometric_rate: float, rng: np.random.Generator) -> CropBatch:
-    """Mirror an item half of the time, and add the student's view of other colours."""
+    """Mirror half of the items, and add the student's image with other colours."""
     if rng.uniform() < 0.5:
         item = item.mirrored()
     if photometric_rate == 0:
@@ -192,7 +191,7 @@ class PredictionCrops(Dataset[CropBatch | None]):
         )
 
     def __getitem__(self, position: int) -> CropBatch | None:
-        """Return a batch of one item, or None where the image cannot be read; that is logged."""
+        """Return a batch of one item; None, and a log line, if its image is unreadable."""
         index = int(self.indices[position])
         boxes = self.reader.boxes
         window = self.window_of(index)
@@ -200,7 +199,7 @@ class PredictionCrops(Dataset[CropBatch | None]):
         try:
             image = self.reader(image_index)
         except AnnotationError as error:
-            if image_index not in self.reader.missing:  # these are named when a set is opened
+            if image_index not in self.reader.missing:  # `open_image_set` names missing images
                 annotation_id = boxes.annotation_id_N[index]
                 log.warning("annotation %d gets an empty mask: %s", annotation_id, error)
             return None
@@ -219,15 +218,15 @@ def crop_around(
     window: Window,
     crop_size: int,
 ) -> CropBatch:
-    """Cut one clean crop.
+    """Cut one crop without augmentation.
 
     Args:
         boxes: The set.
         index: Row of the object.
-        pixels: Its image.
-        box_xywh: Its box, or what is tried for it.
-        window: Of the crop.
-        crop_size: S.
+        pixels: The decoded image of the object.
+        box_xywh: The object's box, or a candidate for it.
+        window: The crop in pixels of the image.
+        crop_size: Side of the result, px.
     """
     image = boxes.image_of(index)
     box_xyxy = xyxy_from_xywh(box_xywh)
@@ -245,7 +244,7 @@ def points_in_window(boxes: CocoBoxes, index: int, window: Window) -> torch.Tens
     """Return the points of a row in a crop window, (1, K, 3); None where the set has none."""
     if boxes.points is None:
         return None
-    return torch.from_numpy(place_points(boxes.points, index, window))[None]
+    return torch.from_numpy(points_in_unit_window(boxes.points, index, window))[None]
 
 
 def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[np.int64]:
@@ -262,8 +261,8 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
     if not keep_N.any():
         _, remedy = left_out[max(counts, key=lambda why: counts[why])]
         raise AnnotationError(
-            f"training set must have boxes to train on, got none of {len(boxes)} in {boxes.path}: "
-            f"{reasons}. {remedy}"
+            f"Cannot train on {boxes.path}: none of its {len(boxes)} boxes is usable: {reasons}. "
+            f"{remedy}"
         )
     if not keep_N.all():
         log.info("%d boxes are not trained on: %s", int((~keep_N).sum()), reasons)
@@ -273,7 +272,7 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
 def _left_out_boxes(
     reader: ImageReader, spec: ExperimentSpec
 ) -> dict[str, tuple[NDArray[np.bool_], str]]:
-    """Return, by the reason in words, which boxes are not trained on, and the remedy."""
+    """Return which boxes are not trained on, by reason, with what the user can do."""
     boxes, limits = reader.boxes, spec.dataset
     side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
     area_N = boxes.box_area_N
@@ -285,7 +284,7 @@ def _left_out_boxes(
         ),
         f"with a side of {MIN_TRAINED_SIDE_PX} px or less": (
             side_N <= MIN_TRAINED_SIDE_PX,
-            "Give larger images, annotated anew.",
+            "Annotate larger images.",
         ),
         f"with a side below dataset.min_obj_side {limits.min_obj_side:g}": (
             side_N < limits.min_obj_side,
@@ -303,7 +302,7 @@ def _left_out_boxes(
     if boxes.points is not None:
         left_out["of points whose box is uncertain"] = (
             np.isnan(area_N),
-            "Draw boxes for more objects: they teach how to find those of points.",
+            "Draw boxes for more objects: they show how large the objects with points are.",
         )
     if spec.train.supervision == "mask":
         assert boxes.segmentations is not None

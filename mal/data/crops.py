@@ -1,4 +1,4 @@
-"""Crop windows around boxes: where they lie, how they are cut, where the box lies in them.
+"""Crop windows around boxes: position, cutting, and the box inside a window.
 
 Boxes and windows are `xyxy` in image pixels unless the name says `unit` (0..1 of the window).
 """
@@ -35,7 +35,7 @@ def sample_training_window(
     train: TrainSpec,
     rng: np.random.Generator,
 ) -> Window:
-    """Draw a window that holds the whole box: TAO's margins, or ours when window_rate is set."""
+    """Draw a window that holds the whole box: TAO's margins, or ours if window_rate is set."""
     if dataset.window_rate:
         return _sample_jittered_window(box_xyxy, dataset.window_rate, dataset.box_jitter, rng)
     low, high = train.margin_rate
@@ -69,7 +69,7 @@ def _sample_jittered_window(
     box_jitter: float,
     rng: np.random.Generator,
 ) -> Window:
-    """Draw size and place per axis, so that the box does not always sit at the same place."""
+    """Draw size and position per axis, so that the box does not always have the same position."""
     side_xy = box_xyxy[2:] - box_xyxy[:2]
     rate_xy = rng.uniform(window_rate[0], window_rate[1], size=2)
     room_xy = (rate_xy - 1) / 2
@@ -82,9 +82,8 @@ def _sample_jittered_window(
 def cut_window(image: NDArray[np.uint8], window: Window, size_px: int) -> NDArray[np.uint8]:
     """Cut a window, zero outside the image, and resize it to a square, bilinearly.
 
-    Shrinking averages all pixels (Pillow's antialiased filter). Enlarging is torch's, which gives
-    the same bytes in less than half of the time; in shrinking it would be off by one here and
-    there.
+    Pillow shrinks (its filter averages all pixels). torch enlarges: it returns the same bytes in
+    less than half of the time. When shrinking, some of its bytes would differ by one.
 
     Args:
         image: (H, W, 3) or (H, W), uint8.
@@ -132,7 +131,7 @@ def unit_box_in_window(
 def window_from_unit_box(
     box_xyxy: NDArray[np.float64], unit_box: NDArray[np.float32], width: int, height: int
 ) -> Window:
-    """Return the window in which a box lies at this place: `unit_box_in_window` undone."""
+    """Return the window in which a box has this unit box: the inverse of `unit_box_in_window`."""
     visible = np.clip(box_xyxy, 0, [width, height, width, height])
     side = (visible[2:] - visible[:2]) / (unit_box[2:] - unit_box[:2]).astype(np.float64)
     near = visible[:2] - unit_box[:2] * side

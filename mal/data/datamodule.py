@@ -1,4 +1,4 @@
-"""From uris to loaders: opens annotations and images, and feeds training and prediction."""
+"""Opens annotations and images by their URIs and creates the loaders of training and prediction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mal.data.annotations import CocoBoxes, Problems, load_boxes
+from mal.data.annotations import CocoBoxes, Problems
 from mal.data.batch import CropBatch, collate_crops
 from mal.data.crop_dataset import ImageReader, TrainingCrops
+from mal.data.formats import open_annotations
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
 from mal.spec.experiment import ExperimentSpec
@@ -25,28 +26,28 @@ log = logging.getLogger(__name__)
 def open_image_set(
     annotation_uri: str, image_uri: str, *, key: str, with_masks: bool
 ) -> ImageReader:
-    """Open boxes and images; what cannot be used is named once in the log.
+    """Open boxes and images; unusable ones are named once in the log.
 
     Args:
-        annotation_uri: COCO JSON, local or remote.
+        annotation_uri: Annotation file, local or remote.
         image_uri: Folder, archive or remote folder.
-        key: The spec keys they came from, for errors (`dataset.train`).
+        key: The start of the spec keys that hold the two, for errors: `dataset.train`.
         with_masks: Read segmentations.
 
     Raises:
-        SpecError: A uri is empty.
+        SpecError: A URI is empty.
         AnnotationError: The set cannot be used.
     """
     for name, uri in (("annotations", annotation_uri), ("images", image_uri)):
         if not uri:
             raise SpecError(f"{key} must name its {name}, got ''. Set {_keys_of(key)}.")
-    boxes = load_boxes(fetch_file(annotation_uri), with_masks=with_masks)
+    boxes = open_annotations(fetch_file(annotation_uri), image_uri, with_masks=with_masks)
     folder = open_image_folder(image_uri)
     reader = ImageReader(boxes, folder)
     if len(reader.missing) == len(boxes.images):
         raise AnnotationError(
-            f"images of {annotation_uri} must lie in {image_uri}, got none of "
-            f"{len(boxes.images)} (first: {boxes.images[0].file_name}). Set {_keys_of(key)}."
+            f"{image_uri} holds none of the {len(boxes.images)} images of {annotation_uri} (first: "
+            f"{boxes.images[0].file_name}). Set {_keys_of(key)}."
         )
     problems = Problems(dict(boxes.problems.subjects))
     for index in sorted(reader.missing):
@@ -81,8 +82,8 @@ def prediction_loader(
 
     Args:
         crops: Prediction crops, of one or several sizes.
-        batches: The items of each batch, by which `crops` is asked.
-        num_workers: Loader processes.
+        batches: The keys of each batch's items in `crops`.
+        num_workers: Number of loader processes.
     """
     return DataLoader(
         crops,
@@ -94,7 +95,7 @@ def prediction_loader(
 
 
 def collate_readable(items: Sequence[CropBatch | None]) -> CropBatch | None:
-    """Join the items whose image could be read; None where there is none."""
+    """Join the items whose image is readable; None where there is none."""
     readable = [item for item in items if item is not None]
     return collate_crops(readable) if readable else None
 

@@ -1,7 +1,7 @@
 """The images of an annotation file as flat arrays.
 
-118 000 objects of Python would take 50 MiB, and every loader process would copy them: to look at
-one is to write its reference count, and a page that is written is no longer shared.
+118,000 Python objects take 50 MiB, and every loader process would copy them: reading an object
+writes its reference count, and processes no longer share a memory page that was written.
 
 Shape letter: I images.
 """
@@ -16,7 +16,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_ENCODING_ERRORS = "surrogatepass"  # JSON can hold what UTF-8 cannot
+_ENCODING_ERRORS = "surrogatepass"  # JSON text can hold code points that UTF-8 cannot
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,20 @@ class CocoImage:
 
 
 class ImageTable(Sequence[CocoImage]):
-    """Images by index, each made when it is asked for."""
+    """Images by index; the object of an image is created when it is read."""
 
     def __init__(self) -> None:
-        self._ids = array("q")
-        self._widths = array("q")
-        self._heights = array("q")
+        self._numbers = array("q")  # id, width and height of each image
         self._names = bytearray()
-        self._name_ends = array("q")
+        self._name_ends = array("q", [0])
 
     def append(self, image: CocoImage) -> None:
-        """Add an image.
-
-        Raises:
-            OverflowError: 64 bits do not hold its size.
-        """
-        sizes = array("q", [image.width, image.height])
-        self._ids.append(image.id)
-        self._widths.append(sizes[0])
-        self._heights.append(sizes[1])
+        self._numbers.extend((image.id, image.width, image.height))
         self._names += image.file_name.encode("utf-8", _ENCODING_ERRORS)
         self._name_ends.append(len(self._names))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._name_ends) - 1
 
     @overload
     def __getitem__(self, index: int) -> CocoImage: ...
@@ -62,17 +52,16 @@ class ImageTable(Sequence[CocoImage]):
     def __getitem__(self, index: int | slice) -> CocoImage | tuple[CocoImage, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(len(self))[index])
-        place = range(len(self))[index]
-        start = self._name_ends[place - 1] if place else 0
-        name = self._names[start : self._name_ends[place]].decode("utf-8", _ENCODING_ERRORS)
-        return CocoImage(self._ids[place], name, self._widths[place], self._heights[place])
+        row = range(len(self))[index]
+        name = self._names[self._name_ends[row] : self._name_ends[row + 1]]
+        image_id, width, height = self._numbers[3 * row : 3 * row + 3]
+        return CocoImage(image_id, name.decode("utf-8", _ENCODING_ERRORS), width, height)
 
     @property
     def id_I(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
-        """COCO ids."""
-        return np.array(self._ids, dtype=np.int64)
+        return np.array(self._numbers[::3], dtype=np.int64)
 
     @property
-    def size_I2(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
+    def size_I2(self) -> NDArray[np.int64]:  # noqa: N802 - shape letters
         """Width and height, px."""
-        return np.stack([self._widths, self._heights], axis=1).astype(np.int64)
+        return np.array(self._numbers, dtype=np.int64).reshape(-1, 3)[:, 1:]

@@ -1,4 +1,4 @@
-"""Read an image the way its annotations see it: upright as the JSON says, three channels, 8 bits.
+"""Read an image as its annotations describe it: upright, three channels, 8 bits.
 
 Shape letters: H, W = height and width that the JSON gives, in pixels.
 """
@@ -17,9 +17,9 @@ from PIL import Image
 from mal.errors import AnnotationError
 
 MAX_FACTOR_DIFFERENCE = 0.01
+UPRIGHT = 1
 
 _EXIF_ORIENTATION = 0x0112
-UPRIGHT = 1
 _UPRIGHT_FROM_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,18 +45,18 @@ class UnreadableImageError(AnnotationError):
 
 
 class ImageSizeError(AnnotationError):
-    """An image is of another shape than its annotations say."""
+    """An image has another shape than its annotations say."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image, and what had to be done to it.
+    """An image, and what the reader did to it.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
         mode: Pillow's name of the file's pixel format.
         orientation: EXIF orientation of the file, 1..8; 1 is upright.
-        is_resized: The file is a scaled twin of what was annotated.
+        is_resized: Whether the file is smaller or larger than the annotated image.
     """
 
     pixels: NDArray[np.uint8]
@@ -66,52 +66,57 @@ class DecodedImage:
 
 
 def read_image(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
-    """Return the pixels of an annotated image, (height, width, 3) uint8 RGB.
-
-    Args:
-        path: Image file.
-        width: Of the annotations, px.
-        height: Of the annotations, px.
-
-    Raises:
-        AnnotationError: The file is missing, broken, or of another shape.
-    """
+    """Return the pixels of `decode_image`, (height, width, 3) uint8 RGB."""
     return decode_image(path, width=width, height=height).pixels
 
 
 def decode_image(path: Path, *, width: int, height: int) -> DecodedImage:
-    """Read an image as `read_image` does, and tell what was done to it.
+    """Read an image of the annotated width and height in pixels.
 
-    Annotation tools differ in whether they obey EXIF orientation. The annotated size tells: the
-    upright image is taken if it fits, else the stored one.
+    Some annotation tools obey EXIF orientation, others do not. The annotated size decides: the
+    reader takes the upright image if that fits, else the stored one.
 
     Raises:
-        AnnotationError: As `read_image`.
+        AnnotationError: The file is missing, broken, or of another shape.
     """
     try:
         with Image.open(path) as image:
             mode, orientation = image.mode, _orientation_of(image)
             uses_upright = _fits_upright(path, image.size, orientation, (width, height))
+            rgb = _rgb_from(image)
             if uses_upright and orientation != UPRIGHT:
-                rgb = _rgb_from(image).transpose(_UPRIGHT_FROM_ORIENTATION[orientation])
-            else:
-                rgb = _rgb_from(image)
+                rgb = rgb.transpose(_UPRIGHT_FROM_ORIENTATION[orientation])
     except FileNotFoundError as error:
         raise MissingImageError(
-            f"image {path} must exist, got nothing there. Check the image folder and file_name."
+            f"Cannot read image {path}: it does not exist. Check the image folder and file_name."
         ) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(
-            f"image {path} must be of a sane size, got: {error} Cut it into tiles."
+            f"Cannot read image {path}: {str(error).rstrip('.')}. Cut it into tiles."
         ) from error
     except _BROKEN_IMAGE_ERRORS as error:
         raise UnreadableImageError(
-            f"image {path} must be a whole image file, got: {error}. Copy or export it again."
+            f"Cannot read image {path}: {error}. Copy or export it again."
         ) from error
     is_resized = rgb.size != (width, height)
     if is_resized:
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     return DecodedImage(np.array(rgb, dtype=np.uint8), mode, orientation, is_resized)
+
+
+def upright_size_of(path: Path) -> tuple[int, int]:
+    """Return width and height in pixels as EXIF turns the image; the pixels are not decoded.
+
+    Raises:
+        UnreadableImageError: The file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return _upright_size(image.size, _orientation_of(image))
+    except (*_BROKEN_IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"Cannot read the size of image {path}: {error}. Copy or export it again."
+        ) from error
 
 
 def _orientation_of(image: Image.Image) -> int:
@@ -122,34 +127,38 @@ def _orientation_of(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT_FROM_ORIENTATION else UPRIGHT
 
 
+def _upright_size(stored_size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    width, height = stored_size
+    return (height, width) if orientation >= _FIRST_SIDE_SWAPPING_ORIENTATION else (width, height)
+
+
 def _fits_upright(
     path: Path, stored_size: tuple[int, int], orientation: int, annotated_size: tuple[int, int]
 ) -> bool:
-    """Whether the annotations are of the upright image, rather than of the stored one."""
-    is_swapped = orientation >= _FIRST_SIDE_SWAPPING_ORIENTATION
-    upright_size = stored_size[::-1] if is_swapped else stored_size
-    for fits in (tuple.__eq__, _is_scaled_twin):
+    """Return whether the annotations describe the upright image, rather than the stored one."""
+    upright_size = _upright_size(stored_size, orientation)
+    for fits in (tuple.__eq__, _have_equal_proportions):
         if fits(upright_size, annotated_size):
             return True
         if fits(stored_size, annotated_size):
             return False
     raise ImageSizeError(
-        f"image {path} must be of the annotated size {annotated_size[0]} x {annotated_size[1]}, "
-        f"got {upright_size[0]} x {upright_size[1]}. Use the images that were annotated, or mend "
-        "width and height in the JSON."
+        f"Image {path} has {upright_size[0]} x {upright_size[1]} pixels, but its annotations are "
+        f"for {annotated_size[0]} x {annotated_size[1]}. Use the images that were annotated, or "
+        "fix width and height in the JSON."
     )
 
 
-def _is_scaled_twin(size: tuple[int, int], annotated_size: tuple[int, int]) -> bool:
-    """Whether both sides differ by the same factor, up to the rounding of a resize."""
+def _have_equal_proportions(size: tuple[int, int], annotated_size: tuple[int, int]) -> bool:
+    """Return whether both sides differ by the same factor, up to the rounding of a resize."""
     factor_x, factor_y = (given / side for given, side in zip(annotated_size, size, strict=True))
     return abs(factor_x / factor_y - 1) <= MAX_FACTOR_DIFFERENCE
 
 
 def _rgb_from(image: Image.Image) -> Image.Image:
-    """Convert any pixel format; alpha is dropped, more than 8 bits are scaled to the image's range.
+    """Convert any pixel format. Alpha is dropped; more than 8 bits are scaled to the image's range.
 
-    Pillow's own conversion would saturate 16-bit values at 255, and copy what is RGB already.
+    Pillow's own conversion saturates 16-bit values at 255, and copies an image that is RGB already.
     """
     if image.mode == "RGB":
         image.load()
@@ -168,5 +177,4 @@ def _bytes_from_range(values_HW: NDArray[np.float64]) -> NDArray[np.uint8]:
         return np.zeros(values_HW.shape, dtype=np.uint8)
     low, high = values_HW[is_finite].min(), values_HW[is_finite].max()
     scaled = (np.where(is_finite, values_HW, low) - low) * (255.0 / max(high - low, 1e-300))
-    levels: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
-    return levels
+    return np.asarray(np.rint(scaled), dtype=np.uint8)

@@ -1,8 +1,9 @@
-"""Labelled points of annotations: places said to lie on the object, or off it.
+"""Labelled points of annotations: positions that lie on the object, or off it.
 
 Points are continuous like boxes: the pixel in column i and row j covers [i, i + 1) x [j, j + 1).
 
-Shape letters: N annotations, P points of all of them, K points of one (or the most of any).
+Shape letters: N annotations, P points of all annotations, K points of one annotation, or the
+largest K of any.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ _RULE_AND_REMEDY = {
 
 
 class PointsError(AnnotationError):
-    """Points that would teach the opposite of what was meant.
+    """Points from which a network would learn the opposite of what the user meant.
 
     Attributes:
         kind: One of REFUSED_POINTS.
-        got: What was found.
+        got: The bad value as text.
     """
 
     def __init__(self, kind: str, got: str, name: str) -> None:
@@ -56,13 +57,13 @@ class PointsError(AnnotationError):
 
 @dataclass(frozen=True)
 class PointPrompts:
-    """The points of all annotations, laid end to end.
+    """The points of all annotations in one array.
 
     Attributes:
         xy_P2: Pixels, float64.
         label_P: 1 on the object, 0 off it.
         start_N1: The points of annotation i are those from start[i] to start[i + 1].
-        is_without_box_N: Annotations that have points only; their box is estimated.
+        is_without_box_N: True for annotations with points only; their box is estimated.
     """
 
     xy_P2: NDArray[np.float64]
@@ -72,55 +73,53 @@ class PointPrompts:
 
     @classmethod
     def from_lists(
-        cls, points_of_each: Sequence[Sequence[LabelledPoint]], is_without_box: Iterable[bool]
-    ) -> Self:
+        cls, points_of_each: Iterable[Sequence[LabelledPoint]], is_without_box: Iterable[bool]
+    ) -> PointPrompts:
         """Join the points of every annotation."""
-        joined_P3 = np.array(
-            [point for points in points_of_each for point in points], dtype=np.float64
-        ).reshape(-1, 3)
-        counts = [len(points) for points in points_of_each]
-        return cls(
-            xy_P2=joined_P3[:, :2],
-            label_P=joined_P3[:, 2].astype(np.int64),
-            start_N1=np.cumsum([0, *counts], dtype=np.int64),
-            is_without_box_N=np.array(list(is_without_box), dtype=np.bool_),
-        )
+        columns = PointColumns()
+        for points, is_without in zip(points_of_each, is_without_box, strict=True):
+            columns.add(points, has_box=not is_without)
+        return columns.joined()
 
     def __len__(self) -> int:
         return len(self.is_without_box_N)
 
     @property
     def count_N(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
-        """How many points each annotation has."""
+        """The number of points of each annotation."""
         return np.diff(self.start_N1)
 
     def count_of(self, index: int) -> int:
-        """Return how many points an annotation has, without counting all."""
+        """Return the number of points of one annotation, without counting all."""
         return int(self.start_N1[index + 1] - self.start_N1[index])
+
+    @property
+    def owner_P(self) -> NDArray[np.int64]:  # noqa: N802 - a shape letter
+        """The annotation of each point."""
+        return np.repeat(np.arange(len(self)), self.count_N)
 
     @property
     def has_point_on_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
         """Whether each annotation has a point on its object."""
-        owner_P = np.repeat(np.arange(len(self)), self.count_N)
-        return np.bincount(owner_P[self.label_P == ON], minlength=len(self)) > 0
+        return np.bincount(self.owner_P[self.label_P == ON], minlength=len(self)) > 0
 
     @functools.cached_property
     def max_count(self) -> int:
-        """The most points of any annotation."""
+        """The largest number of points of any annotation."""
         return int(self.count_N.max(initial=0))
 
     def of(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the points of an annotation, (K, 2), and their labels, (K,)."""
-        places = slice(int(self.start_N1[index]), int(self.start_N1[index + 1]))
-        return self.xy_P2[places], self.label_P[places]
+        own = slice(int(self.start_N1[index]), int(self.start_N1[index + 1]))
+        return self.xy_P2[own], self.label_P[own]
 
     def select(self, rows: NDArray[np.int64]) -> Self:
         """Return the points of these annotations only."""
         counts = self.count_N[rows]
-        start_N1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        places = np.repeat(self.start_N1[rows] - start_N1[:-1], counts) + np.arange(start_N1[-1])
+        start_N1 = _starts(counts)
+        kept = np.repeat(self.start_N1[rows] - start_N1[:-1], counts) + np.arange(start_N1[-1])
         return type(self)(
-            self.xy_P2[places], self.label_P[places], start_N1, self.is_without_box_N[rows]
+            self.xy_P2[kept], self.label_P[kept], start_N1, self.is_without_box_N[rows]
         )
 
     def without_unusable(
@@ -130,15 +129,15 @@ class PointPrompts:
         names: Sequence[str],
         problems: Problems,
     ) -> Self:
-        """Leave out points outside their image, and those on the object outside its box.
+        """Leave out points outside their image, and points on the object outside its box.
 
         Args:
-            box_xywh_N4: NaN where there is none: on such an object any point may lie.
+            box_xywh_N4: NaN for objects without a box, whose points may lie anywhere.
             image_size_N2: Width and height, px.
-            names: Of the annotations.
+            names: The annotations' names for `problems`.
             problems: Gets what is left out.
         """
-        owner_P = np.repeat(np.arange(len(self)), self.count_N)
+        owner_P = self.owner_P
         low_P2 = box_xywh_N4[owner_P, :2]
         high_P2 = low_P2 + box_xywh_N4[owner_P, 2:]
         is_outside_P = np.any((self.xy_P2 < 0) | (self.xy_P2 >= image_size_N2[owner_P]), axis=1)
@@ -148,27 +147,59 @@ class PointPrompts:
             ("point outside its image", is_outside_P),
             ("point on the object, but outside its box", is_beyond_P),
         ):
-            for place in np.flatnonzero(is_bad_P).tolist():
-                x, y = self.xy_P2[place].tolist()
-                problems.add(kind, f"({x:g}, {y:g}) of {names[owner_P[place]]}")
+            for index in np.flatnonzero(is_bad_P).tolist():
+                x, y = self.xy_P2[index].tolist()
+                problems.add(kind, f"({x:g}, {y:g}) of {names[owner_P[index]]}")
         is_good_P = ~(is_outside_P | is_beyond_P)
         counts = np.bincount(owner_P[is_good_P], minlength=len(self))
-        start_N1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return type(self)(
-            self.xy_P2[is_good_P], self.label_P[is_good_P], start_N1, self.is_without_box_N
+            self.xy_P2[is_good_P], self.label_P[is_good_P], _starts(counts), self.is_without_box_N
         )
+
+
+class PointColumns:
+    """Collects points while a file is read."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+        self._counts = array("q")
+        self._is_without_box = array("b")
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, points: Sequence[LabelledPoint], *, has_box: bool) -> None:
+        """Add the points of the next annotation."""
+        for point in points:
+            self._values.extend(point)
+        self._counts.append(len(points))
+        self._is_without_box.append(not has_box)
+
+    def joined(self) -> PointPrompts:
+        """Return the points of all annotations."""
+        values_P3 = np.array(self._values, dtype=np.float64).reshape(-1, 3)
+        return PointPrompts(
+            xy_P2=values_P3[:, :2],
+            label_P=values_P3[:, 2].astype(np.int64),
+            start_N1=_starts(np.array(self._counts, dtype=np.int64)),
+            is_without_box_N=np.array(self._is_without_box, dtype=np.bool_),
+        )
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def parse_points(value: Any, name: str) -> list[LabelledPoint]:
     """Read the field `points` of an annotation; None and [] are no points.
 
     Args:
-        value: As JSON gives it.
-        name: Of the annotation, for errors.
+        value: The field as JSON gives it.
+        name: The annotation's name for errors.
 
     Raises:
-        PointsError: It is no list of [x, y, label], a label is neither 0 nor 1, or one pixel has
-            two labels. Skipping such points would teach the opposite of what was meant.
+        PointsError: The value is not a list of [x, y, label], a label is neither 0 nor 1, or one
+            pixel has two labels.
     """
     if value is None:
         return []
@@ -185,7 +216,7 @@ def parse_points(value: Any, name: str) -> list[LabelledPoint]:
 
 
 def is_labelled_point(point: Any) -> bool:
-    """Whether a value is three finite numbers."""
+    """Return whether a value is three finite numbers."""
     return (
         isinstance(point, list | tuple)
         and len(point) == 3
@@ -194,54 +225,25 @@ def is_labelled_point(point: Any) -> bool:
 
 
 def is_without_box(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation of a file has points only; four zeros are some tools' "no box"."""
+    """Return whether an annotation has points only; some tools write four zeros for "no box"."""
     bbox = annotation.get("bbox")
     return bool(annotation.get("points")) and (not bbox or bbox == [0, 0, 0, 0])
 
 
-class PointColumns:
-    """The points of a file while it is read, as flat arrays."""
-
-    def __init__(self) -> None:
-        self._values = array("d")
-        self._counts = array("q")
-        self._is_without_box = array("b")
-
-    def __bool__(self) -> bool:
-        return bool(self._values)
-
-    def add(self, points: Sequence[LabelledPoint], *, has_box: bool) -> None:
-        """Take the points of the next annotation."""
-        for point in points:
-            self._values.extend(point)
-        self._counts.append(len(points))
-        self._is_without_box.append(not has_box)
-
-    def joined(self) -> PointPrompts:
-        """Return the points of all annotations."""
-        values_P3 = np.array(self._values, dtype=np.float64).reshape(-1, 3)
-        return PointPrompts(
-            xy_P2=values_P3[:, :2],
-            label_P=values_P3[:, 2].astype(np.int64),
-            start_N1=np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)]),
-            is_without_box_N=np.array(self._is_without_box, dtype=np.bool_),
-        )
-
-
-def place_points(
+def points_in_unit_window(
     prompts: PointPrompts, index: int, window: tuple[int, int, int, int]
 ) -> NDArray[np.float32]:
-    """Return an annotation's points in a crop window, (K, 3): x and y as 0..1 of it, and label.
+    """Return an annotation's points in a crop window, (K, 3): x and y as 0..1 of it, and the label.
 
-    K is that of the annotation with the most points: what is missing, or lies outside the window,
-    has the label NO_POINT.
+    K is that of the annotation with the most points. Rows beyond the annotation's own points, and
+    points outside the window, have the label NO_POINT.
     """
-    placed_K3 = np.zeros((prompts.max_count, 3), dtype=np.float32)
-    placed_K3[:, 2] = NO_POINT
+    unit_K3 = np.zeros((prompts.max_count, 3), dtype=np.float32)
+    unit_K3[:, 2] = NO_POINT
     xy_K2, label_K = prompts.of(index)
     x0, y0, x1, y1 = window
     unit_K2 = (xy_K2 - [x0, y0]) / [x1 - x0, y1 - y0]
     is_inside_K = np.all((unit_K2 >= 0) & (unit_K2 <= 1), axis=1)
-    placed_K3[: len(xy_K2), :2] = np.where(is_inside_K[:, None], unit_K2, 0)
-    placed_K3[: len(xy_K2), 2] = np.where(is_inside_K, label_K, NO_POINT)
-    return placed_K3
+    unit_K3[: len(xy_K2), :2] = np.where(is_inside_K[:, None], unit_K2, 0)
+    unit_K3[: len(xy_K2), 2] = np.where(is_inside_K, label_K, NO_POINT)
+    return unit_K3

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, told in few lines."""
+"""The problems of a data set, described in few lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_NAMED_SUBJECTS = 5
 
 @dataclass
 class Problems:
-    """What is wrong with a data set, counted by kind, the first few of each named."""
+    """Problems counted by kind; `lines` names the first few subjects of each kind."""
 
     subjects: dict[str, list[str]] = field(default_factory=dict)
 

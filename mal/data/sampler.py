@@ -16,14 +16,13 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class ImagePools:
-    """Which items are shuffled together: those of images that a process can keep decoded.
+    """Groups of items that are shuffled together: images that a process can keep decoded.
 
-    Shuffled over the whole set, an image would be decoded once for each of its boxes. What the
-    pools cost in randomness: the images themselves are shuffled anew each epoch, so that every
-    epoch has other pools, but the neighbours of a box in its batch come from the K images of one
-    pool. Of the B - 1 others in a batch, about (B - 1) / K share its image, rather than almost
-    none: 256 MiB hold 290 images of 640 x 480, where that is as good as none, but only 7 of
-    4000 x 3000.
+    If items were shuffled over the whole set, an image would be decoded once for each of its boxes.
+    The price is less randomness: the images are shuffled anew each epoch, so that every epoch has
+    other pools, but all boxes of a batch come from the K images of one pool. Of the B - 1 others in
+    a batch, about (B - 1) / K share a box's image. 256 MiB hold 290 images of 640 x 480, where this
+    is close to 0, but only 7 images of 4000 x 3000.
 
     Attributes:
         image_index_N: Index of each item's image.
@@ -37,8 +36,8 @@ class ImagePools:
 
     def images_in_random_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return all items, those of an image next to each other."""
-        place_I = rng.permutation(len(self.num_bytes_I))
-        return np.argsort(place_I[self.image_index_N], kind="stable")
+        rank_I = rng.permutation(len(self.num_bytes_I))
+        return np.argsort(rank_I[self.image_index_N], kind="stable")
 
     def shuffled_within(
         self, share: NDArray[np.int64], rng: np.random.Generator
@@ -56,11 +55,11 @@ class ImagePools:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, position), shuffled anew each epoch by the seed alone.
+    """Yields (epoch, position) in an order that depends on seed and epoch alone.
 
     Attributes:
         num_skipped: Items of the current epoch that a resumed run has already seen.
-        pools: What is shuffled together; None: everything.
+        pools: Groups that are shuffled; None: the whole set is one.
     """
 
     def __init__(self, num_items: int, *, seed: int, rank: int = 0, num_ranks: int = 1) -> None:
@@ -73,7 +72,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.pools: ImagePools | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass (the trainer calls it)."""
+        """Set the epoch of the next pass; the trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -85,12 +84,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield self.epoch, position
 
     def _order(self) -> NDArray[np.int64]:
-        """Return this rank's items; a few come twice so that all ranks have as many."""
+        """Return this rank's items; a few repeat, so that all ranks have the same number."""
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.pools is None:
             order = np.resize(rng.permutation(self.num_items), len(self) * self.num_ranks)
             return order[self.rank :: self.num_ranks]
-        # A rank gets whole images: shared among ranks, each would be decoded by all of them.
+        # A rank gets whole images, so that no other rank decodes them too.
         order = np.resize(self.pools.images_in_random_order(rng), len(self) * self.num_ranks)
         share = order[self.rank * len(self) : (self.rank + 1) * len(self)]
         return self.pools.shuffled_within(share, rng)

@@ -1,7 +1,7 @@
-"""COCO segmentations: polygons and run-length codes, checked before pycocotools sees them.
+"""COCO segmentations: polygons and run-length codes, checked before pycocotools reads them.
 
-pycocotools takes a polygon of four numbers for a box, says with a bare `Exception` what it cannot
-parse, and decodes a run-length code of too few pixels to whatever lies in memory.
+pycocotools reads a polygon of four numbers as a box, raises a bare `Exception` for what it cannot
+parse, and decodes a run-length code of too few pixels to arbitrary memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,9 @@ _MAX_SHOWN = 60
 
 
 def file_has_changed(path: Path) -> AnnotationError:
-    """Name an annotation file that is no longer the one whose boxes were read."""
+    """Return the error for an annotation file that changed after its boxes were read."""
     return AnnotationError(
-        f"annotation file must stay as it is while it is used, got another {path}. Start again."
+        f"The annotation file {path} changed after its boxes were read. Start again."
     )
 
 
@@ -34,23 +34,11 @@ def _stamp_of(facts: os.stat_result) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-class Segmentations(Protocol):
-    """A COCO segmentation a box, None where there is none."""
+class Segmentations:
+    """The segmentation of each box, None where the file has none.
 
-    def __getitem__(self, index: int, /) -> Any: ...
-
-    @property
-    def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        """Whether there is one."""
-
-    def select(self, rows: NDArray[np.int64]) -> Segmentations:
-        """Return those of these boxes."""
-
-
-class SegmentationsInFile:
-    """Segmentations that stay in their file, where each is read when it is asked for.
-
-    Those of COCO's training set would take more than a gigabyte.
+    They stay in the file, and each is read when it is needed: those of COCO's training set take
+    more than a gigabyte of memory.
 
     Args:
         path: The annotation file.
@@ -88,11 +76,11 @@ class SegmentationsInFile:
 
     @property
     def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        """Whether there is one."""
+        """Whether the file has the segmentation of each box."""
         return self._num_bytes_N > 0
 
     def select(self, rows: NDArray[np.int64]) -> Self:
-        """Return those of these boxes."""
+        """Return the segmentations of these boxes."""
         return type(self)(self._path, self._start_N[rows], self._num_bytes_N[rows])
 
 
@@ -115,17 +103,17 @@ def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise AnnotationError(
             "segmentation must be COCO polygons or RLE, got "
-            f"{str(segmentation)[:_MAX_SHOWN]}. Mend or delete it."
+            f"{str(segmentation)[:_MAX_SHOWN]}. Fix or delete it."
         ) from error
     if size != [height, width]:
         raise AnnotationError(
             f"segmentation must be of the image's size {height} x {width}, got {size}. "
-            "Mend or delete it."
+            "Fix or delete it."
         )
     if runs.min(initial=0) < 0 or int(runs.sum()) != height * width:
         raise AnnotationError(
             f"segmentation must have runs of {height * width} pixels in all, got "
-            f"{int(runs.sum())}. Mend or delete it."
+            f"{int(runs.sum())}. Fix or delete it."
         )
     if isinstance(counts, bytes):
         return {"size": size, "counts": counts}
@@ -165,24 +153,24 @@ def _runs_from_list(counts: Sequence[Any]) -> NDArray[np.int64]:
 def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
     """Read COCO's compressed run lengths.
 
-    A number has five bits a byte, lowest first, from character 48 on; bit 32 says that it goes on,
-    bit 16 of its last byte is its sign. From the fourth run on it is the difference to the run two
-    places before.
+    A number has five bits per byte, lowest first, from character 48 on. Bit 32 is set if the number
+    has another byte; bit 16 of its last byte is its sign. From the fourth run on, a number is the
+    difference to the run two positions before.
 
     Raises:
-        ValueError: The bytes are no such code.
+        ValueError: The bytes are not such a code.
     """
     code = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if len(code) == 0 or code.min() < 0 or code.max() > 63 or code[-1] & 32:
         raise ValueError
     is_last = (code & 32) == 0
     starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
-    place = np.arange(len(code)) - np.repeat(starts, np.diff([*starts, len(code)]))
-    if place.max() > 10:  # 55 bits hold any image
+    rank = np.arange(len(code)) - np.repeat(starts, np.diff([*starts, len(code)]))
+    if rank.max() > 10:  # 55 bits hold any image
         raise ValueError
-    numbers = np.add.reduceat((code & 31) << (5 * place), starts)
+    numbers = np.add.reduceat((code & 31) << (5 * rank), starts)
     is_negative = (code[is_last] & 16) != 0
-    numbers -= is_negative * (np.int64(1) << (5 * (place[is_last] + 1)))
+    numbers -= is_negative * (np.int64(1) << (5 * (rank[is_last] + 1)))
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
     return np.asarray(numbers, dtype=np.int64)

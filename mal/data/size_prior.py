@@ -1,7 +1,7 @@
-"""How large the objects of a category are: learned from real boxes, asked about points.
+"""The usual sizes of a category's objects, learned from real boxes and used to estimate others.
 
-The logarithm of sqrt(w * h) is taken for normally distributed. A category of few boxes borrows from
-all: its mean and variance count as if `POOLED_COUNT` boxes of the whole set were among them.
+The model assumes that log sqrt(w * h) has a normal distribution. Categories with few boxes are
+smoothed: mean and variance are computed as if `POOLED_COUNT` boxes of the whole set were added.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mal.data.annotations import CocoBoxes
 POOLED_COUNT = 4
 MIN_DEVIATION = 0.2
 MIN_BOXES = 5
-# Fewer may be the odd ones: what has a box where most have points is drawn so for a reason.
+# If fewer objects have a box, these may be unusual: the annotator had a reason to draw a box.
 MIN_OWN_SHARE = 0.1
-# Where no real box is known: squares of these parts of the image's side, all as likely.
+# Without real boxes: squares with these parts of the image's side, all equally likely.
 UNKNOWN_SHARES = (0.08, 0.15, 0.28, 0.5, 0.9)
 CANDIDATE_DEVIATIONS = (-1.6, -0.8, 0.0, 0.8, 1.6)
 
 
 @dataclass(frozen=True)
 class SizePrior:
-    """Mean and standard deviation of log sqrt(w * h), px, by category name; '' is all together.
+    """Mean and standard deviation of log sqrt(w * h), px, by category name; '' is the whole set.
 
     Empty where too few boxes are known.
     """
@@ -56,9 +56,10 @@ class SizePrior:
 
     @classmethod
     def for_set(cls, boxes: CocoBoxes, trained: Self) -> Self:
-        """Return the sizes of a set's own boxes, or of those that a network was trained on.
+        """Return the sizes of a set's own boxes, or those of the set that a network was trained on.
 
-        The own ones count where at least a tenth of the objects has a box, or none was trained on.
+        The own sizes are used where at least a tenth of the objects has a box, or `trained` is
+        empty.
         """
         own = cls.from_boxes(boxes)
         num_objects = int((~boxes.is_crowd_N).sum())
@@ -67,7 +68,7 @@ class SizePrior:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Read what `to_json` gave; anything else is an empty prior."""
+        """Read the values of `to_json`; anything else is an empty prior."""
         if not isinstance(value, Mapping):
             return cls()
         return cls({str(name): (float(m), float(s)) for name, (m, s) in value.items()})
@@ -85,7 +86,7 @@ class SizePrior:
         return [math.exp(mean + z * deviation) for z in CANDIDATE_DEVIATIONS]
 
     def deviations(self, category: str, box_xyxy: NDArray[np.float64]) -> float:
-        """Return how far a box is from the usual size, in standard deviations; 0 if unknown."""
+        """Return the deviation from the usual size in standard deviations; 0 if that is unknown."""
         stats = self._of(category)
         if stats is None:
             return 0.0

@@ -41,7 +41,7 @@ MIN_SIDE_PX = 8
 
 @dataclass(frozen=True)
 class DemoDataset:
-    """Where a generated data set lies."""
+    """The paths of a generated data set."""
 
     image_dir: Path
     train_file: Path
@@ -62,7 +62,7 @@ class Picture:
 def generate_demo_dataset(output_dir: Path, *, num_images: int, seed: int) -> DemoDataset:
     """Write `images/`, `train.json` and `val.json` (COCO with true masks) to a new folder.
 
-    The folder appears at once and complete: it is built beside its final place and renamed.
+    The folder is written under another name beside it, and then renamed.
     Picture i depends on the seed and on i only: a larger set begins as a smaller one does.
 
     Raises:
@@ -82,7 +82,7 @@ def generate_demo_dataset(output_dir: Path, *, num_images: int, seed: int) -> De
         _write_dataset(build_dir, num_images=num_images, seed=seed)
         # mkdtemp makes private folders; other users of a volume read a data set too.
         build_dir.chmod(0o755)
-        _move_into_place(build_dir, output_dir)
+        _rename(build_dir, output_dir)
     finally:
         shutil.rmtree(build_dir, ignore_errors=True)
     return DemoDataset(
@@ -103,10 +103,10 @@ def draw_picture(rng: np.random.Generator) -> Picture:
     category_ids: list[int] = []
     for _ in range(int(rng.integers(NUM_OBJECTS[0], NUM_OBJECTS[1] + 1))):
         category_id = int(rng.integers(len(SHAPES))) + 1
-        placed = _place_object(rng, SHAPES[category_id - 1][1], masks, size_px)
-        if placed is None:
+        posed = _pose_object(rng, SHAPES[category_id - 1][1], masks, size_px)
+        if posed is None:
             continue
-        coverage, mask = placed
+        coverage, mask = posed
         _blend(canvas, _draw_texture(rng, palette, size_px), coverage)
         masks = [earlier & ~mask for earlier in masks]
         masks.append(mask)
@@ -126,13 +126,13 @@ def _require_free_folder(output_dir: Path) -> None:
         )
 
 
-def _move_into_place(build_dir: Path, output_dir: Path) -> None:
+def _rename(build_dir: Path, output_dir: Path) -> None:
     try:
         # rename(2) replaces an empty folder but never one that was filled since the check.
         build_dir.replace(output_dir)
     except OSError as error:
         raise MalError(
-            f"output_dir must be a folder that can be replaced, got {output_dir} ({error}). "
+            f"output_dir must be a folder that can be reposed, got {output_dir} ({error}). "
             "Choose a new folder on a writable disk."
         ) from error
 
@@ -240,7 +240,7 @@ SHAPES: tuple[tuple[str, Membership], ...] = (
 )
 
 
-def _place_object(
+def _pose_object(
     rng: np.random.Generator,
     membership: Membership,
     earlier_masks: Sequence[BoolArray],

@@ -1,8 +1,9 @@
 """The student's photometric augmentation (Lan et al. 2023): colour jitter, greyscale, blur.
 
-The changes are those of torchvision's transforms, whose steps through Pillow's images cost most of
-an item; here planes are changed at once. Shape letters: C = 3 channels, P some of them, S crop side
-(px), R some of its rows, K weights.
+The changes are those of torchvision's transforms. These convert to Pillow's images and back, which
+takes most of an item's time; here they work on whole planes.
+
+Shape letters: C = 3 channels, P some of them, S crop side (px), R some of its rows, K weights.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 JITTER_PROBABILITY, GREY_PROBABILITY, BLUR_PROBABILITY = 0.5, 0.2, 0.5
 BLUR_RADIUS_PX = (0.1, 2.0)
 
-# What a change makes of so many pixels stays in the processor's cache: colours, and blur's 16 bits.
-CACHED_COLOURS = 51_200
+# So many values stay in the processor's cache: floats of colours, and 16-bit integers of the blur.
+CACHED_FLOATS = 51_200
 CACHED_SHORTS = 262_144
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -33,13 +34,13 @@ def augment_colours(crop_CSS: Tensor, rate: float, rng: np.random.Generator) -> 
     Args:
         crop_CSS: uint8 RGB.
         rate: 0..1, scales the probability of each change.
-        rng: The item's own generator: the same item of the same epoch always changes alike.
+        rng: The item's own generator, so that the same item of the same epoch changes equally.
     """
     draws = rng.uniform(size=3)
     if draws[0] < JITTER_PROBABILITY * rate:
         crop_CSS = jitter_colours(crop_CSS, rng)
     if draws[1] < GREY_PROBABILITY * rate:
-        crop_CSS = _bytes_from_levels(_grey_of(crop_CSS.float()))
+        crop_CSS = _round_to_bytes(_grey_of(crop_CSS.float()))
     if draws[2] < BLUR_PROBABILITY * rate:
         crop_CSS = blur(crop_CSS, rng.uniform(*BLUR_RADIUS_PX))
     return crop_CSS.expand(3, -1, -1).contiguous()
@@ -51,21 +52,21 @@ def jitter_colours(crop_CSS: Tensor, rng: np.random.Generator) -> Tensor:
         name: rng.uniform(-reach, reach) + (0 if name == "hue" else 1)
         for name, reach in JITTER.items()
     }
-    levels_CSS = crop_CSS.float()
+    values_CSS = crop_CSS.float()
     for position in rng.permutation(len(JITTER)):
         name = list(JITTER)[position]
-        levels_CSS = adjust(name, levels_CSS, factors[name])
-    return _bytes_from_levels(levels_CSS)
+        values_CSS = adjust(name, values_CSS, factors[name])
+    return _round_to_bytes(values_CSS)
 
 
-def adjust(name: str, levels_CSS: Tensor, factor: float) -> Tensor:
-    """Do what torchvision's `adjust_<name>` does to an image of levels 0..255, in place."""
+def adjust(name: str, values_CSS: Tensor, factor: float) -> Tensor:
+    """Do what torchvision's `adjust_<name>` does to values 0..255, in place."""
     if name == "contrast":
-        levels_CSS *= factor
-        levels_CSS += (1 / factor - 1) * _grey_of(levels_CSS).mean()
-        return levels_CSS.clamp_(0, 255)
-    num_rows = max(CACHED_COLOURS // levels_CSS.shape[-1], 1)
-    for rows_CRS in torch.split(levels_CSS, num_rows, 1):
+        values_CSS *= factor
+        values_CSS += (1 / factor - 1) * _grey_of(values_CSS).mean()
+        return values_CSS.clamp_(0, 255)
+    num_rows = max(CACHED_FLOATS // values_CSS.shape[-1], 1)
+    for rows_CRS in torch.split(values_CSS, num_rows, 1):
         if name == "hue":
             _turn_hue(rows_CRS, factor)
             continue
@@ -73,7 +74,7 @@ def adjust(name: str, levels_CSS: Tensor, factor: float) -> Tensor:
         if name == "saturation":
             rows_CRS += (1 / factor - 1) * _grey_of(rows_CRS)  # noqa: PLW2901
         rows_CRS.clamp_(0, 255)
-    return levels_CSS
+    return values_CSS
 
 
 def blur(crop_CSS: Tensor, radius_px: float) -> Tensor:
@@ -91,14 +92,14 @@ def _blur_planes(planes_PSS: Tensor, weights_K: NDArray[np.int64]) -> Tensor:
     side = planes_PSS.shape[-1]
     reach = len(weights_K) // 2
     edges = ((0, 0), (reach, reach), (reach, reach))
-    levels = torch.from_numpy(np.pad(planes_PSS.numpy(), edges, mode="edge")).short()
+    values = torch.from_numpy(np.pad(planes_PSS.numpy(), edges, mode="edge")).short()
     for axis in (1, 2):
-        total = torch.full_like(levels.narrow(axis, 0, side), 1 << (_WEIGHT_BITS - 1))
+        total = torch.full_like(values.narrow(axis, 0, side), 1 << (_WEIGHT_BITS - 1))
         for offset, weight in enumerate(weights_K.tolist()):
             if weight:
-                total.add_(levels.narrow(axis, offset, side), alpha=weight)
-        levels = total >> _WEIGHT_BITS
-    return levels.byte()
+                total.add_(values.narrow(axis, offset, side), alpha=weight)
+        values = total >> _WEIGHT_BITS
+    return values.byte()
 
 
 def _blur_weights(radius_px: float) -> NDArray[np.int64]:
@@ -117,35 +118,35 @@ def _blur_weights(radius_px: float) -> NDArray[np.int64]:
     return parts
 
 
-def _turn_hue(levels_CSS: Tensor, factor: float) -> None:
-    """Turn the colour wheel by `factor` of a circle; lightest and darkest channel keep levels.
+def _turn_hue(values_CSS: Tensor, factor: float) -> None:
+    """Turn the colour wheel by `factor` of a circle; lightest and darkest values stay.
 
     Around the wheel a channel is a trapezoid: high up to a sixth of the circle from its own colour,
     low from two sixths on. A pixel's channel therefore lies at 2 x - mid of the trapezoid's
     unclamped slope, and a turn moves it along by its share of high - low: upwards for the channel
     that the wheel turns to. That holds for turns of up to a sixth; hues need no division.
     """
-    red, green, blue = levels_CSS
+    red, green, blue = values_CSS
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     negative_middle = (high + low).sub_(red).sub_(green).sub_(blue)
     step = (high - low).mul_(-6 * factor)
-    ahead_CSS = torch.empty_like(levels_CSS)  # which way along its slope each channel goes
+    ahead_CSS = torch.empty_like(values_CSS)  # which way along its slope each channel goes
     for channel in range(3):
-        torch.sub(levels_CSS[channel - 2], levels_CSS[channel - 1], out=ahead_CSS[channel])
+        torch.sub(values_CSS[channel - 2], values_CSS[channel - 1], out=ahead_CSS[channel])
     ahead_CSS.sign_()
-    torch.add(negative_middle, levels_CSS, alpha=2, out=levels_CSS)
-    levels_CSS.addcmul_(step, ahead_CSS)
-    torch.clamp(levels_CSS, low, high, out=levels_CSS)
+    torch.add(negative_middle, values_CSS, alpha=2, out=values_CSS)
+    values_CSS.addcmul_(step, ahead_CSS)
+    torch.clamp(values_CSS, low, high, out=values_CSS)
 
 
-def _grey_of(levels_CSS: Tensor) -> Tensor:
+def _grey_of(values_CSS: Tensor) -> Tensor:
     """Return the luma, (1, S, S)."""
     red, green, blue = _GREY_WEIGHTS
-    grey = levels_CSS[0] * red
-    return grey.add_(levels_CSS[1], alpha=green).add_(levels_CSS[2], alpha=blue)[None]
+    grey = values_CSS[0] * red
+    return grey.add_(values_CSS[1], alpha=green).add_(values_CSS[2], alpha=blue)[None]
 
 
-def _bytes_from_levels(levels_CSS: Tensor) -> Tensor:
+def _round_to_bytes(values_CSS: Tensor) -> Tensor:
     """Round to uint8, in place; numpy's conversion takes a seventh of torch's time."""
-    return torch.from_numpy(levels_CSS.add_(0.5).numpy().astype(np.uint8))
+    return torch.from_numpy(values_CSS.add_(0.5).numpy().astype(np.uint8))

@@ -249,14 +249,15 @@ def largest_difference(graph: ExportedGraph, path: Path, size: int, spec: Experi
 
 def _categories(spec: ExperimentSpec) -> list[Any]:
     """Return the training set's categories where it can still be read, else none."""
-    from mal.data.annotations import load_boxes
+    from mal.data.formats import open_annotations
     from mal.errors import MalError
     from mal.storage import fetch_file
 
-    if not spec.dataset.train_ann_path:
+    path, images = spec.dataset.train_ann_path, spec.dataset.train_img_dir
+    if not path:
         return []
     try:
-        boxes = load_boxes(fetch_file(spec.dataset.train_ann_path), with_masks=False)
+        boxes = open_annotations(fetch_file(path), images, with_masks=False)
     except MalError:
         return []
     return [{"id": key, "name": name} for key, name in boxes.categories.items()]

@@ -29,7 +29,7 @@ from mal.data.annotations import CocoBoxes, CocoImage
 from mal.data.batch import collate_crops
 from mal.data.crop_dataset import ImageReader, crop_around
 from mal.data.crops import Window, prediction_window, xywh_from_xyxy
-from mal.data.points import OFF, ON, place_points
+from mal.data.points import OFF, ON, points_in_unit_window
 from mal.data.size_prior import SizePrior
 from mal.errors import AnnotationError
 from mal.labeling.connected import grow
@@ -145,7 +145,7 @@ class BoxEstimator:
         prob_CRR = resize_to(prob_CMM.float().cpu()[:, None], (size, size))[:, 0].numpy()
         answers = []
         for box, window, prob_RR in zip(candidates, windows, prob_CRR, strict=True):
-            point_K3 = place_points(boxes.points, row, window)
+            point_K3 = points_in_unit_window(boxes.points, row, window)
             is_mask_RR = prob_RR >= settings.threshold_of(float(np.prod(box[2:] - box[:2])))
             part_RR, is_contradicted = part_with_points(is_mask_RR, point_K3)
             consistency = float(prob_RR[part_RR].mean()) ** 2 if part_RR.any() else 0.0

@@ -1,8 +1,7 @@
-"""Run-length codes of full images, made from what lies inside a small window.
+"""Run-length codes of full images, computed from the pixels of a small window.
 
 A COCO RLE counts pixels column by column over the whole image. Pasting every mask into an array of
-the image first would cost the image's size for each box; here the runs are found inside the window
-and shifted to the image.
+the image's size takes time for each box; here the runs are found inside the window and shifted.
 
 Shape letters: H, W a window; K run borders.
 """
@@ -31,14 +30,11 @@ def rle_from_window_mask(
     The bytes equal those of pycocotools for the same mask pasted into an empty image.
 
     Args:
-        mask_HW: The mask; every non-zero pixel belongs to the object.
-        window_xyxy: Place of the window, right and bottom exclusive. Parts outside the image are
+        mask_HW: Every non-zero pixel belongs to the object.
+        window_xyxy: Pixels of the image, right and bottom exclusive. Parts outside the image are
             cut off.
         image_height: Pixels.
         image_width: Pixels.
-
-    Raises:
-        ValueError: Mask and window differ in size.
     """
     left, top, right, bottom = (int(value) for value in window_xyxy)
     if mask_HW.shape != (bottom - top, right - left):
@@ -87,21 +83,8 @@ def box_of_rle(rle: Rle) -> list[float]:
     return box
 
 
-def iou_of_rles(rle: Rle, other: Rle) -> float:
-    """Return intersection over union of two masks of one image; 0 when both are empty.
-
-    Raises:
-        ValueError: The masks are of images of different sizes.
-    """
-    return ious_with_rle([rle], other)[0]
-
-
 def ious_with_rle(rles: Sequence[Rle], other: Rle) -> list[float]:
-    """Return the IoU of each mask with one other, in one call of pycocotools.
-
-    Raises:
-        ValueError: The masks are of images of different sizes.
-    """
+    """Return each mask's IoU with one other mask of the same image; 0 when both are empty."""
     for rle in rles:
         if list(rle["size"]) != list(other["size"]):
             raise ValueError(
@@ -128,15 +111,15 @@ def rle_to_json(rle: Rle) -> dict[str, Any]:
 def _run_borders(
     mask_HW: NDArray[np.bool_], x0: int, y0: int, image_height: int
 ) -> NDArray[np.int64]:
-    """Return where runs begin and end (exclusive), alternating, in the image's column order."""
+    """Return start and end (exclusive) of each run, alternating, in the image's column order."""
     height, width = mask_HW.shape
     padded = np.zeros((width, height + 2), dtype=np.bool_)
     padded[:, 1:-1] = mask_HW.T
     # One flat search is several times faster than one by row and column.
-    place_K = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
-    skipped_K = place_K // (height + 1) * (image_height - height - 1)
-    borders_K: NDArray[np.int64] = place_K + skipped_K + (x0 * image_height + y0)
-    # A run that reaches the image's lower edge goes on where the next column starts at the top.
+    position_K = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    skipped_K = position_K // (height + 1) * (image_height - height - 1)
+    borders_K: NDArray[np.int64] = position_K + skipped_K + (x0 * image_height + y0)
+    # A run at the image's lower edge continues where the next column starts with the object.
     is_continued = borders_K[1:-1:2] == borders_K[2::2]
     if is_continued.any():
         inner = borders_K[1:-1].reshape(-1, 2)[~is_continued].ravel()

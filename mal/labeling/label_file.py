@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mal.artifacts import writing_atomically
 from mal.data.annotation_columns import UNUSABLE, int64_from
-from mal.data.annotation_stream import Entry, read_members
-from mal.data.annotations import CocoBoxes, CocoImage
+from mal.data.annotation_stream import Entry, read_members, write_members
+from mal.data.annotations import CocoBoxes
 from mal.data.points import is_without_box
 from mal.data.segmentations import file_has_changed
 from mal.labeling.coco_rle import empty_rle, rle_to_json
@@ -24,120 +20,82 @@ PROMPTS = BOX_AND_POINTS, POINT = "box+points", "point"
 
 
 def write_labels(path: Path, boxes: CocoBoxes, masks: PredictedMasks) -> None:
-    """Write the COCO file: `segmentation`, `area` and `score` of every annotation are new.
+    """Write the input file with new `segmentation`, `area` and `score` of every annotation.
 
-    What cannot be predicted gets an empty mask and a score of 0: a mask that the input has is no
-    prediction. The mask is of the image's size, or 0 x 0 where the file has no such image.
+    An annotation without a prediction gets an empty mask and the score 0, because a mask of the
+    input is no prediction. The mask has the size of its image, or 0 x 0 where the file does not
+    list the image.
 
-    New, too, are `prompt` of objects with points, and `estimated_bbox` of those with points only;
-    what an earlier labelling said so of others goes.
-
-    All other fields, and images without boxes, stay as they were. The file is read again and
-    copied entry by entry.
+    Objects with points get `prompt`; those with points only get `estimated_bbox` too. Values of
+    these fields from an earlier inference are removed. All other fields and images stay.
 
     Raises:
-        AnnotationError: It is not the one that the boxes were read from.
+        AnnotationError: The input file has changed since the boxes were read.
     """
-    with (
-        writing_atomically(path) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
-        separator = "{\n"
-        is_labeled = False
-        for key, value, entries in read_members(boxes.path):
-            file.write(f"{separator}{json.dumps(key)}: ")
-            if entries is None:
-                file.write(json.dumps(value))
-            elif key == "annotations":
-                is_labeled = True
-                _write_list(file, _with_masks(entries, boxes, masks))
-            else:
-                _write_list(file, (entry.value for entry in entries))
-            separator = ",\n"
-        if not is_labeled:
-            raise file_has_changed(boxes.path)
-        file.write("\n}\n")
+    write_members(path, _labeled_members(boxes, masks))
 
 
-def _write_list(file: TextIO, values: Iterable[Any]) -> None:
-    """Write a list, an element a line."""
-    separator = "["
-    for value in values:
-        file.write(f"{separator}\n{json.dumps(value)}")
-        separator = ","
-    file.write("[]" if separator == "[" else "\n]")
+def _labeled_members(boxes: CocoBoxes, masks: PredictedMasks) -> Iterator[tuple[str, Any]]:
+    is_labeled = False
+    for key, value, entries in read_members(boxes.path):
+        if entries is None:
+            yield key, value
+        elif key == "annotations":
+            is_labeled = True
+            yield key, _with_masks(entries, boxes, masks)
+        else:
+            yield key, (entry.value for entry in entries)
+    if not is_labeled:
+        raise file_has_changed(boxes.path)
 
 
 def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMasks) -> Iterator[Any]:
-    """Yield the annotations of the file, labelled.
+    """Yield the annotations of the file, labeled.
 
     Raises:
-        AnnotationError: A box is not where it was.
+        AnnotationError: A box differs from the one that was read.
     """
-    sizes = _ImageSizes(boxes.images)
-    row = 0  # of the next usable box: they are in the order of the file
+    sizes: dict[int | None, tuple[int, int]] = {}  # filled when the first is needed
+    row = 0  # the next usable box: `boxes` has the order of the file
     for position, (annotation, _, _) in enumerate(entries):
         if row < len(boxes) and boxes.annotation_position_N[row] == position:
             if not _is_same(annotation, boxes, row):
                 raise file_has_changed(boxes.path)
             mask = masks.mask_of(row)
-            annotation.update(
-                segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6)
-            )
-            _drop_prompt_fields(annotation)
-            _tell_prompt(annotation, boxes, row)
+            _set_mask(annotation, mask.rle, mask.area, round(mask.score, 6))
+            annotation.update(_prompt_fields(boxes, row))
             row += 1
         elif isinstance(annotation, dict):
-            rle = empty_rle(*sizes.height_width_of(annotation.get("image_id")))
-            annotation.update(segmentation=rle_to_json(rle), area=0, score=0.0)
-            _drop_prompt_fields(annotation)
+            sizes = sizes or {image.id: (image.height, image.width) for image in boxes.images}
+            size = sizes.get(_id_from(annotation.get("image_id")), (0, 0))
+            _set_mask(annotation, empty_rle(*size), 0, 0.0)
         yield annotation
     if row < len(boxes):
         raise file_has_changed(boxes.path)
 
 
-class _ImageSizes:
-    """Sizes of images by COCO id; nothing is made before the first is asked for."""
-
-    def __init__(self, images: Sequence[CocoImage]) -> None:
-        self._images = images
-
-    @functools.cached_property
-    def _ids_and_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids in order, and the place of each image."""
-        ids = (image.id for image in self._images)
-        id_I = np.fromiter(ids, dtype=np.int64, count=len(self._images))
-        place_I = np.argsort(id_I)
-        return id_I[place_I], place_I
-
-    def height_width_of(self, image_id: Any) -> tuple[int, int]:
-        """Return the size of an image in pixels, zeros where there is none of this id."""
-        try:
-            wanted = int64_from(image_id)
-        except UNUSABLE:
-            return 0, 0
-        id_I, place_I = self._ids_and_places
-        rank = int(np.searchsorted(id_I, wanted))
-        if rank == len(id_I) or id_I[rank] != wanted:
-            return 0, 0
-        image = self._images[int(place_I[rank])]
-        return image.height, image.width
-
-
-def _drop_prompt_fields(annotation: dict[str, Any]) -> None:
+def _set_mask(annotation: dict[str, Any], rle: dict[str, Any], area: int, score: float) -> None:
+    """Set the fields of a mask and drop the prompt fields of an earlier inference."""
+    annotation.update(segmentation=rle_to_json(rle), area=area, score=score)
     annotation.pop("estimated_bbox", None)
-    if annotation.get("prompt") in PROMPTS:  # others are not ours
+    if annotation.get("prompt") in PROMPTS:  # any other value is the user's own field
         del annotation["prompt"]
 
 
-def _tell_prompt(annotation: dict[str, Any], boxes: CocoBoxes, row: int) -> None:
-    """Say what an object's mask was made of where that is more than a box."""
+def _id_from(value: Any) -> int | None:
+    try:
+        return int64_from(value)
+    except UNUSABLE:
+        return None
+
+
+def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
+    """Return the fields of an object whose mask comes from more than its box."""
     if boxes.points is None or not boxes.points.count_of(row):
-        return
-    is_without_box = boxes.points.is_without_box_N[row]
-    annotation["prompt"] = POINT if is_without_box else BOX_AND_POINTS
-    if is_without_box:
-        annotation["estimated_bbox"] = boxes.box_xywh_N4[row].round(2).tolist()
+        return {}
+    if not boxes.points.is_without_box_N[row]:
+        return {"prompt": BOX_AND_POINTS}
+    return {"prompt": POINT, "estimated_bbox": boxes.box_xywh_N4[row].round(2).tolist()}
 
 
 def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:

@@ -1,4 +1,4 @@
-"""From a checkpoint or an exported model to something that gives probabilities."""
+"""Loads checkpoints and exported models as models that return probabilities."""
 
 from __future__ import annotations
 
@@ -51,12 +51,11 @@ class LoadedModel:
     """A model, and the settings that belong to it.
 
     Attributes:
-        model: The probability model.
-        crop_size: S.
+        crop_size: Side of the crops, px.
         path: The local file.
-        spec: The user's spec with the network it was trained with.
-        has_settings: Whether the model says how it wants to be used.
-        size_prior: Of the objects that it was trained on.
+        spec: The user's spec, with the network and crop size of the model.
+        has_settings: Whether the file carries thresholds and window margin.
+        size_prior: Sizes of the objects that the model was trained on.
     """
 
     model: ProbabilityModel
@@ -68,9 +67,9 @@ class LoadedModel:
 
 
 def load_model(section: PredictionSpec, spec: ExperimentSpec, device: torch.device) -> LoadedModel:
-    """Load what `section.checkpoint` names.
+    """Load the model that `section.checkpoint` names.
 
-    A checkpoint of ours knows its network: `model.*` and `dataset.crop_size` are taken from it.
+    `model.*` and `dataset.crop_size` come from the checkpoint, if `mal train` wrote it.
 
     Raises:
         ArtifactError: It cannot be loaded.
@@ -90,25 +89,25 @@ def load_model(section: PredictionSpec, spec: ExperimentSpec, device: torch.devi
 
 
 def load_model_alone(uri: str, device: torch.device) -> LoadedModel:
-    """Load a model with the settings it carries: those it was trained or exported with.
+    """Load a model with the settings of its training or export.
 
     Raises:
-        ArtifactError: It cannot be loaded, or carries none.
+        ArtifactError: The model cannot be loaded, or its file has no settings.
     """
     path = resolve_checkpoint(uri)
     if path.suffix == ONNX_SUFFIX:
         loaded = _load_onnx(path, uri, ExperimentSpec())
         if not loaded.has_settings:
             raise ArtifactError(
-                f"{companions_of(path.name).sidecar} must lie beside an exported model, got none "
-                f"beside {uri}. Copy both files of mal export."
+                f"Cannot load {uri}: {companions_of(path.name).sidecar} is not beside it. Copy "
+                "both files of mal export."
             )
         return loaded
     content = read_checkpoint(path)
     if SPEC_KEY not in content:
         raise ArtifactError(
-            f"checkpoint must carry its spec, got a foreign one in {uri}. Use mal inference with "
-            "model.* set as in its training."
+            f"Cannot load {uri} without a spec: another program wrote this checkpoint. Use mal "
+            "inference with model.* set as in its training."
         )
     spec = load_spec("train", content[SPEC_KEY])
     networks = _build_networks(content, spec.inference, spec)
@@ -144,27 +143,27 @@ def _refuse_settings_of_networks(section: PredictionSpec) -> None:
 
 
 def _load_onnx(path: Path, uri: str, spec: ExperimentSpec) -> LoadedModel:
-    """Load an exported model; its window beats the spec's, its thresholds TAO's default."""
+    """Load an exported model with its window, and its thresholds unless the spec sets them."""
     model = OnnxModel(path, _fetch_sidecar(uri), uri=uri)
-    facts = model.description
+    description = model.description
     dataset = dataclasses.replace(spec.dataset, crop_size=model.crop_size)
-    if facts:
-        margin = float(facts["margin_rate"])
-        _say_where_specs_differ(("train.test_margin_rate", spec.train.test_margin_rate[0], margin))
+    if description:
+        margin = float(description["margin_rate"])
+        _log_differences(("train.test_margin_rate", spec.train.test_margin_rate[0], margin))
         train = dataclasses.replace(spec.train, test_margin_rate=[margin, margin])
-        if train.mask_thres == TrainSpec().mask_thres:  # as with a checkpoint: nobody chose it
-            train = dataclasses.replace(train, mask_thres=list(facts["thresholds"]))
-        network = dataclasses.replace(spec.model, arch=str(facts["arch"]))
+        if train.mask_thres == TrainSpec().mask_thres:  # unset, as in `_prediction_keys`
+            train = dataclasses.replace(train, mask_thres=list(description["thresholds"]))
+        network = dataclasses.replace(spec.model, arch=str(description["arch"]))
         spec = dataclasses.replace(spec, train=train, model=network)
     spec = dataclasses.replace(spec, dataset=dataset)
-    prior = SizePrior.from_json(facts.get("size_prior"))
+    prior = SizePrior.from_json(description.get("size_prior"))
     return LoadedModel(
-        model, model.crop_size, path, spec, has_settings=bool(facts), size_prior=prior
+        model, model.crop_size, path, spec, has_settings=bool(description), size_prior=prior
     )
 
 
 def _fetch_sidecar(uri: str) -> Path | None:
-    """Return the description beside a remote model; beside a local one it is found anyway."""
+    """Fetch the description beside a remote model; OnnxModel finds that of a local one itself."""
     folder, separator, name = uri.rpartition("/")
     if parse_remote_uri(uri) is None:
         return None
@@ -175,7 +174,7 @@ def _fetch_sidecar(uri: str) -> Path | None:
 
 
 def resolve_checkpoint(uri: str) -> Path:
-    """Return the local file of a checkpoint uri; a result folder stands for its latest one."""
+    """Return the local file of a checkpoint; a results folder means its latest one."""
     folder = Path(uri).expanduser()
     if parse_remote_uri(uri) is None and folder.is_dir():
         return fetch_file(str(folder / LATEST_CHECKPOINT))
@@ -185,11 +184,7 @@ def resolve_checkpoint(uri: str) -> Path:
 def load_networks(
     path: Path, section: PredictionSpec | ExportSpec, spec: ExperimentSpec
 ) -> tuple[list[MALNetwork], ExperimentSpec]:
-    """Load student, teacher or both as the section asks.
-
-    Returns:
-        The networks, and the spec with the network's own keys.
-    """
+    """Load student, teacher or both, and the spec with the network's own keys."""
     content = read_checkpoint(path)
     trained_spec = spec_of_checkpoint(content, spec)
     return _build_networks(content, section, trained_spec), trained_spec
@@ -212,13 +207,13 @@ def _build_networks(
 
 
 def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> ExperimentSpec:
-    """Return the spec with the network that the checkpoint was trained with."""
+    """Return the spec with the network of the checkpoint."""
     saved = content.get(SPEC_KEY)
     if not isinstance(saved, Mapping):
-        log.info("the checkpoint does not say its network: model.* of the spec is used")
+        log.info("the checkpoint has no spec: model.* of this run's spec is used")
         return spec
     trained = load_spec("train", saved)
-    _say_where_specs_differ(
+    _log_differences(
         ("model.arch", spec.model.arch, trained.model.arch),
         ("dataset.crop_size", spec.dataset.crop_size, trained.dataset.crop_size),
     )
@@ -232,34 +227,33 @@ def spec_of_checkpoint(content: Mapping[str, Any], spec: ExperimentSpec) -> Expe
 
 
 def _prediction_keys(mine: TrainSpec, theirs: TrainSpec) -> dict[str, Any]:
-    """Return window and threshold: the spec's where it says them, else those of the training.
+    """Return window margin and threshold: of the spec if it sets them, else of the training.
 
-    A threshold is right for the network it was chosen for: TAO's default, which nobody wrote, would
-    blow up the masks of a short run.
+    A threshold fits one network. TAO's default would enlarge the masks of a short run.
     """
     chosen: dict[str, Any] = {}
     default = TrainSpec()
     for key in ("test_margin_rate", "mask_thres"):
-        said, trained = getattr(mine, key), getattr(theirs, key)
-        chosen[key] = trained if said == getattr(default, key) else said
-        if said != trained:
+        set_here, trained = getattr(mine, key), getattr(theirs, key)
+        chosen[key] = trained if set_here == getattr(default, key) else set_here
+        if set_here != trained:
             log.info("train.%s is %s (in training it was %s)", key, chosen[key], trained)
     return chosen
 
 
-def _say_where_specs_differ(*facts: tuple[str, Any, Any]) -> None:
-    for key, mine, theirs in facts:
+def _log_differences(*values: tuple[str, Any, Any]) -> None:
+    for key, mine, theirs in values:
         if mine != theirs:
-            log.info("%s is %s as in the checkpoint (the spec says %s)", key, theirs, mine)
+            log.info("%s is %s as in the checkpoint (the spec has %s)", key, theirs, mine)
 
 
 def prediction_settings(
     spec: ExperimentSpec, section: PredictionSpec, crop_size: int
 ) -> PredictionSettings:
-    """Return how an action cuts boxes and makes masks.
+    """Return how an action cuts crops and computes masks.
 
     Raises:
-        SpecError: A crop size does not suit the network.
+        SpecError: A crop size does not fit the network.
     """
     _check_crop_sizes(section.crop_sizes, spec.model.arch)
     return PredictionSettings(

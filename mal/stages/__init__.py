@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mal.stages.results import EvaluateResult, ExportResult, InferenceResult, TrainResult
-from mal.stages.slow_imports import skipping_slow_imports
 
 if TYPE_CHECKING:
     from mal.stages.evaluate import run_evaluate
@@ -33,6 +32,5 @@ def __getattr__(name: str) -> Any:
     """Import the module of an action."""
     if name not in __all__:
         raise AttributeError(f"module 'mal.stages' has no attribute '{name}'")
-    with skipping_slow_imports():
-        module = importlib.import_module(f"mal.stages.{name.removeprefix('run_')}")
+    module = importlib.import_module(f"mal.stages.{name.removeprefix('run_')}")
     return getattr(module, name)

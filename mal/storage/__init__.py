@@ -1,4 +1,7 @@
-"""Where data and results lie: folders, archives, S3, and the cache of what was fetched."""
+"""Folders, archives and S3 objects, and the local cache of fetched files.
+
+Every function raises StorageError if a file, disk or object store gives an error.
+"""
 
 from mal.storage.cache import fetch_file
 from mal.storage.documents import (
@@ -8,6 +11,7 @@ from mal.storage.documents import (
     read_document,
     replace_document,
 )
+from mal.storage.files import child_uri, list_files, put_file, put_files
 from mal.storage.fingerprints import describe_input, describe_inputs
 from mal.storage.image_folder import (
     ImageFile,
@@ -17,7 +21,6 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
-from mal.storage.places import child_uri, list_files, put_file, put_files
 from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 

@@ -1,4 +1,4 @@
-"""Unpack archives that nobody vouches for: plain files, inside the target, if they fit."""
+"""Unpacks untrusted archives: only plain files, inside the target, if the disk has room."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BROKEN_ARCHIVE_ERRORS = (
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive; folders are made as files need them."""
+    """A file of an archive; its folders are created with it."""
 
     name: str
     size: int
@@ -44,7 +44,7 @@ class _Member:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a path or uri looks like an archive that can be unpacked."""
+    """Return whether a path or URI has the suffix of a known archive type."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
@@ -71,28 +71,29 @@ def unpack_archive(archive: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
     except _BROKEN_ARCHIVE_ERRORS as error:
         raise StorageError(
-            f"archive {archive} must be whole, got: {str(error).partition(chr(10))[0]}. "
-            "Copy or pack it again."
+            f"Cannot unpack {archive}: {str(error).partition(chr(10))[0].rstrip(':')}. Copy or "
+            "pack it again."
         ) from error
     except OSError as error:
         if error.errno not in _UNWRITABLE_NAME_ERRORS:
             raise
         raise StorageError(
-            f"members of {archive} must have names that can stand side by side, got: "
-            f"{error.strerror} for {Path(error.filename).name[:80]!r}. Pack it again."
+            f"Cannot unpack {archive}: {error.strerror} for member "
+            f"{Path(error.filename).name[:80]!r}. Two members have one name, or a name is too "
+            "long. Pack it again."
         ) from error
 
 
 def relative_path_of(name: str, where: str) -> PurePosixPath:
-    """Check a name from outside: it must stay below the folder that it is joined to.
+    """Convert a member's name to a path that stays inside the target folder.
 
     Raises:
-        StorageError: It is absolute, empty, or climbs out.
+        StorageError: The name is absolute, empty, or leads out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise StorageError(
-            f"member {name!r} of {where} must lie inside its folder. Pack it again with relative "
+            f"member {name!r} of {where} leads out of its folder. Pack it again with relative "
             "paths."
         )
     return path
@@ -110,10 +111,11 @@ def _tar_members(archive: Path, folder: Path) -> Iterator[_Member]:
                 tarfile.data_filter(info, str(folder))
             except tarfile.FilterError as error:
                 raise StorageError(
-                    f"member {info.name!r} of {archive} must be a harmless file, got: {error}."
+                    f"member {info.name!r} of {archive} is unsafe: {error}. Pack it again without "
+                    "it."
                 ) from error
             yield _Member(info.name, info.size, partial(_opened, tar, info))
-            tar.members = []  # type: ignore[attr-defined]  # it keeps every header it has met
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
 
 def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -133,8 +135,8 @@ def _zip_members(archive: Path, folder: Path) -> Iterator[_Member]:
                 _refuse_kind(info.filename, archive)
             if info.flag_bits & _IS_ENCRYPTED:
                 raise StorageError(
-                    f"archive {archive} must not be encrypted, got {info.filename!r}. "
-                    "Pack it again without a password."
+                    f"Cannot unpack {archive}: {info.filename!r} is encrypted. Pack it again "
+                    "without a password."
                 )
             if not info.is_dir():
                 yield _Member(info.filename, info.file_size, partial(packed.open, info))
@@ -142,8 +144,8 @@ def _zip_members(archive: Path, folder: Path) -> Iterator[_Member]:
 
 def _refuse_kind(name: str, archive: Path) -> None:
     raise StorageError(
-        f"member {name!r} of {archive} must be a file or a folder, got a link or a device. "
-        "Pack it again without it (tar -h packs what links point to)."
+        f"member {name!r} of {archive} is a link or a device. Pack only files and folders (tar -h "
+        "packs the targets of links)."
     )
 
 

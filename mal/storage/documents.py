@@ -1,4 +1,4 @@
-"""Small JSON documents that several writers share: one replaces only what it has read."""
+"""Small JSON documents with several writers: each replaces only the version that it has read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ABSENT = ""
 
 
 class ConflictError(StorageError):
-    """Another writer was faster."""
+    """Another writer replaced the document first."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it was read; `etag` names this state of it."""
+    """A document as it was read; `etag` names this version of it."""
 
     content: dict[str, Any]
     etag: str
@@ -33,7 +33,7 @@ def read_document(uri: str) -> Document | None:
     """Read a document; None where there is none.
 
     Raises:
-        StorageError: It cannot be read, or is no JSON object.
+        StorageError: It cannot be read, or is not a JSON object.
     """
     found = _read_bytes(uri)
     if found is None:
@@ -42,44 +42,47 @@ def read_document(uri: str) -> Document | None:
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} must be JSON, got {error}. Restore an earlier one.") from error
+        raise StorageError(
+            f"Cannot read {uri} as JSON: {error}. Restore an earlier version."
+        ) from error
     if not isinstance(content, dict):
         raise StorageError(
-            f"{uri} must hold a JSON object, got a {type(content).__name__}. Restore an older one."
+            f"Cannot use {uri}: it holds a JSON {type(content).__name__}, not an object. Restore "
+            "an earlier version."
         )
     return Document(content, etag)
 
 
 def replace_document(uri: str, content: dict[str, Any], *, expected_etag: str) -> str:
-    """Write a document in one piece, if nobody else has written it since it was read.
+    """Write a document atomically, if it is still the version that was read.
 
     Args:
         uri: A local path (on a file system with locks), or an object of a store that honours
             If-Match and If-None-Match.
         content: The new content.
-        expected_etag: Of the document that was read; ABSENT where there was none.
+        expected_etag: The etag of the version that was read; ABSENT where there was none.
 
     Returns:
         The new etag.
 
     Raises:
-        ConflictError: Somebody has; nothing was written.
-        StorageError: It cannot be written.
+        ConflictError: Another writer was first; nothing was written.
+        StorageError: The document cannot be written.
     """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
     remote = parse_remote_uri(uri)
     etag = (
-        _replace_local(Path(uri).expanduser(), text, expected_etag)
+        _replace_local(Path(uri).expanduser(), data, expected_etag)
         if remote is None
-        else write_object_if(text.encode(), remote, expected_etag=expected_etag)
+        else write_object_if(data, remote, expected_etag=expected_etag)
     )
     if etag is None:
-        # Where the answer to a write is lost, boto3 writes again and meets what it wrote itself.
+        # If the answer to a write is lost, boto3 writes again and meets its own first write.
         found = _read_bytes(uri)
-        if found is not None and found[0] == text.encode():
+        if found is not None and found[0] == data:
             return found[1]
         raise ConflictError(
-            f"{uri} must be unchanged since it was read, got another writer's. Run again."
+            f"Cannot replace {uri}: another writer changed it after it was read. Run again."
         )
     return etag
 
@@ -93,23 +96,23 @@ def _read_bytes(uri: str) -> tuple[bytes, str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{uri} must be readable, got {error.strerror}.") from error
+        raise StorageError(f"Cannot read {uri}: {error.strerror}. Check the path.") from error
     return data, hashlib.sha256(data).hexdigest()
 
 
-def _replace_local(path: Path, text: str, expected_etag: str) -> str | None:
+def _replace_local(path: Path, data: bytes, expected_etag: str) -> str | None:
     from filelock import FileLock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the document and not in the cache: all who share the folder must share the lock.
+        # The lock is beside the document, because all machines that share the folder must share it.
         with FileLock(path.with_name(f".{path.name}.lock")):
             found = _read_bytes(str(path))
             if (found[1] if found else ABSENT) != expected_etag:
                 return None
-            write_text(path, text)
+            write_text(path, data.decode())
     except OSError as error:
         raise StorageError(
-            f"{path} must lie in a folder that can be written, got {error.strerror}."
+            f"Cannot write {path}: {error.strerror}. Choose a folder that can be written."
         ) from error
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""What a manifest says of an input, so that a change of it can be told later."""
+"""Digests of inputs for manifests, so that a later run can detect a change."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from mal.storage.uris import RemoteUri, parse_remote_uri
 
 
 def describe_inputs(uris: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Describe inputs by their spec keys; keys without a uri are left out."""
+    """Describe inputs by their spec keys; keys without a URI are left out."""
     described = {uri: describe_input(uri) for uri in set(uris.values()) if uri}
     return {key: described[uri] for key, uri in uris.items() if uri}
 
 
 def describe_input(uri: str) -> dict[str, str]:
-    """Return uri and digest of what was read; nothing is fetched for it.
+    """Return URI and digest of an input, without fetching anything.
 
-    A file has `sha256`: of a remote one, of the content that was fetched. A folder of images has
-    `sha256_of_listing`, of names and sizes, since it may be too large to be read again. What is
-    out of reach, or has changed since it was fetched, has neither.
+    A file has `sha256`; that of a remote file is of the content that was fetched. A folder of
+    images has `sha256_of_listing`, of names and sizes, because reading it may take too long. An
+    input that cannot be read, or has changed since it was fetched, has neither.
     """
-    facts = {"uri": uri}
+    described = {"uri": uri}
     with contextlib.suppress(MalError, OSError, RuntimeError):
         remote = parse_remote_uri(uri)
-        facts |= _describe_local(Path(uri).expanduser()) if remote is None else _describe(remote)
-    return facts
+        described |= (
+            _describe_local(Path(uri).expanduser()) if remote is None else _describe_remote(remote)
+        )
+    return described
 
 
 def _describe_local(path: Path) -> dict[str, str]:
@@ -48,7 +50,7 @@ def _describe_local(path: Path) -> dict[str, str]:
     return {"sha256_of_listing": sha256_of_listing(images)}
 
 
-def _describe(remote: RemoteUri) -> dict[str, str]:
+def _describe_remote(remote: RemoteUri) -> dict[str, str]:
     if is_archive(remote.key):
         sha256 = sha256_of_unpacked(remote)
         return {"sha256": sha256} if sha256 else {}

@@ -1,4 +1,4 @@
-"""Open a source of images - folder, archive, bucket folder - as a local folder."""
+"""Opens images - a folder, an archive, a bucket folder - as a local folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from mal.storage.cache import (
     build_folder_once,
     cache_dir,
     check_room,
-    facts_of_folder,
     fetch_file,
     fetch_object,
     is_complete,
     key_of,
+    key_of_object,
+    read_marker,
 )
 from mal.storage.objects import StoredObject, head_object, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
@@ -41,12 +42,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a source.
+    """An image, or an archive of images.
 
     Attributes:
         size: Bytes.
         checksum: `sha256:...` of a local file, `etag:...` of a remote one.
-        modified_s: Time of its last write, seconds since 1970; no part of what the image is.
+        modified_s: Time of the last write, seconds since 1970; not compared.
     """
 
     size: int
@@ -55,16 +56,14 @@ class ImageFile:
 
 
 def open_image_folder(source: str) -> Path:
-    """Return a local folder that holds the images of a source.
+    """Return a local folder with the images of a source.
+
+    An archive may wrap its files in one top folder: look images up by `find_image`.
 
     Args:
         source: A folder, an archive (.tar.gz, .tgz, .tar, .zip), or either behind `s3://` or
             `minio://`. Archives are unpacked, and bucket folders fetched, once into the cache.
             Of a bucket folder only files with an image's suffix are fetched.
-
-    Returns:
-        The folder. What an archive wraps in a single top folder stays there: look images up by
-        `find_image`.
 
     Raises:
         StorageError: The source is missing, empty, broken, unsafe or too large for the disk.
@@ -77,13 +76,15 @@ def open_image_folder(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
-            raise StorageError(f"image folder {source} must be readable. Change its permissions.")
+            raise StorageError(
+                f"Cannot read the image folder {source}: access is denied. Change its permissions."
+            )
         return path
     if not path.is_file():
-        raise StorageError(f"image source {source} must exist, got nothing there. Check the path.")
+        raise StorageError(f"image source {source} does not exist. Check the path.")
     if not is_archive(path.name):
         raise StorageError(
-            f"image source {source} must be a folder or one of {', '.join(ARCHIVE_SUFFIXES)}. "
+            f"image source must be a folder or one of {', '.join(ARCHIVE_SUFFIXES)}, got {source}. "
             "Give the images' folder or pack it as one of these."
         )
     return build_folder_once(
@@ -94,11 +95,11 @@ def open_image_folder(source: str) -> Path:
 def find_image(folder: Path, file_name: str) -> Path | None:
     """Find an image by its COCO `file_name`; None where there is none.
 
-    A folder that holds nothing but one folder is looked through, since archives often wrap their
-    files in one.
+    If a folder holds nothing but one folder, that one is searched too, because archives often wrap
+    their files in one.
 
     Raises:
-        AnnotationError: The name leaves the folder.
+        AnnotationError: The name leads out of the folder.
     """
     name = _checked_file_name(file_name)
     current: Path | None = folder
@@ -111,16 +112,12 @@ def find_image(folder: Path, file_name: str) -> Path | None:
 
 
 def fetch_images(source: str, file_names: Iterable[str], folder: Path) -> str:
-    """Return a source that holds the named images: of a bucket folder, only these are fetched.
+    """Fetch the named images of a bucket folder into `folder`, and return that.
 
-    Args:
-        source: A folder, an archive or a bucket folder.
-        file_names: Images to fetch; those that are missing are left out.
-        folder: Where they go; any other source is returned as it is.
+    Missing images are left out. Any other source is returned as it is.
 
     Raises:
-        AnnotationError: A name leaves the folder.
-        StorageError: The source cannot be read.
+        AnnotationError: A name leads out of the folder.
     """
     remote = parse_remote_uri(source)
     if remote is None or is_archive(remote.key):
@@ -133,39 +130,52 @@ def fetch_images(source: str, file_names: Iterable[str], folder: Path) -> str:
 
 
 def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
-    """Size and checksum of those images that exist, by file name.
-
-    A bucket folder is only listed, never fetched.
+    """Return the images that exist, by file name. A bucket folder is listed, not fetched.
 
     Raises:
-        AnnotationError: A name leaves the folder.
-        StorageError: The source cannot be read.
+        AnnotationError: A name leads out of the folder.
     """
     names = list(dict.fromkeys(file_names))
     remote = parse_remote_uri(source)
     if remote is not None and not is_archive(remote.key):
-        return _describe_remote_images(remote, names)
+        remote_images = _find_remote_images(remote, names)
+        return {name: _describe_object(stored) for name, stored in remote_images.items()}
     folder = open_image_folder(source)
+    paths = {name: path for name in names if (path := find_image(folder, name)) is not None}
     with ThreadPoolExecutor(_NUM_HASHERS) as pool:
-        found = pool.map(lambda name: _describe_local_image(folder, name), names)
-        return {name: image for name, image in zip(names, found, strict=True) if image}
+        return dict(zip(paths, pool.map(_describe_file, paths.values()), strict=True))
 
 
 def describe_source(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
-    """Describe what a source consists of: its images, or the one archive, which stays packed.
+    """Return the images of a source, or its one archive, which stays packed.
 
     Raises:
-        AnnotationError: A name leaves the folder.
-        StorageError: The source cannot be read.
+        AnnotationError: A name leads out of the folder.
     """
     remote = parse_remote_uri(source)
     if remote is not None and is_archive(remote.key):
-        stored = head_object(remote)
-        return {PurePosixPath(remote.key).name: _describe_object(stored)}
+        return {PurePosixPath(remote.key).name: _describe_object(head_object(remote))}
     path = Path(source).expanduser()
     if remote is None and path.is_file() and is_archive(path.name):
         return {path.name: _describe_file(path)}
     return describe_images(source, file_names)
+
+
+def sha256_of_unpacked(remote: RemoteUri) -> str | None:
+    """Return the sha256 of a remote archive's present content; None if it was not unpacked here."""
+    return read_marker(_archive_key(remote)).get(_SHA256)
+
+
+def list_images(remote: RemoteUri) -> list[StoredObject]:
+    """List the objects of a bucket folder that have an image's suffix."""
+    images = [
+        stored
+        for stored in list_objects(remote)
+        if PurePosixPath(stored.uri.key).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not images:
+        raise StorageError(f"image source {remote} holds no images. Check bucket and prefix.")
+    return images
 
 
 def _checked_file_name(file_name: str) -> PurePosixPath:
@@ -192,11 +202,11 @@ def _unpack(archive: Path, source: str, folder: Path) -> None:
     _log.info("unpacking %s", source)
     unpack_archive(archive, folder)
     if not any(folder.iterdir()):
-        raise StorageError(f"archive {source} must hold images, got no file. Pack it again.")
+        raise StorageError(f"The archive {source} holds no file. Pack it again.")
 
 
 def _fetch_archive(remote: RemoteUri) -> Path:
-    """Fetch and unpack; the packed file is not kept beside its content."""
+    """Fetch and unpack; the archive itself is deleted afterwards."""
 
     def fill(folder: Path) -> dict[str, str]:
         archive = fetch_file(f"{remote.scheme}://{remote.bucket}/{remote.key}")
@@ -208,15 +218,6 @@ def _fetch_archive(remote: RemoteUri) -> Path:
     return build_folder_once(_archive_key(remote), str(remote), fill)
 
 
-def sha256_of_unpacked(remote: RemoteUri) -> str | None:
-    """Return the sha256 of a remote archive as it is now; None if it was not unpacked here.
-
-    Raises:
-        StorageError: The archive cannot be looked at.
-    """
-    return facts_of_folder(_archive_key(remote)).get(_SHA256)
-
-
 def _archive_key(remote: RemoteUri) -> str:
     stored = head_object(remote)
     return key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
@@ -224,7 +225,6 @@ def _archive_key(remote: RemoteUri) -> str:
 
 def _fetch_folder(remote: RemoteUri) -> Path:
     images = list_images(remote)
-    facts = [f"{image.uri.key} {image.etag} {image.size}" for image in images]
     prefix_length = len(remote.folder_prefix)
 
     def fill(folder: Path) -> None:
@@ -239,30 +239,13 @@ def _fetch_folder(remote: RemoteUri) -> Path:
             name = relative_path_of(image.uri.key[prefix_length:], str(remote))
             _link_or_copy(path, folder / name)
 
-    key = key_of("folder", remote.bucket, remote.folder_prefix, *facts)
+    versions = [f"{image.uri.key} {image.etag} {image.size}" for image in images]
+    key = key_of("folder", remote.bucket, remote.folder_prefix, *versions)
     return build_folder_once(key, str(remote), fill)
 
 
-def list_images(remote: RemoteUri) -> list[StoredObject]:
-    """List the objects of a bucket folder that have an image's suffix.
-
-    Raises:
-        StorageError: There is none.
-    """
-    images = [
-        stored
-        for stored in list_objects(remote)
-        if PurePosixPath(stored.uri.key).suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not images:
-        raise StorageError(
-            f"image source {remote} must hold images, got none below it. Check bucket and prefix."
-        )
-    return images
-
-
 def _object_path(stored: StoredObject) -> Path:
-    key = key_of(stored.uri.bucket, stored.uri.key, stored.etag, stored.size)
+    key = key_of_object(stored)
     return cache_dir() / "objects" / key[:2] / key
 
 
@@ -276,23 +259,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _describe_local_image(folder: Path, file_name: str) -> ImageFile | None:
-    path = find_image(folder, file_name)
-    return None if path is None else _describe_file(path)
-
-
 def _describe_file(path: Path) -> ImageFile:
-    facts = path.stat()
-    return ImageFile(facts.st_size, f"sha256:{sha256_of_file(path)}", facts.st_mtime)
+    stat = path.stat()
+    return ImageFile(stat.st_size, f"sha256:{sha256_of_file(path)}", stat.st_mtime)
 
 
 def _describe_object(stored: StoredObject) -> ImageFile:
     return ImageFile(stored.size, f"etag:{stored.etag}", stored.modified.timestamp())
-
-
-def _describe_remote_images(remote: RemoteUri, file_names: list[str]) -> dict[str, ImageFile]:
-    found = _find_remote_images(remote, file_names)
-    return {name: _describe_object(stored) for name, stored in found.items()}
 
 
 def _find_remote_images(remote: RemoteUri, file_names: Iterable[str]) -> dict[str, StoredObject]:

@@ -1,11 +1,12 @@
-"""Cached folders that together stay below a size: those unused for longest make room.
+"""Cached folders with a common size limit: those unused for longest are removed.
 
 Layout below the cache folder, beside that of `mal.storage.cache`:
     features/<key>/             the content
-    features/<key>.json         its size, written before it: what another process must leave free;
+    features/<key>.json         its size, written first so that other processes leave it free;
                                 touched at every use
-    features/<key>.complete     lies beside a whole one
-    locks/<key>.use             held shared by every process that uses it: it is not removed then
+    features/<key>.complete     lies beside a complete folder
+    locks/<key>.use             held shared by every process that uses the folder; no process
+                                removes it then
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from mal.storage.cache import (
     check_room,
     fill_folder,
     locked,
-    naming_cache_trouble,
     partial_of,
+    wrap_cache_errors,
 )
 
 _log = logging.getLogger(__name__)
@@ -43,16 +44,16 @@ def limited_folder(
     """Yield the cached folder `key`; the first process fills it, none removes it inside the block.
 
     Args:
-        key: Names the content.
-        fill: Writes the content into an empty folder, which is renamed when it returns.
-        num_bytes: Of the content, at most.
-        limit_bytes: Of all such folders together; those unused for longest are removed for it.
+        key: The digest of the content.
+        fill: Writes the content into an empty folder, which is renamed afterwards.
+        num_bytes: Upper bound of the content's size.
+        limit_bytes: Upper bound of all such folders; those unused for longest are removed.
 
     Raises:
-        StorageError: What runs use leaves no room, or the cache cannot be written.
+        StorageError: The folders in use leave no room, or the cache cannot be written.
     """
     entry = _Entry(key)
-    with naming_cache_trouble("features"), contextlib.ExitStack() as stack:
+    with wrap_cache_errors("features"), contextlib.ExitStack() as stack:
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(entry.in_use())
         held = stack.pop_all()
@@ -70,37 +71,33 @@ class _Entry:
     """The files of a key."""
 
     def __init__(self, key: str) -> None:
-        place = cache_dir() / "features"
+        features = cache_dir() / "features"
         self.key = key
-        self.folder = place / key
-        self.record, self.marker = place / f"{key}.json", place / f"{key}.complete"
+        self.folder = features / key
+        self.record, self.marker = features / f"{key}.json", features / f"{key}.complete"
 
     def is_complete(self) -> bool:
         return self.folder.is_dir() and self.marker.is_file() and self.record.is_file()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep others from removing it; ends with the process, however that ends."""
+        """Keep other processes from removing the folder; the kernel ends it with the process."""
         with _lock_file(self.key) as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
     def remove_unless_used(self) -> bool:
-        """Remove it; returns False if a running process, this one too, uses it."""
+        """Remove the folder; return False if a process, this one included, uses it."""
         with _lock_file(self.key) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            self.clear()
+            self.marker.unlink(missing_ok=True)
+            for folder in (partial_of(self.folder), self.folder):
+                shutil.rmtree(folder, ignore_errors=True)
             self.record.unlink(missing_ok=True)
             return True
-
-    def clear(self) -> None:
-        """Remove the content, whole or not; the marker first."""
-        self.marker.unlink(missing_ok=True)
-        for folder in (partial_of(self.folder), self.folder):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock_file(key: str) -> IO[bytes]:
@@ -110,7 +107,7 @@ def _lock_file(key: str) -> IO[bytes]:
 
 
 def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
-    with naming_cache_trouble("features"):
+    with wrap_cache_errors("features"):
         entry.marker.unlink(missing_ok=True)
         try:
             fill_folder(entry.folder, fill)
@@ -121,8 +118,8 @@ def _fill(entry: _Entry, fill: Callable[[Path], None]) -> None:
 
 
 def _reserve_room(entry: _Entry, num_bytes: int, limit_bytes: int) -> None:
-    """Remove what is unused for longest until the entry fits, and note that its room is taken."""
-    with locked(_ROOM_LOCK), naming_cache_trouble("features"):
+    """Remove unused folders, the oldest first, until the entry fits, and record its size."""
+    with locked(_ROOM_LOCK), wrap_cache_errors("features"):
         others = sorted(_sizes_by_age(entry.key).items(), key=lambda item: item[1])
         total = num_bytes + sum(size for _, (_, size) in others)
         for key, (_, size) in others:
@@ -132,11 +129,11 @@ def _reserve_room(entry: _Entry, num_bytes: int, limit_bytes: int) -> None:
                 _log.info("removed cached features %s (%.1f MB) to make room", key, size / 1e6)
                 total -= size
         if total > limit_bytes:
+            num_free = max(limit_bytes - total + num_bytes, 0)
             raise StorageError(
-                f"cached features in use must leave {num_bytes / 2**30:.2f} GiB of "
-                f"{limit_bytes / 2**30:.2f} in {entry.folder.parent}, got "
-                f"{max(limit_bytes - total + num_bytes, 0) / 2**30:.2f}. Wait for the other runs, "
-                "or raise the limit."
+                f"The cached features in use leave {num_free / 2**30:.2f} GiB of "
+                f"{limit_bytes / 2**30:.2f} in {entry.folder.parent}, but this run needs "
+                f"{num_bytes / 2**30:.2f}. Wait for the other runs, or raise the limit."
             )
         check_room(entry.folder.parent, num_bytes, "features")
         write_json(entry.record, {"num_bytes": num_bytes})

@@ -1,10 +1,11 @@
-"""S3 and what speaks its protocol (MinIO, SeaweedFS); boto3 is imported when it is needed.
+"""S3 and stores with its protocol (MinIO, SeaweedFS); boto3 is imported when it is needed.
 
 boto3 reads credentials, region and endpoint itself: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL. `minio://` is the scheme of
-KFP's own artifacts: without an endpoint in the AWS variables it goes to
-MINIO_SERVICE_SERVICE_HOST/PORT, which Kubernetes injects beside the `minio-service`, else to that
-service's default name.
+KFP's own artifacts. Without an endpoint in the AWS variables it means MINIO_SERVICE_SERVICE_HOST
+and _PORT, which Kubernetes injects beside the `minio-service`, or else that service's default name.
+
+Why boto3 and not obstore: docs/decisions/0023-object-store-client.md.
 """
 
 from __future__ import annotations
@@ -28,31 +29,32 @@ from mal.storage.uris import RemoteUri, redact_text
 KFP_MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
 
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
-_REFUSED_CODES = frozenset(
+_DENIED_CODES = frozenset(
     {"401", "403", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken",
      "SignatureDoesNotMatch"}
 )  # fmt: skip
+# S3 answers NoSuchKey to If-Match where the object is gone, and 409 to a writer that lost to
+# another one at the same moment.
 _CONFLICT_CODES = frozenset(
     {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
 )
 _MAX_ATTEMPTS = 5
 _CONNECT_TIMEOUT_S = 10
 _PROGRESS_INTERVAL_S = 10.0
+_ONE_REQUEST_BYTES = 8 << 20  # boto3 reads larger objects in parts
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What the store says of an object.
+    """An object as the store describes it.
 
     Attributes:
-        uri: Where it is.
         size: Bytes.
         etag: Changes with the content; not always an MD5.
-        modified: Time of its last write, with time zone.
-        version_id: Of a bucket with versioning, when the store was asked for this one object;
-            else ''.
+        modified: Time of the last write, with time zone.
+        version_id: '' in a listing, or where the bucket has no versions.
     """
 
     uri: RemoteUri
@@ -63,7 +65,7 @@ class StoredObject:
 
 
 def endpoint_of(scheme: str) -> str | None:
-    """Return the endpoint that boto3 would not find by itself, or None to leave it to boto3."""
+    """Return the endpoint of a scheme, or None where boto3 finds it itself."""
     given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if scheme != "minio" or given:
         return None
@@ -74,12 +76,8 @@ def endpoint_of(scheme: str) -> str | None:
 
 
 def head_object(uri: RemoteUri) -> StoredObject:
-    """Ask for size and etag of one object.
-
-    Raises:
-        StorageError: It is missing or may not be read.
-    """
-    with _explaining(uri, "read"):
+    """Ask the store for the description of one object."""
+    with _wrap_store_errors(uri, "read"):
         answer = _client(uri.scheme).head_object(Bucket=uri.bucket, Key=uri.key)
     return StoredObject(
         uri, int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"],
@@ -88,9 +86,9 @@ def head_object(uri: RemoteUri) -> StoredObject:
 
 
 def list_objects(folder: RemoteUri) -> list[StoredObject]:
-    """List every object below a folder, sorted by key; placeholders of folders are left out."""
+    """List every object below a folder, sorted by key, without the empty objects for folders."""
     found = []
-    with _explaining(folder, "list"):
+    with _wrap_store_errors(folder, "list"):
         pages = _client(folder.scheme).get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=folder.bucket, Prefix=folder.folder_prefix):
             found += [
@@ -107,118 +105,46 @@ def list_objects(folder: RemoteUri) -> list[StoredObject]:
 
 
 def download_object(stored: StoredObject, path: Path) -> None:
-    """Write an object to `path` and check its size.
+    """Write an object to `path` and check its size."""
+    uri = stored.uri
+    with _wrap_store_errors(uri, "read"):
+        from boto3.s3.transfer import TransferConfig
 
-    Raises:
-        StorageError: It cannot be read, it changed meanwhile, or the disk is full.
-    """
-    with _explaining(stored.uri, "read"):
-        _client(stored.uri.scheme).download_file(
-            stored.uri.bucket, stored.uri.key, str(path),
-            Callback=_progress_logger(f"fetching {stored.uri}", stored.size),
+        _client(uri.scheme).download_file(
+            uri.bucket, uri.key, str(path),
+            Callback=_progress_logger(f"fetching {uri}", stored.size),
+            # Starting boto3's threads takes longer than fetching a photograph.
+            Config=TransferConfig(use_threads=stored.size > _ONE_REQUEST_BYTES),
         )  # fmt: skip
     size = path.stat().st_size
     if size != stored.size:
         raise StorageError(
-            f"{stored.uri} must have {stored.size} bytes, got {size}. It changed meanwhile or the "
-            "connection broke: run again."
+            f"Cannot read {uri}: {size} of {stored.size} bytes arrived. The object changed during "
+            "the download, or the connection broke. Run again."
         )
 
 
 def upload_object(path: Path, uri: RemoteUri) -> None:
-    """Write a local file to an object.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    with _explaining(uri, "write"):
-        _client(uri.scheme).upload_file(
-            str(path), uri.bucket, uri.key,
-            Callback=_progress_logger(f"writing {uri}", path.stat().st_size),
-        )  # fmt: skip
+    """Write a local file to an object."""
+    with _wrap_store_errors(uri, "write"):
+        progress = _progress_logger(f"writing {uri}", path.stat().st_size)
+        _client(uri.scheme).upload_file(str(path), uri.bucket, uri.key, Callback=progress)
 
 
 def read_object(uri: RemoteUri) -> tuple[bytes, str] | None:
-    """Return content and etag of a small object; None where there is none.
-
-    Raises:
-        StorageError: It may not be read.
-    """
-    client = _client(uri.scheme)
-    with _explaining(uri, "read"):
-        try:
-            answer = client.get_object(Bucket=uri.bucket, Key=uri.key)
-        except client.exceptions.NoSuchKey:
-            return None
-        return answer["Body"].read(), answer["ETag"].strip('"')
-
-
-def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> str | None:
-    """Write a small object if the store still has what is expected.
-
-    Args:
-        content: The whole object.
-        uri: Where.
-        expected_etag: Of what is to be replaced; '': there must be nothing.
-
-    Returns:
-        The new etag; None where the store has something else, and nothing was written.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    from botocore.exceptions import ClientError
-
-    condition = {"IfMatch": expected_etag} if expected_etag else {"IfNoneMatch": "*"}
-    with _explaining(uri, "write"):
-        try:
-            answer = _client(uri.scheme).put_object(
-                Bucket=uri.bucket, Key=uri.key, Body=content, **condition
-            )
-        except ClientError as error:
-            # S3 answers NoSuchKey to If-Match where the object is gone, and 409 to a writer that
-            # lost to another one at the same moment.
-            if error.response.get("Error", {}).get("Code") in _CONFLICT_CODES:
-                return None
-            raise
-    return str(answer["ETag"].strip('"'))
-
-
-def write_object(content: bytes, uri: RemoteUri) -> None:
-    """Write a small object, whatever is there.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    with _explaining(uri, "write"):
-        _client(uri.scheme).put_object(Bucket=uri.bucket, Key=uri.key, Body=content)
-
-
-def delete_object(uri: RemoteUri) -> None:
-    """Delete an object; one that is not there counts as deleted.
-
-    Raises:
-        StorageError: It may not be deleted.
-    """
-    with _explaining(uri, "delete"):
-        _client(uri.scheme).delete_object(Bucket=uri.bucket, Key=uri.key)
+    """Return content and etag of a small object; None where there is none."""
+    answer = _get(uri)
+    return None if answer is None else (answer["Body"], answer["ETag"].strip('"'))
 
 
 def age_of_object_s(uri: RemoteUri) -> float | None:
-    """Return how long ago an object was written, by the store's own clock.
+    """Return the time since an object was written, by the store's own clock.
 
-    None where there is no object, or the store does not say what time it is.
-
-    Raises:
-        StorageError: It may not be read.
+    None where there is no object, or the answer of the store has no date.
     """
-    client = _client(uri.scheme)
-    with _explaining(uri, "read"):
-        try:
-            answer = client.get_object(Bucket=uri.bucket, Key=uri.key)
-        except client.exceptions.NoSuchKey:
-            return None
-        answer["Body"].close()
+    answer = _get(uri)
+    if answer is None:
+        return None
     try:
         text = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
         now = email.utils.parsedate_to_datetime(text)
@@ -227,21 +153,60 @@ def age_of_object_s(uri: RemoteUri) -> float | None:
         return None
 
 
-def store_address(scheme: str) -> str:
-    """Return the endpoint of the store that a scheme stands for: two stores have two.
+def _get(uri: RemoteUri) -> dict[str, Any] | None:
+    client = _client(uri.scheme)
+    with _wrap_store_errors(uri, "read"):
+        try:
+            answer: dict[str, Any] = client.get_object(Bucket=uri.bucket, Key=uri.key)
+        except client.exceptions.NoSuchKey:
+            return None
+        return answer | {"Body": answer["Body"].read()}
 
-    Raises:
-        StorageError: The client is not configured.
+
+def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> str | None:
+    """Write a small object if the store still has the expected one ('': none).
+
+    Returns:
+        The new etag; None where the store has another object. Nothing is written then.
     """
-    return str(_client(scheme).meta.endpoint_url).rstrip("/").lower()
+    from botocore.exceptions import ClientError
+
+    condition = {"IfMatch": expected_etag} if expected_etag else {"IfNoneMatch": "*"}
+    with _wrap_store_errors(uri, "write"):
+        try:
+            answer = _client(uri.scheme).put_object(
+                Bucket=uri.bucket, Key=uri.key, Body=content, **condition
+            )
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in _CONFLICT_CODES:
+                return None
+            raise
+    return str(answer["ETag"].strip('"'))
+
+
+def write_object(content: bytes, uri: RemoteUri) -> None:
+    """Write a small object and replace the one that is there."""
+    with _wrap_store_errors(uri, "write"):
+        _client(uri.scheme).put_object(Bucket=uri.bucket, Key=uri.key, Body=content)
+
+
+def delete_object(uri: RemoteUri) -> None:
+    """Delete an object; a missing one is no error."""
+    with _wrap_store_errors(uri, "delete"):
+        _client(uri.scheme).delete_object(Bucket=uri.bucket, Key=uri.key)
 
 
 def copy_object(source: RemoteUri, target: RemoteUri) -> None:
-    """Copy inside one store; the bytes do not travel through this machine."""
-    with _explaining(target, "write"):
+    """Copy inside one store; the content does not pass through this machine."""
+    with _wrap_store_errors(target, "write"):
         _client(target.scheme).copy(
             {"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key
         )
+
+
+def store_address(scheme: str) -> str:
+    """Return the endpoint of a scheme's store."""
+    return str(_client(scheme).meta.endpoint_url).rstrip("/").lower()
 
 
 def _client(scheme: str) -> Any:
@@ -250,7 +215,7 @@ def _client(scheme: str) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _client_of_process(pid: int, endpoint: str | None) -> Any:
-    """Make a client, one a process: connections do not survive a fork (`pid` is only a key)."""
+    """Create the client of one process: connections do not survive a fork (`pid` is only a key)."""
     del pid
     try:
         import boto3
@@ -269,62 +234,55 @@ def _client_of_process(pid: int, endpoint: str | None) -> Any:
         return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError(
-            f"the S3 client must be configured by the AWS_* variables, got: "
-            f"{redact_text(str(error))}. Mend them."
+            f"Cannot create an S3 client from the AWS_* variables: {redact_text(str(error))}. "
+            "Fix them."
         ) from error
 
 
 @contextlib.contextmanager
-def _explaining(uri: RemoteUri, verb: str) -> Iterator[None]:
-    """Turn what boto3 raises into one sentence that names the object and the remedy."""
+def _wrap_store_errors(uri: RemoteUri, verb: str) -> Iterator[None]:
+    """Turn boto3's errors into a StorageError with object, reason and remedy."""
     try:
-        import boto3.exceptions
+        from boto3.exceptions import Boto3Error
         from botocore import exceptions as boto
     except ImportError as error:
         raise MissingExtraError("boto3", "s3") from error
     try:
         yield
-    except boto.ClientError as error:
-        raise StorageError(_describe_refusal(error, uri, verb)) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise StorageError(
-            f"credentials must be given to {verb} {uri}, got none that are complete. "
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from error
-    except boto3.exceptions.Boto3Error as error:
-        cause = error.__context__
-        reason = (
-            _describe_refusal(cause, uri, verb)
-            if isinstance(cause, boto.ClientError)
-            else f"{uri} must be open to {verb}, got: {redact_text(str(error))}. "
-            "Run again, or check the store."
-        )
-        raise StorageError(reason) from error
-    except boto.BotoCoreError as error:
-        raise StorageError(
-            f"{uri} must be within reach to {verb}, got: {redact_text(str(error))}. "
-            "Check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and the network."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"a local file must be readable and have room to {verb} {uri}, got: {error}."
-        ) from error
+    except (boto.ClientError, boto.BotoCoreError, Boto3Error, OSError) as error:
+        # Boto3Error of a transfer hides the answer of the store in its context.
+        cause = error.__context__ if isinstance(error, Boto3Error) else error
+        if isinstance(cause, boto.ClientError):
+            reason = _describe_answer(str(cause.response.get("Error", {}).get("Code", "")))
+        elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+            reason = (
+                "no complete credentials are set. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        elif isinstance(error, Boto3Error):
+            reason = f"{redact_text(str(error))}. Retry, or check the store"
+        elif isinstance(error, boto.BotoCoreError):
+            reason = (
+                f"{redact_text(str(error))}. Check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and the "
+                "network"
+            )
+        else:
+            reason = f"a local file failed: {error}. Check its permissions and free disk space"
+        raise StorageError(f"Cannot {verb} {uri}: {reason}.") from error
 
 
-def _describe_refusal(error: Any, uri: RemoteUri, verb: str) -> str:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+def _describe_answer(code: str) -> str:
     if code in _MISSING_CODES:
-        return f"{uri} must exist to {verb} it, got {code}. Check bucket and key."
-    if code in _REFUSED_CODES:
+        return f"it does not exist ({code}). Check bucket and key"
+    if code in _DENIED_CODES:
         return (
-            f"credentials must allow to {verb} {uri}, got {code}. Check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and the bucket's policy."
+            f"the object store denied access ({code}). Check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and the bucket's policy"
         )
-    return f"{uri} must be open to {verb}, got {code}. Run again, or check the store."
+    return f"the object store answered {code}. Retry, or check the store"
 
 
 def _progress_logger(what: str, num_bytes: int) -> Callable[[int], None]:
-    """Return a callback for boto3's threads that logs rate and time left, now and then."""
+    """Return a callback for boto3's threads that logs rate and time left every few seconds."""
     lock = threading.Lock()
     start_s = last_s = time.monotonic()
     num_done = 0

@@ -1,4 +1,4 @@
-"""A results folder, local or behind `s3://`, that the rest of the program uses as a local one."""
+"""A results folder, local or behind `s3://`, that all other code uses as a local one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from mal.artifacts import MANIFEST_FILE, RUN_FILE, STATUS_FILE, write_json, writing_atomically
-from mal.errors import StorageError
 from mal.storage.archives import relative_path_of
-from mal.storage.cache import cache_dir, fetch_object, key_of, naming_cache_trouble
+from mal.storage.cache import cache_dir, fetch_object, key_of, wrap_cache_errors
 from mal.storage.objects import (
     StoredObject,
     copy_object,
@@ -24,8 +23,8 @@ from mal.storage.objects import (
     store_address,
     upload_object,
 )
-from mal.storage.run_lock import RemoteLock, holding_folder
-from mal.storage.uris import parse_remote_uri
+from mal.storage.run_lock import RemoteLock, holding_folder, unwritable_folder
+from mal.storage.uris import RemoteUri, parse_remote_uri
 
 _WRITTEN_LAST = (MANIFEST_FILE, STATUS_FILE)
 
@@ -35,44 +34,46 @@ log = logging.getLogger(__name__)
 
 
 class ResultsFolder:
-    """Where a run writes; a remote folder has a local twin in the cache.
+    """The folder that a run writes; a remote one has a local mirror in the cache.
 
-    Of several processes of a run only rank 0 uploads. The remote folder decides what there is:
-    what was uploaded and is gone there is gone here. Only `remove` deletes remotely.
+    Of several processes of a run only rank 0 uploads. The remote folder is the truth: a file that
+    was uploaded and is missing there is deleted here. Only `remove` deletes remote files.
 
     Attributes:
-        uri: As it was given.
+        uri: The path or URI as the user gave it.
         path: The local folder; it exists.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._lock: RemoteLock | None = None
-        self._remote = parse_remote_uri(uri)
-        if self._remote is None:
+        self._remote = remote = parse_remote_uri(uri)
+        if remote is None:
             self.path = Path(uri).expanduser()
-            self._make_local_folder()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable_folder(uri, error) from error
             return
-        remote = self._remote
         address = store_address(remote.scheme)
         key = key_of(address, remote.scheme, remote.bucket, remote.folder_prefix)
-        self._staging = staging = cache_dir() / "results" / key
-        self._uploaded_file = staging / "uploaded.json"
-        self.path = staging / (PurePosixPath(self._remote.key).name or self._remote.bucket)
-        with naming_cache_trouble(uri):
+        self._staging = cache_dir() / "results" / key
+        self._uploaded_file = self._staging / "uploaded.json"
+        self.path = self._staging / (PurePosixPath(remote.key).name or remote.bucket)
+        with wrap_cache_errors(uri):
             self.path.mkdir(parents=True, exist_ok=True)
 
     @property
     def is_remote(self) -> bool:
-        """Whether `upload` and `restore` do anything."""
+        """Whether `upload` and `restore` have an effect."""
         return self._remote is not None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing here, on any machine.
+        """Keep other processes, on any machine, from writing here.
 
         Raises:
-            StorageError: Another one does, and the message says which.
+            StorageError: Another process holds the folder; the message names it.
         """
         if self._remote is None:
             with holding_folder(self.path, self.uri):
@@ -89,18 +90,18 @@ class ResultsFolder:
                 self._lock = None
 
     def adopt_remote_state(self) -> None:
-        """Forget what is gone from the remote folder, at the start of a run.
+        """Delete local files that are gone from the remote folder, at the start of a run.
 
-        A file that was never uploaded stays. Where all that had been uploaded is gone, or the
-        remote folder has another run by now, such files belong to no run any more: they are moved
-        out of the way, and the log names where to.
+        A file that was never uploaded stays. If the remote folder lost all uploaded files, or has
+        another run by now, such files belong to no run: they are moved to a folder that the log
+        names.
         """
         if self._remote is None:
             return
         remote, uploaded = self._list_remote(), self._read_uploaded()
         gone = [name for name in uploaded if name not in remote]
-        has_left = bool(uploaded) and len(gone) == len(uploaded)
-        is_over = has_left or (RUN_FILE in remote and self._is_other_run())
+        has_lost_all = bool(uploaded) and len(gone) == len(uploaded)
+        is_over = has_lost_all or (RUN_FILE in remote and self._is_other_run())
         for name in uploaded if is_over else gone:
             (self.path / name).unlink(missing_ok=True)
         if gone or is_over:
@@ -111,39 +112,36 @@ class ResultsFolder:
         if rest:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
             aside = self._staging / f"set-aside-{stamp}"
-            with naming_cache_trouble(self.uri):
+            with wrap_cache_errors(self.uri):
                 self.path.rename(aside)
                 self.path.mkdir()
             log.warning(
-                "%s does not hold the run any more that was uploaded from here: what of it was not "
-                "uploaded (%d files) is in %s", self.uri, len(rest), aside,
+                "%s no longer holds the run that was uploaded from here: %d files that were not "
+                "uploaded are in %s", self.uri, len(rest), aside,
             )  # fmt: skip
 
     def _is_other_run(self) -> bool:
-        """Whether the remote folder's run is not the one whose files are here."""
+        """Return whether the remote folder's run differs from the one whose files are here."""
         assert self._remote is not None
-        path = self.path / RUN_FILE
         found = read_object(self._remote.child(RUN_FILE))
         try:
             mine, theirs = (
                 json.loads(content)["run_id"]
-                for content in (path.read_bytes(), found[0] if found else b"")
+                for content in ((self.path / RUN_FILE).read_bytes(), found[0] if found else b"")
             )
         except (OSError, ValueError, LookupError, TypeError):
             return False
         return bool(mine != theirs)
 
     def remove(self, patterns: Sequence[str]) -> None:
-        """Delete files by name or pattern (`*` crosses folders), here and remotely.
-
-        They go in the order of the patterns.
-
-        Raises:
-            StorageError: One may not be deleted.
-        """
+        """Delete local and remote files by name or pattern (`*` crosses folders), in this order."""
         remote = self._list_remote() if self._remote else {}
         uploaded = self._read_uploaded() if self._remote else {}
-        local = {path.relative_to(self.path).as_posix() for path in self._own_files()}
+        local = {
+            path.relative_to(self.path).as_posix()
+            for path in self.path.rglob("*")
+            if path.is_symlink() or path.is_file()  # a broken link is no file
+        }
         for pattern in patterns:
             for name in sorted(n for n in {*local, *remote} if fnmatch.fnmatchcase(n, pattern)):
                 if self._remote is not None and name in remote:
@@ -155,12 +153,8 @@ class ResultsFolder:
         if self._remote is not None:
             self._write_uploaded(uploaded)
 
-    def _own_files(self) -> list[Path]:
-        """Every file and link, broken links too."""
-        return [p for p in self.path.rglob("*") if p.is_symlink() or p.is_file()]
-
     def restore(self, names: Sequence[str] = ("*",)) -> list[Path]:
-        """Fetch what an earlier run, perhaps on another machine, left in the remote folder.
+        """Fetch the files that an earlier run, on any machine, left in the remote folder.
 
         A local file stays unless the remote one is younger.
 
@@ -168,14 +162,14 @@ class ResultsFolder:
             names: File names or patterns (`*` crosses folders), relative to the folder.
 
         Returns:
-            Those fetched.
+            The files that were fetched.
         """
         if self._remote is None:
             return []
         fetched = []
         uploaded = self._read_uploaded()
         for name, stored in self._list_remote().items():
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
+            if not _matches(name, names):
                 continue
             path = self.path / relative_path_of(name, str(self._remote))
             if not _is_outdated(path, stored):
@@ -187,13 +181,12 @@ class ResultsFolder:
         return fetched
 
     def upload(self) -> int:
-        """Write every new or changed file to the remote folder; links become copies.
+        """Write every new or changed file to the remote folder, and return their number.
 
-        Returns:
-            How many were written.
+        Links become copies.
 
         Raises:
-            StorageError: The store refuses one.
+            StorageError: The store denied or failed a request, or another run has the folder.
         """
         if self._remote is None:
             return 0
@@ -208,108 +201,92 @@ class ResultsFolder:
                 fingerprint = _fingerprint(path, self.path)
                 if uploaded.get(name) == fingerprint and remote_sizes.get(name) == fingerprint[0]:
                     continue
-                self._write_remote(path, name)
+                self._write_remote(path, self._remote, name)
                 uploaded[name] = fingerprint
                 num_written += 1
         finally:
             self._write_uploaded(uploaded)
         return num_written
 
-    def _write_remote(self, path: Path, name: str) -> None:
-        """Upload a file, or copy remotely what a link inside the folder points to."""
-        assert self._remote is not None
-        target = path.resolve()
-        if path.is_symlink() and target.is_relative_to(self.path.resolve()):
-            source = target.relative_to(self.path.resolve()).as_posix()
-            copy_object(self._remote.child(source), self._remote.child(name))
+    def _write_remote(self, path: Path, remote: RemoteUri, name: str) -> None:
+        """Upload a file, or copy remotely the target of a link that stays inside the folder."""
+        root, target = self.path.resolve(), path.resolve()
+        if path.is_symlink() and target.is_relative_to(root):
+            copy_object(remote.child(target.relative_to(root).as_posix()), remote.child(name))
         else:
-            upload_object(path, self._remote.child(name))
+            upload_object(path, remote.child(name))
 
     def _local_files(self) -> list[Path]:
-        """Every finished file: whose they are first, links after their targets, status last."""
-        files = [
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        ]
+        """Return every finished file: run.json first, links after targets, status last."""
+        files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")]
         return sorted(
             files, key=lambda p: (p.name != RUN_FILE, p.name in _WRITTEN_LAST, p.is_symlink(), p)
         )
 
     def _list_remote(self) -> dict[str, StoredObject]:
         assert self._remote is not None
-        prefix_length = len(self._remote.folder_prefix)
-        found = {stored.uri.key[prefix_length:]: stored for stored in list_objects(self._remote)}
-        return {name: stored for name, stored in found.items() if _is_result(name)}
+        return _list_results(self._remote)
 
     def _read_uploaded(self) -> dict[str, _Fingerprint]:
-        """Read what this machine knows to be remote; lost or broken, files are written again."""
+        """Return the files that this machine uploaded; {} makes `upload` write them again."""
         with contextlib.suppress(OSError, ValueError):
             known: dict[str, _Fingerprint] = json.loads(self._uploaded_file.read_bytes())
             return known
         return {}
 
     def _write_uploaded(self, uploaded: dict[str, _Fingerprint]) -> None:
-        with naming_cache_trouble(self.uri):
+        with wrap_cache_errors(self.uri):
             write_json(self._uploaded_file, uploaded)
-
-    def _make_local_folder(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"results_dir must be a folder that can be written, got {self.uri} "
-                f"({error.strerror}). Choose another."
-            ) from error
 
 
 def fetch_results(uri: str, folder: Path, patterns: Sequence[str] = ("*",)) -> set[str]:
-    """Copy finished results from where they are to a local folder.
+    """Copy finished results to a local folder, and return their relative names.
 
     Args:
         uri: Results folder, local or remote.
-        folder: Where the copies go, by the same relative names.
-        patterns: Of relative names (`*` crosses folders).
-
-    Returns:
-        The names of those found.
-
-    Raises:
-        StorageError: A place cannot be read or written.
+        folder: The target folder.
+        patterns: Relative names or patterns (`*` crosses folders).
     """
     remote = parse_remote_uri(uri)
     found: Mapping[str, StoredObject | Path]
     if remote is None:
         root = Path(uri)
-        found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+        paths = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+        found = {name: path for name, path in paths.items() if _is_result(name)}
     else:
-        found = {s.uri.key[len(remote.folder_prefix) :]: s for s in list_objects(remote)}
-    wanted = {
-        name
-        for name in found
-        if _is_result(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+        found = _list_results(remote)
+    wanted = {name for name in found if _matches(name, patterns)}
     for name in sorted(wanted):
         source, path = found[name], folder / relative_path_of(name, uri)
         if isinstance(source, StoredObject):
             fetch_object(source, path)
         else:
-            with naming_cache_trouble(uri), writing_atomically(path) as temporary:
+            with wrap_cache_errors(uri), writing_atomically(path) as temporary:
                 shutil.copyfile(source, temporary)
     return wanted
 
 
+def _list_results(remote: RemoteUri) -> dict[str, StoredObject]:
+    prefix_length = len(remote.folder_prefix)
+    found = {stored.uri.key[prefix_length:]: stored for stored in list_objects(remote)}
+    return {name: stored for name, stored in found.items() if _is_result(name)}
+
+
 def _is_result(name: str) -> bool:
-    """Whether a name is that of a result, and of no lock or half-written file."""
+    """Return whether a name is that of a result; locks and partial files begin with a dot."""
     return not PurePosixPath(name).name.startswith(".")
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _fingerprint(path: Path, root: Path) -> _Fingerprint:
-    """Size, time and place of a file's content; the place tells where a link now points."""
-    facts = path.stat()
-    place = path.resolve()
-    inside = place.relative_to(root.resolve()) if place.is_relative_to(root.resolve()) else place
-    return [facts.st_size, facts.st_mtime_ns, str(inside)]
+    """Return size, time and path of a file's content; the path changes with a link's target."""
+    stat = path.stat()
+    target, root = path.resolve(), root.resolve()
+    inside = target.relative_to(root) if target.is_relative_to(root) else target
+    return [stat.st_size, stat.st_mtime_ns, str(inside)]
 
 
 def _is_outdated(path: Path, stored: StoredObject) -> bool:

@@ -1,10 +1,10 @@
-"""The lock of a results folder: one process writes there at a time, and others learn which.
+"""The lock of a results folder: one process writes there at a time; others get an error naming it.
 
-Locally it is `flock` on a file in the folder, which the kernel frees when the process ends, however
-it ends. A remote folder has that lock on its staging folder, and an object with a heartbeat beside
-the results. Stores differ in what they do with conditional writes (SeaweedFS before 4.18 lets all
-of several through), so that the object is read back after a pause, and read again before every beat
-and every upload: of two that both believed to have it, one goes on.
+A local folder has `flock` on a file in it, which the kernel frees when the process ends. A remote
+folder has that lock on its staging folder, and an object with a heartbeat beside the results.
+Stores differ in conditional writes (SeaweedFS before 4.18 accepts several at once), so the object
+is read back after a pause, and again before every beat and every upload: of two processes that both
+took the lock, one continues.
 """
 
 from __future__ import annotations
@@ -46,24 +46,27 @@ _POD_VARIABLES = ("KFP_POD_NAME", "POD_NAME")
 log = logging.getLogger(__name__)
 
 
-def holder_facts() -> dict[str, Any]:
-    """Return who this process is, for those that wait for it."""
+def describe_process() -> dict[str, Any]:
+    """Return host, process id, start time and pod of this process, for messages of others."""
     pod = next((os.environ[name] for name in _POD_VARIABLES if os.environ.get(name)), "")
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    return {**facts, "pod": pod} if pod else facts
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
+    return {**holder, "pod": pod} if pod else holder
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager
 def holding_folder(folder: Path, uri: str) -> Iterator[bool]:
-    """Hold the lock of a local folder; yields false where its file system has no locks.
+    """Hold the lock of an existing local folder; yield False where its file system has no locks.
 
     Args:
-        folder: It exists.
-        uri: Of the results, for the message.
+        folder: The folder.
+        uri: The name of the results folder in messages.
 
     Raises:
-        StorageError: Another process holds it; the message names it.
+        StorageError: Another process holds the lock; the message names it.
     """
     path = folder / LOCK_NAME
     descriptor = _open_locked(path, uri)
@@ -82,7 +85,7 @@ def holding_folder(folder: Path, uri: str) -> Iterator[bool]:
 
     os.register_at_fork(after_in_child=close_in_child)
     try:
-        content = json.dumps(holder_facts()).encode()
+        content = json.dumps(describe_process()).encode()
         os.pwrite(descriptor, content, 0)
         os.ftruncate(descriptor, len(content))
         yield True
@@ -94,7 +97,7 @@ def holding_folder(folder: Path, uri: str) -> Iterator[bool]:
 
 
 def _open_locked(path: Path, uri: str) -> int | None:
-    """Return the locked file; None where the file system has no locks.
+    """Return the descriptor of the locked file; None where the file system has no locks.
 
     Raises:
         StorageError: Another process holds it, or the file cannot be written.
@@ -103,19 +106,16 @@ def _open_locked(path: Path, uri: str) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StorageError(
-                f"results_dir must be a folder that can be written, got {uri} "
-                f"({error.strerror}). Choose another."
-            ) from error
+            raise unwritable_folder(uri, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             content = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
-            raise StorageError(_in_use(uri, _facts_of(content))) from None
+            raise StorageError(_in_use(uri, _parse(content))) from None
         except OSError as error:
             os.close(descriptor)
-            log.warning("%s has no file locks (%s): nothing keeps a second run out", uri, error)
+            log.warning("%s has no file locks (%s): a second run is not kept out", uri, error)
             return None
         # The earlier holder may have unlinked the file between the opening and the lock.
         with contextlib.suppress(FileNotFoundError):
@@ -124,47 +124,51 @@ def _open_locked(path: Path, uri: str) -> int | None:
         os.close(descriptor)
 
 
+def unwritable_folder(uri: str, error: OSError) -> StorageError:
+    """Return the error for a results folder that cannot be written."""
+    return StorageError(
+        f"results_dir must be a folder that can be written, got {uri} ({error.strerror}). "
+        "Choose another."
+    )
+
+
 @dataclass(frozen=True)
-class _Seen:
-    """The lock object as it was read.
+class _LockObject:
+    """The lock object as it was read: its holder's description, and the etag."""
 
-    Attributes:
-        facts: Of its holder.
-        etag: Of this state.
-    """
-
-    facts: dict[str, Any]
+    holder: dict[str, Any]
     etag: str
 
     @property
     def is_released(self) -> bool:
-        """Whether its holder has ended, and could not delete it."""
-        return bool(self.facts.get("is_released"))
+        """Whether the holder has ended but was not allowed to delete the object."""
+        return bool(self.holder.get("is_released"))
+
+    def is_next_beat_of(self, earlier: _LockObject) -> bool:
+        return any(self.holder.get(key) != earlier.holder.get(key) for key in ("token", "beat"))
 
 
 class RemoteLock:
-    """The lock object of a remote results folder.
-
-    Use as a context manager, with the lock of the staging folder held.
+    """The lock object of a remote results folder, as a context manager.
 
     Args:
         folder: The results folder.
-        staging: Its local twin's parent.
-        is_alone: Whether no other process uses that one.
+        staging: The folder of this machine that mirrors it. Its own lock is held.
+        is_alone: Whether that lock keeps all other processes out of it.
     """
 
     def __init__(self, folder: RemoteUri, staging: Path, *, is_alone: bool) -> None:
         self._is_alone = is_alone
         self._uri = folder.child(LOCK_NAME)
         self._folder = folder
-        self._facts = {
-            **holder_facts(),
+        self._holder = {
+            **describe_process(),
             "token": secrets.token_hex(16),
             "staging": _staging_id(staging),
         }
         self._num_beats = 0
         self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, daemon=True, name="results-lock")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="results-lock")
 
     def __enter__(self) -> RemoteLock:
         """Take the lock.
@@ -178,12 +182,12 @@ class RemoteLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the heartbeat and give the lock back."""
+        """Stop the heartbeat and release the lock."""
         self._has_ended.set()
         self._thread.join(timeout=GONE_AFTER_S)
         with contextlib.suppress(StorageError):
-            seen = self._read()
-            if seen is None or not self._is_mine(seen):
+            found = self._read()
+            if found is None or not self._is_mine(found):
                 return
             try:
                 delete_object(self._uri)
@@ -191,68 +195,66 @@ class RemoteLock:
                 write_object(self._content(is_released=True), self._uri)
 
     def require_held(self) -> None:
-        """Check that nobody has taken the lock over.
+        """Check that no other process has taken the lock over.
 
         Raises:
-            StorageError: Somebody has: this process was taken for dead.
+            StorageError: One has, because this process seemed to have ended.
         """
-        seen = self._read()
-        if seen is not None and not self._is_mine(seen) and not seen.is_released:
+        found = self._read()
+        if found is not None and not self._is_mine(found) and not found.is_released:
             raise StorageError(
-                f"Another run has taken {self._folder} over: {_name(seen.facts)}. This process "
-                f"gave no sign of life for {GONE_AFTER_S:.0f} s, and writes nothing more there."
+                f"Another run has taken {self._folder} over: {_name(found.holder)}. This process "
+                f"had sent no heartbeat for {GONE_AFTER_S:.0f} s, and writes nothing more there."
             )
 
     def _try_to_take(self) -> bool:
-        seen = self._read()
-        if seen is not None and not seen.is_released:
-            seen = self._wait_for_end(seen)
-        etag = seen.etag if seen else ""
-        if write_object_if(self._content(), self._uri, expected_etag=etag) is None:
-            time.sleep(READ_BACK_S)
-            return False
+        found = self._read()
+        if found is not None and not found.is_released:
+            found = self._wait_for_end(found)
+        etag = found.etag if found else ""
+        written = write_object_if(self._content(), self._uri, expected_etag=etag)
         time.sleep(READ_BACK_S)
-        seen = self._read()
-        return seen is not None and self._is_mine(seen)
+        if written is None:
+            return False
+        found = self._read()
+        return found is not None and self._is_mine(found)
 
-    def _wait_for_end(self, seen: _Seen) -> _Seen | None:
-        """Return the lock object of a holder that is gone; None where it has deleted it.
+    def _wait_for_end(self, found: _LockObject) -> _LockObject | None:
+        """Return the lock object of a holder that has ended; None where it deleted the object.
 
         Raises:
             StorageError: The holder is alive.
         """
-        if self._is_alone and seen.facts.get("staging") == self._facts["staging"]:
-            return seen  # it had the staging folder's lock, which this process has now
+        if self._is_alone and found.holder.get("staging") == self._holder["staging"]:
+            return found  # its holder had the staging folder's lock, which this process has now
         age_s = age_of_object_s(self._uri) or 0.0
-        first, end_s = seen, time.monotonic() + GONE_AFTER_S - age_s
+        first, end_s = found, time.monotonic() + GONE_AFTER_S - age_s
         if age_s < GONE_AFTER_S:
             log.info(
-                "%s is held by %s; its last sign of life is %.0f s old: waiting until it gives "
-                "another one, or none for %.0f s",
-                self._folder, _name(seen.facts), age_s, GONE_AFTER_S,
+                "%s is held by %s; its last heartbeat was %.0f s ago. Waiting for another one, at "
+                "most until it is %.0f s old",
+                self._folder, _name(found.holder), age_s, GONE_AFTER_S,
             )  # fmt: skip
         while time.monotonic() < end_s:
             time.sleep(POLL_S)
             now = self._read()
             if now is None or now.is_released:
                 return now
-            if (now.facts.get("token"), now.facts.get("beat")) != (
-                first.facts.get("token"), first.facts.get("beat"),
-            ):  # fmt: skip
-                raise StorageError(_in_use(str(self._folder), now.facts))
-            seen = now
+            if now.is_next_beat_of(first):
+                raise StorageError(_in_use(str(self._folder), now.holder))
+            found = now
         log.warning(
-            "%s was held by %s, which gave no sign of life for %.0f s: taking it over",
-            self._folder, _name(seen.facts), GONE_AFTER_S,
+            "%s was held by %s, which sent no heartbeat for %.0f s: taking it over",
+            self._folder, _name(found.holder), GONE_AFTER_S,
         )  # fmt: skip
-        return seen
+        return found
 
-    def _beat_on(self) -> None:
-        """Write a beat now and then, as long as nobody else has the lock."""
+    def _beat(self) -> None:
+        """Write the lock object every BEAT_S, unless another process has taken it."""
         while not self._has_ended.wait(BEAT_S):
             try:
-                seen = self._read()
-                if seen is not None and not self._is_mine(seen):
+                found = self._read()
+                if found is not None and not self._is_mine(found):
                     return
                 self._num_beats += 1
                 write_object(self._content(), self._uri)
@@ -260,22 +262,21 @@ class RemoteLock:
                 log.warning("the lock of %s could not be renewed: %s", self._folder, error)
 
     def _content(self, *, is_released: bool = False) -> bytes:
-        beat_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        facts = {**self._facts, "beat": self._num_beats, "beat_at": beat_at}
+        content = {**self._holder, "beat": self._num_beats, "beat_at": _now()}
         if is_released:
-            facts["is_released"] = True
-        return json.dumps(facts).encode()
+            content["is_released"] = True
+        return json.dumps(content).encode()
 
-    def _read(self) -> _Seen | None:
+    def _read(self) -> _LockObject | None:
         found = read_object(self._uri)
-        return _Seen(_facts_of(found[0]), found[1]) if found else None
+        return _LockObject(_parse(found[0]), found[1]) if found else None
 
-    def _is_mine(self, seen: _Seen) -> bool:
-        return bool(seen.facts.get("token") == self._facts["token"])
+    def _is_mine(self, found: _LockObject) -> bool:
+        return bool(found.holder.get("token") == self._holder["token"])
 
 
 def _staging_id(staging: Path) -> str:
-    """Return what names this folder of this disk, and no other machine's of the same path."""
+    """Return an id of this folder that no folder of the same path on another machine has."""
     path = staging / _STAGING_ID_NAME
     with contextlib.suppress(OSError):
         if known := path.read_text(encoding="utf-8").strip():
@@ -285,24 +286,24 @@ def _staging_id(staging: Path) -> str:
     return staging_id
 
 
-def _facts_of(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
-        facts = json.loads(content)
-        if isinstance(facts, dict):
-            return facts
+        holder = json.loads(content)
+        if isinstance(holder, dict):
+            return holder
     return {}
 
 
-def _name(facts: dict[str, Any]) -> str:
-    pod = f" (pod {facts['pod']})" if facts.get("pod") else ""
+def _name(holder: dict[str, Any]) -> str:
+    pod = f" (pod {holder['pod']})" if holder.get("pod") else ""
     return (
-        f"process {facts.get('pid', 'unknown')} on {facts.get('host', 'an unknown host')}{pod} "
-        f"since {facts.get('started', 'an unknown time')}"
+        f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}{pod} "
+        f"since {holder.get('started', 'an unknown time')}"
     )
 
 
-def _in_use(uri: str, facts: dict[str, Any]) -> str:
+def _in_use(uri: str, holder: dict[str, Any]) -> str:
     return (
-        f"results_dir must not be in use, got {uri}, which is held by {_name(facts)}. Wait for its "
-        "end, or choose another results_dir."
+        f"results_dir must not be in use, got {uri}, which is held by {_name(holder)}. Wait for "
+        "its end, or choose another results_dir."
     )

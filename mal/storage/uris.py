@@ -1,4 +1,4 @@
-"""Tell local paths from remote ones, without ever repeating a secret."""
+"""Remote URIs, and texts without the secrets in them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class RemoteUri:
 
     Attributes:
         scheme: s3 or minio.
-        bucket: Bucket name.
-        key: Object key without a leading slash; may be empty (the whole bucket).
+        key: Object key without a leading slash; '' is the whole bucket.
     """
 
     scheme: str
@@ -30,20 +29,20 @@ class RemoteUri:
         return redact_uri(f"{self.scheme}://{self.bucket}/{self.key}")
 
     def child(self, name: str) -> RemoteUri:
-        """Return the object `name` below this one, taken as a folder."""
+        """Return the object `name` in this folder."""
         return RemoteUri(self.scheme, self.bucket, f"{self.folder_prefix}{name}")
 
     @property
     def folder_prefix(self) -> str:
-        """The key with one trailing slash; empty for the whole bucket."""
+        """The key with one trailing slash; '' for the whole bucket."""
         return f"{self.key.rstrip('/')}/" if self.key.strip("/") else ""
 
 
 def parse_remote_uri(uri: str) -> RemoteUri | None:
-    """Read an `s3://` or `minio://` uri; a plain local path gives None.
+    """Read an `s3://` or `minio://` URI; return None for a local path.
 
     Raises:
-        StorageError: Another scheme, no bucket, or credentials inside the uri.
+        StorageError: The URI has another scheme, no bucket, or credentials.
     """
     match = _SCHEME.match(uri)
     if match is None:
@@ -66,7 +65,7 @@ def parse_remote_uri(uri: str) -> RemoteUri | None:
 
 
 def redact_uri(uri: str) -> str:
-    """Strip user, password and query of a uri, for messages; local paths stay as they are."""
+    """Remove user, password and query of a URI for messages; local paths stay as they are."""
     match = _SCHEME.match(uri)
     if match is None:
         return uri
@@ -76,5 +75,5 @@ def redact_uri(uri: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """Strip users and passwords of every uri in a text from elsewhere."""
+    """Remove users and passwords from the URIs in a text."""
     return re.sub(r"//[^/@\s\"']*@", "//", text)

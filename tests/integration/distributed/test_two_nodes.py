@@ -282,7 +282,7 @@ def test_what_is_wrong_on_one_node_is_told_on_all(
     commands = [["evaluate", *present], ["evaluate", *absent]]
     with running(commands, loopback(), tmp_path, num_processes=1) as run:
         assert run.wait(END_TIMEOUT_S + 60) == [2, 2], run.told()
-    problem = f"{tmp_path / 'absent.pth'} must be a file"
+    problem = f"Cannot read the file {tmp_path / 'absent.pth'}: "
     assert f"mal: node 1 failed: {problem}" in run.nodes[0].told()
     assert f"mal: {problem}" in run.nodes[1].told()
 

@@ -78,7 +78,9 @@ def test_entries_that_nobody_asks_for_are_passed_over(path: Path) -> None:
 )
 def test_what_is_no_json_is_named_with_its_place(text: str, told: str, path: Path) -> None:
     path.write_text(text)
-    with pytest.raises(AnnotationError, match="must be readable JSON") as caught:
+    with pytest.raises(
+        AnnotationError, match=r"Cannot read the annotation file .* as JSON"
+    ) as caught:
         read(path)
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
@@ -86,7 +88,7 @@ def test_what_is_no_json_is_named_with_its_place(text: str, told: str, path: Pat
 
 def test_bytes_that_are_no_text_are_named(path: Path) -> None:
     path.write_bytes(b'{"images": ["\xff"]}')
-    with pytest.raises(AnnotationError, match=r"must be readable JSON.*0xff"):
+    with pytest.raises(AnnotationError, match=r"as JSON: .*0xff"):
         read(path)
 
 

@@ -100,7 +100,7 @@ def test_outlines_are_not_taken_for_boxes(tmp_path: Path, segments: list[Segment
 
 def test_a_box_across_the_border_is_recognised_by_its_visible_part(tmp_path: Path) -> None:
     outside: list[list[float]] = [[-6.0, 10, 20, 20], [50, 40, 30, 40]]
-    assert "2 of the 2 looked at" in reason(tmp_path, outside, corners)
+    assert "2 of the 2 checked" in reason(tmp_path, outside, corners)
 
 
 def test_objects_of_few_pixels_are_left_out_where_there_are_larger_ones(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def annotate_masks(data: DataSet, good: Any, bad: Any) -> None:
         pytest.param(
             lambda d: replace_image(d, 16, 16),
             "image of another size than annotated",
-            "20 x 16, got 16 x 16",
+            "has 16 x 16 pixels, but its annotations are for 20 x 16",
             True,
             id="wrong size",
         ),
@@ -247,7 +247,7 @@ def test_a_broken_annotation_file_cannot_be_used(data_set: DataSet) -> None:
     data_set.json.write_text('{"images": [')
     report = check_dataset(annotations, images)
     assert not report.is_usable
-    assert "readable JSON" in "\n".join(report.lines())
+    assert "as JSON: " in "\n".join(report.lines())
 
 
 def test_places_that_do_not_exist_are_both_told(data_set: DataSet) -> None:

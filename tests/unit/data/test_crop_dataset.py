@@ -226,7 +226,7 @@ def test_boxes_without_a_mask_are_not_trained_on_masks(tiny: TinySet) -> None:
 
 
 def test_nothing_to_train_on_names_the_limit(tiny: TinySet) -> None:
-    with pytest.raises(AnnotationError, match=r"none of 6 .*Lower dataset\.min_obj_size"):
+    with pytest.raises(AnnotationError, match=r"none of its 6 .*Lower dataset\.min_obj_size"):
         select_training_boxes(reader_of(tiny), spec_of(min_obj_size=1e9))
 
 

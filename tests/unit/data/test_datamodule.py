@@ -56,7 +56,10 @@ def test_what_cannot_be_used_is_logged_once(
 
 def test_a_folder_without_any_of_the_images_is_an_error(tiny: TinySet, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    with pytest.raises(AnnotationError, match=r"none of 3 \(first: picture 0\.png\)\. Set dataset"):
+    with pytest.raises(
+        AnnotationError,
+        match=r"holds none of the 3 images .* \(first: picture 0\.png\)\. Set dataset",
+    ):
         open_image_set(
             str(tiny.annotations), str(tmp_path / "other"), key="dataset.val", with_masks=False
         )

@@ -55,7 +55,7 @@ def test_a_crop_changed_in_parts_is_the_same(
         return [*colours, blur(crop(20), 1.3)]
 
     whole = changed()
-    monkeypatch.setattr(transforms, "CACHED_COLOURS", num_pixels)
+    monkeypatch.setattr(transforms, "CACHED_FLOATS", num_pixels)
     monkeypatch.setattr(transforms, "CACHED_SHORTS", num_pixels)
     assert all(map(torch.equal, changed(), whole))
 

@@ -1,28 +1,38 @@
 """Tiny annotated sets drawn by hand, shared by the tests of measuring and reporting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import CocoBoxes, CocoImage, Problems, Rle
+from mal.data.segmentations import Segmentations
 from mal.labeling.coco_rle import area_of_rle, rle_from_window_mask, rle_to_json
 from mal.labeling.masks import InstanceMask
 
 Rectangle = tuple[int, int, int, int]
 
 
-class HeldSegmentations(list[Any]):
-    """Segmentations of a set that no file holds."""
+class HeldSegmentations(Segmentations):
+    """Segmentations of a set without a file."""
+
+    def __init__(self, held: Iterable[Any]) -> None:
+        self._held = list(held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._held[index]
 
     @property
     def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        return np.array([one is not None for one in self], dtype=np.bool_)
+        return np.array([one is not None for one in self._held], dtype=np.bool_)
 
-    def select(self, rows: NDArray[np.int64]) -> "HeldSegmentations":
-        return HeldSegmentations(self[row] for row in rows)
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        return type(self)(self._held[row] for row in rows)
 
 
 def rle_of_rectangle(rectangle: Rectangle, size: tuple[int, int]) -> Rle:

@@ -18,7 +18,7 @@ from mal.labeling.coco_rle import (
     box_rle,
     ellipse_rle,
     empty_rle,
-    iou_of_rles,
+    ious_with_rle,
     mask_from_rle,
     rle_from_window_mask,
     rle_to_json,
@@ -155,13 +155,13 @@ def test_iou_and_area_equal_those_of_the_arrays(first: Any, second: Any) -> None
     rle, other = (rle_from_window_mask(mask, whole, 6, 5) for mask in (first, second))
     union = np.count_nonzero(first | second)
     expected = np.count_nonzero(first & second) / union if union else 0.0
-    assert iou_of_rles(rle, other) == pytest.approx(expected)
+    assert ious_with_rle([rle], other)[0] == pytest.approx(expected)
     assert area_of_rle(rle) == np.count_nonzero(first)
 
 
 def test_iou_of_different_image_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match="one image's size"):
-        iou_of_rles(empty_rle(4, 4), empty_rle(4, 5))
+        ious_with_rle([empty_rle(4, 4)], empty_rle(4, 5))
 
 
 def test_json_form_survives_a_file_and_decodes_to_the_same_mask() -> None:
@@ -170,4 +170,4 @@ def test_json_form_survives_a_file_and_decodes_to_the_same_mask() -> None:
     read_back = json.loads(json.dumps(rle_to_json(rle)))
     assert isinstance(read_back["counts"], str)
     np.testing.assert_array_equal(mask_from_rle(read_back), mask)
-    assert iou_of_rles(read_back, rle) == 1.0
+    assert ious_with_rle([read_back], rle)[0] == 1.0

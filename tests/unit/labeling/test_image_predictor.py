@@ -265,10 +265,10 @@ def test_a_model_without_its_settings_is_refused(
 ) -> None:
     content = torch.load(trained.result.checkpoint, weights_only=True)
     torch.save({"state_dict": content["state_dict"]}, tmp_path / "foreign.pth")
-    with pytest.raises(ArtifactError, match="carry its spec"):
+    with pytest.raises(ArtifactError, match="without a spec"):
         mal.Predictor(tmp_path / "foreign.pth")
     shutil.copy(exported, tmp_path / "lonely.onnx")
-    with pytest.raises(ArtifactError, match=r"lonely\.json must lie beside"):
+    with pytest.raises(ArtifactError, match=r"lonely\.json is not beside it"):
         mal.Predictor(tmp_path / "lonely.onnx")
     with pytest.raises(StorageError, match="missing"):
         mal.Predictor(tmp_path / "missing.pth")

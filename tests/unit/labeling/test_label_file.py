@@ -184,7 +184,7 @@ def test_a_file_that_has_changed_is_not_labelled(
     boxes.path.write_text(json.dumps(document))
     out = tmp_path / "out.json"
     out.write_text("older labels")
-    with pytest.raises(AnnotationError, match="must stay as it is"):
+    with pytest.raises(AnnotationError, match="changed after its boxes were read"):
         write_labels(out, boxes, masks)
     assert out.read_text() == "older labels"
     assert len(list(tmp_path.iterdir())) == 2

@@ -123,7 +123,7 @@ def test_what_is_no_index_is_refused_and_no_pickle_is_run(tmp_path: Path) -> Non
 )
 def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text(text)
-    with pytest.raises(AnnotationError, match=r"readable JSON, got .*boxes\.json"):
+    with pytest.raises(AnnotationError, match=r"Cannot read the annotation file .*boxes\.json"):
         index_boxes(tmp_path / "boxes.json")
 
 

@@ -156,7 +156,7 @@ def test_another_file_is_no_detection(text: str, tmp_path: Path) -> None:
 
 def test_a_file_cut_short_is_an_error_and_no_change(store: ModelStore, data: TinySet) -> None:
     data.annotations.write_bytes(data.annotations.read_bytes()[:-20])
-    with pytest.raises(AnnotationError, match="readable JSON"):
+    with pytest.raises(AnnotationError, match="as JSON"):
         detect(store, data)
 
 

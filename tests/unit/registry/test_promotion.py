@@ -161,7 +161,7 @@ def test_a_run_that_is_overtaken_between_reading_and_writing_is_refused(
         write_version(entry)
 
     monkeypatch.setattr(promotion, "_write_version", overtake)
-    with pytest.raises(ConflictError, match="must be unchanged since it was read"):
+    with pytest.raises(ConflictError, match="another writer changed it after it was read"):
         settle_by_gate(found_by_one, slow)
     champion = store.read().champion
     assert champion is not None
@@ -202,7 +202,7 @@ def test_wherever_it_dies_nothing_is_half_promoted_and_a_retry_ends_well(
         return attempt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mal.storage.places.put_file", dying(put_file))
+        patch.setattr("mal.storage.files.put_file", dying(put_file))
         patch.setattr(promotion, "put_file", dying(put_file))
         patch.setattr(promotion, "replace_document", dying(replace_document))
         patch.setattr(ModelStore, "write", dying(ModelStore.write))

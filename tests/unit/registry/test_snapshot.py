@@ -148,7 +148,7 @@ def test_half_a_part_is_refused(given: str, tmp_path: Path) -> None:
 
 
 def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="must be a file"):
+    with pytest.raises(StorageError, match="Cannot read the file"):
         take(str(tmp_path), str(tmp_path / "nowhere.json"))
 
 

@@ -79,7 +79,7 @@ def test_a_member_that_climbs_out_is_refused(
     name: str, suffix: str, tmp_path: Path, cache: Path
 ) -> None:
     archive = make_archive(tmp_path / f"evil{suffix}", {"images/a.jpg": b"a", name: b"x"})
-    with pytest.raises(StorageError, match="must lie inside") as caught:
+    with pytest.raises(StorageError, match="leads out of its folder") as caught:
         open_image_folder(str(archive))
     assert repr(name) in str(caught.value)
     assert unpacked_files(cache) == []
@@ -100,7 +100,7 @@ def test_a_tar_member_that_is_no_file_is_refused(
     kind: bytes, target: str, tmp_path: Path, cache: Path
 ) -> None:
     archive = make_tar_of(tmp_path / "evil.tar", kind, "images/door", target)
-    with pytest.raises(StorageError, match=r"'images/door' .*must be a file or a folder"):
+    with pytest.raises(StorageError, match=r"'images/door' .*is a link or a device"):
         open_image_folder(str(archive))
     assert unpacked_files(cache) == []
 
@@ -111,7 +111,7 @@ def test_a_zip_member_that_is_a_symlink_is_refused(tmp_path: Path, cache: Path) 
         info = zipfile.ZipInfo("images/door")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         packed.writestr(info, "/etc")
-    with pytest.raises(StorageError, match=r"'images/door' .*must be a file or a folder"):
+    with pytest.raises(StorageError, match=r"'images/door' .*is a link or a device"):
         open_image_folder(str(archive))
     assert unpacked_files(cache) == []
 
@@ -123,7 +123,7 @@ def test_an_archive_larger_than_the_disk_is_refused(
     archive = make_archive(tmp_path / f"bomb{suffix}", {"zeros.png": bytes(1 << 20)})
     usage = shutil.disk_usage(tmp_path)._replace(total=1 << 21, free=1 << 19)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(StorageError, match="must have room for"):
+    with pytest.raises(StorageError, match="has no room for"):
         open_image_folder(str(archive))
     assert unpacked_files(cache) == []
 
@@ -135,13 +135,13 @@ def test_a_truncated_archive_is_named_and_leaves_nothing(
     noise = bytes(range(256)) * 40
     archive = make_archive(tmp_path / f"cut{suffix}", {"a.jpg": noise, "b.jpg": noise[::-1]})
     archive.write_bytes(archive.read_bytes()[:-60])
-    with pytest.raises(StorageError, match="must be whole"):
+    with pytest.raises(StorageError, match="Cannot unpack"):
         open_image_folder(str(archive))
     assert unpacked_files(cache) == []
 
 
 def test_an_empty_archive_is_refused(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(StorageError, match="must hold images"):
+    with pytest.raises(StorageError, match="holds no file"):
         open_image_folder(str(make_archive(tmp_path / "set.zip", {})))
 
 
@@ -172,13 +172,13 @@ def test_what_a_killed_unpacking_left_does_not_show_up(tmp_path: Path, cache: Pa
 def test_names_that_no_disk_takes_are_the_archives_fault(
     files: dict[str, bytes], tmp_path: Path, cache: Path
 ) -> None:
-    with pytest.raises(StorageError, match="must have names that can stand side by side"):
+    with pytest.raises(StorageError, match="Two members have one name, or a name is too long"):
         open_image_folder(str(make_archive(tmp_path / "set.tar", files)))
     assert unpacked_files(cache) == []
 
 
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(b"not an archive")
-    with pytest.raises(StorageError, match="must be whole") as caught:
+    with pytest.raises(StorageError, match="Cannot unpack") as caught:
         open_image_folder(str(tmp_path / "set.tar.gz"))
     assert "\n" not in str(caught.value)

@@ -41,7 +41,7 @@ def test_a_folder_is_returned_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        pytest.param("nowhere", "must exist", id="nothing there"),
+        pytest.param("nowhere", "does not exist", id="nothing there"),
         pytest.param("a.rar", "must be a folder or one of", id="another archive"),
         pytest.param("", "must be given", id="no source"),
     ],
@@ -81,7 +81,7 @@ def test_of_a_changed_bucket_folder_only_the_new_is_fetched(
 
 def test_a_bucket_folder_without_images_is_refused(s3: Any) -> None:
     put(s3, **{"set/train.json": b"{}"})
-    with pytest.raises(StorageError, match="must hold images"):
+    with pytest.raises(StorageError, match="holds no images"):
         open_image_folder("s3://bucket/set")
 
 
@@ -91,7 +91,7 @@ def test_a_key_that_climbs_out_is_refused(cache: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_folder, "list_objects", lambda _: listed)
         patch.setattr(image_folder, "fetch_object", lambda stored, path: None)
-        with pytest.raises(StorageError, match="must lie inside"):
+        with pytest.raises(StorageError, match="leads out of its folder"):
             open_image_folder("s3://bucket/set")
 
 

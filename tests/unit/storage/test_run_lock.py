@@ -119,7 +119,7 @@ def test_a_holder_that_gives_no_sign_of_life_is_replaced(
     with caplog.at_level("INFO", "mal"), ResultsFolder(URI).held():
         assert holder(s3)["pid"] == os.getpid()
     assert "is held by process 7 on gone since then" in caplog.text
-    assert "waiting until" in caplog.text
+    assert "Waiting for another one" in caplog.text
     assert "taking it over" in caplog.text
 
 

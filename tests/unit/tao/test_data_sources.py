@@ -241,7 +241,7 @@ def test_a_store_out_of_reach_is_no_mistake_of_the_spec(
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StorageError, match="credentials must be given"):
+    with pytest.raises(StorageError, match="no complete credentials are set"):
         data_source_keys("evaluate", eval_dataset="s3://bucket/set")
 
 

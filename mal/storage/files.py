@@ -1,4 +1,4 @@
-"""Files and folders at a place that may be a local folder or `s3://`."""
+"""Files and folders by path or `s3://` URI."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mal.storage.uris import parse_remote_uri
 
 
 def child_uri(folder: str, *names: str) -> str:
-    """Return the uri of something below a folder."""
+    """Join a folder and names below it."""
     return "/".join([folder.rstrip("/"), *names])
 
 
 def list_files(folder: str) -> dict[str, int]:
-    """Return size by name, relative to the folder; a folder that is not there has none."""
+    """Return size by relative name, without hidden local files; {} for a missing folder."""
     remote = parse_remote_uri(folder)
     if remote is not None:
         start = len(remote.folder_prefix)
@@ -32,11 +32,7 @@ def list_files(folder: str) -> dict[str, int]:
 
 
 def put_file(path: Path, uri: str) -> None:
-    """Copy a local file to a place; it appears there whole or not at all.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Copy a local file to a path or URI atomically."""
     remote = parse_remote_uri(uri)
     if remote is not None:
         upload_object(path, remote)
@@ -46,16 +42,12 @@ def put_file(path: Path, uri: str) -> None:
             shutil.copyfile(path, temporary)
     except OSError as error:
         raise StorageError(
-            f"{uri} must lie in a folder that can be written, got {error.strerror}."
+            f"Cannot write {uri}: {error.strerror}. Choose a folder that can be written."
         ) from error
 
 
 def put_files(folder: Path, names: Iterable[str], uri: str) -> None:
-    """Copy those files of a local folder that exist to a place.
-
-    Raises:
-        StorageError: One cannot be written.
-    """
+    """Copy those files of a local folder that exist."""
     for name in names:
         if (folder / name).is_file():
             put_file(folder / name, child_uri(uri, name))
