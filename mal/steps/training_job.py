@@ -8,6 +8,7 @@ files and leaves the checkpoints where they are.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -35,10 +36,12 @@ from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
 from mal.status import MONITORED_METRIC, last_figures
-from mal.steps import metadata as lineage
-from mal.steps import step as steps
+from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
+from mal.steps.specs import step_spec
 from mal.storage import child_uri, fetch_results, redact_uri
 from mal.storage.uris import parse_remote_uri
+
+log = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 POD_NAME_VARIABLE = "KFP_POD_NAME"
@@ -84,7 +87,7 @@ class TrainingIdentity:
         return f"{self.name}-{digest[:_FOLDER_CHARACTERS]}"
 
 
-def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> TrainingIdentity:
+def training_identity(model: StepArtifact, data: DatasetManifest) -> TrainingIdentity:
     """Return the identity of the training of this step."""
     content = f"{model.uri}\n{data.dataset_sha256}"
     task_id = hashlib.sha256(content.encode()).hexdigest()[:_ID_CHARACTERS]
@@ -96,17 +99,17 @@ class JobTraining:
     """A training that a job has finished.
 
     Attributes:
-        figures: Of the training, as `run_train` gives them.
-        facts: Metadata of the model artifact.
+        metrics: Metrics of the training, as `run_train` gives them.
+        metadata: Metadata of the model artifact.
     """
 
-    figures: dict[str, float]
-    facts: lineage.Facts
+    metrics: dict[str, float]
+    metadata: Metadata
 
 
 def train_as_job(
     data: DatasetManifest,
-    model: lineage.StepArtifact,
+    model: StepArtifact,
     *,
     backend: str,
     namespace: str,
@@ -146,7 +149,7 @@ def train_as_job(
         outputs_uri=results,
         **settings,
     )
-    steps.tell(f"the job writes to {redact_uri(results)}")
+    log.info(f"the job writes to {redact_uri(results)}")
     finished = run_job(
         job,
         backend=_backend(backend),
@@ -158,11 +161,11 @@ def train_as_job(
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
         folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
-        figures = lineage.figures(last_figures(folder / STATUS_FILE))
-        figures.pop(MONITORED_METRIC, None)  # the validation's, under another name
+        metrics = flat_metrics(last_figures(folder / STATUS_FILE))
+        metrics.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        facts = lineage.model_metadata(experiment, folder, figures) | _job_facts(job, finished)
-    return JobTraining(figures, facts)
+        metadata = model_metadata(experiment, folder, metrics) | _job_facts(job, finished)
+    return JobTraining(metrics, metadata)
 
 
 def results_uri(model_uri: str, outputs_uri: str) -> str:
@@ -225,7 +228,7 @@ def job_settings(
     Raises:
         SpecError: With all problems found.
     """
-    experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=outputs_uri)
+    experiment = step_spec("train", data, spec=spec, overrides=overrides, results_dir=outputs_uri)
     settings = read_job_settings(
         {"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)},
         spec=write_experiment_yaml(experiment),
@@ -268,7 +271,7 @@ def _tell(line: str) -> None:
     if _TIMED.match(line):
         sys.stderr.write(f"{line}\n")
     else:
-        steps.tell(line)
+        log.info(line)
 
 
 def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:
@@ -299,7 +302,7 @@ def _backend(name: str) -> Backend:
     return Backend(name)
 
 
-def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
+def _job_facts(job: JobSettings, finished: FinishedJob) -> Metadata:
     return {
         "job": f"{finished.kind} {finished.namespace}/{finished.name}",
         "job_uid": finished.uid,
@@ -321,7 +324,7 @@ def _owner(namespace: str, job: str) -> Owner | None:
     own = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if NAMESPACE_FILE.is_file() else ""
     if own == namespace:
         return Owner(name=name, uid=uid)
-    steps.tell(
+    log.info(
         f"{namespace}/{job} does not belong to this step's pod, whose namespace is "
         f"{own or 'unknown'}: it stays when the pod is deleted. A step that is cancelled deletes "
         "it; where the step is killed before it can, delete it by hand, or it runs to its deadline "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ from mal.registry.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, spec_as_dict
 from mal.spec.schema import action_schema
-from mal.steps import step as steps
 from mal.steps import training_job
 from mal.steps.metadata import StepArtifact
 from mal.steps.tuned_model import TunedModel, spec_text, take_model, validated_metrics
 from mal.storage import fetch_results
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def search_on_katib(
     search = katib_search(space, settings)
     beside = "" if place.outputs_uri else "-search"
     root = training_job.results_uri(model.uri, place.outputs_uri).rstrip("/") + beside
-    steps.tell(
+    log.info(
         f"searching with Katib's {search.algorithm}: {search.num_trials} trials, "
         f"{search.num_parallel} at a time, each a whole training. "
         + "; ".join(f"{p.key}: {p.describe()}" for p in space)
@@ -85,7 +87,7 @@ def search_on_katib(
         run_id=training_job.training_identity(model, data).run_id,
         client=ClusterClient.connect(),
         limits=place.limits,
-        tell=steps.tell,
+        tell=log.info,
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))
@@ -108,7 +110,7 @@ def search_on_katib(
         report = page.read_text(encoding="utf-8")
     return TunedModel(
         experiment=best,
-        figures={
+        metrics={
             **measured,
             f"val_{METRIC}": finished.best.metric,
             "num_trials": float(len(records)),
