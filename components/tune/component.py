@@ -70,7 +70,7 @@ def tune(
         best_spec: YAML text of the whole spec with the best values, for the steps after this one.
     """
     from mal.automl.settings import Budget, SearchSettings, algorithm_from
-    from mal.steps import Step, metadata
+    from mal.steps import Step
     from mal.steps import tune as tuning
 
     with Step(dataset=dataset) as step:
@@ -86,10 +86,7 @@ def tune(
         )  # fmt: skip
         step.write_artifact(model, tuning.tuned_model_metadata(tuned, model.path))
         step.log_metrics(metrics, tuned.metrics)
-        search = {
-            "display_name": "AutoML search",
-            **metadata.spec_metadata("train", tuned.experiment),
-        }
+        search = tuning.search_metadata(tuned)
         page = tuning.leaderboard_page(tuned, model)
         step.write_artifact(leaderboard, search, text=page)
         step.write_artifact(report, search, text=tuned.report)

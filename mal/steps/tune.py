@@ -27,7 +27,13 @@ from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
 from mal.stages.automl import require_optuna, run_automl
 from mal.stages.trial import require_measurable
-from mal.steps.metadata import Metadata, StepArtifact, image_metadata, model_metadata
+from mal.steps.metadata import (
+    Metadata,
+    StepArtifact,
+    image_metadata,
+    model_metadata,
+    spec_metadata,
+)
 from mal.steps.specs import step_spec
 from mal.steps.tuned_model import TunedModel, spec_text, take_model, validated_metrics
 
@@ -143,6 +149,11 @@ def tuned_model_metadata(tuned: TunedModel, model_dir: str | Path) -> Metadata:
     if tuned.best_values:
         metadata["best_params"] = json.dumps(dict(tuned.best_values))
     return metadata
+
+
+def search_metadata(tuned: TunedModel) -> Metadata:
+    """Describe the leaderboard and the report of a search."""
+    return {"display_name": "AutoML search", **spec_metadata("train", tuned.experiment)}
 
 
 def leaderboard_page(tuned: TunedModel, model: StepArtifact) -> str:
