@@ -10,7 +10,7 @@ from mal.errors import MissingExtraError
 
 EXIT_USER_ERROR = 2
 
-_SUFFIXES = {"": {".yaml", ".md"}, "compile": {".yaml"}, "readme": {".md"}}
+_SUFFIXES = {None: {".yaml", ".md"}, "compile": {".yaml"}, "readme": {".md"}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        default="",
         choices=("compile", "readme", "check"),
         help="write component.yaml, write README.md (both without a command), or check folders",
     )

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
-from mal.kfp.components import _images
+from mal.kfp.components import _generated, _images
+from mal.kfp.components.__main__ import main
 from mal.kfp.components._generated import (
     COMPONENTS_DIR,
     generated_files,
@@ -160,6 +162,30 @@ def test_committed_component_yaml_and_readmes_are_current() -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     assert stale == [], "run: make compile"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ([], {"component.yaml", "README.md"}),
+        (["compile"], {"component.yaml"}),
+        (["readme"], {"README.md"}),
+    ],
+)
+def test_the_command_writes_the_generated_files(
+    arguments: list[str], written: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {tmp_path / "component.yaml": "a: 1\n", tmp_path / "README.md": "text\n"}
+    monkeypatch.setattr(_generated, "generated_files", lambda: files)
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == written
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["compile", "folder"], ["other"]])
+def test_a_wrong_command_is_a_user_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("name", INTERFACES)
