@@ -1,4 +1,4 @@
-"""The generated examples below `manifests/examples`: one job, for either operator.
+"""Generate `manifests/examples`: one training job, for each of the two operators.
 
 `python -m components._example_jobs` writes them; `make compile` runs it.
 """
@@ -61,14 +61,14 @@ EXAMPLE_JOB = JobSettings(
         config_map="mal-config",
     ),
 )
-# Trainer v2 takes from its runtime what a TrainJob cannot say.
+# A TrainJob has fewer fields than a PyTorchJob: the rest comes from its runtime.
 EXAMPLE_TRAINJOB = dataclasses.replace(
     EXAMPLE_JOB, training_runtime=TrainingRuntime(name="mal-torch", kind="TrainingRuntime")
 )
 
 
 def example_files() -> dict[Path, str]:
-    """Return what every example must hold, by its path."""
+    """Return the content of every example by its path."""
     jobs = {
         "pytorchjob.yaml": build_pytorchjob(EXAMPLE_JOB),
         "trainjob.yaml": build_trainjob(EXAMPLE_TRAINJOB),

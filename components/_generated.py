@@ -26,7 +26,7 @@ def load_component(name: str) -> Any:
 
 
 def generated_files() -> dict[Path, str]:
-    """Return what every generated file must hold, by its path."""
+    """Return the content of every generated file by its path."""
     files: dict[Path, str] = {}
     for name in list_components():
         component = load_component(name)
@@ -49,7 +49,7 @@ def compiled_yaml(component: Any) -> str:
 
 
 def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
-    """Describe a component: what it does, takes and gives."""
+    """Return the README of a component."""
     spec = component.component_spec
     doc = docstring_parser.parse(inspect.getdoc(component.python_func) or "")
     described = {param.arg_name: param.description or "" for param in doc.params}

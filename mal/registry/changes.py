@@ -26,9 +26,6 @@ class SourcePart:
     """One part of a data set.
 
     Attributes:
-        images_uri: Folder, archive or bucket folder.
-        annotations_uri: COCO JSON.
-        annotations_sha256: Digest of the content; an etag of a multipart upload is no digest.
         annotations_version: Object version in a bucket with versioning; else ''.
         frozen_annotations_uri: A copy named by its sha256, which is never overwritten.
         images_sha256: Digest of names, sizes and checksums of the annotated images.
@@ -52,14 +49,10 @@ class Detection:
 
     Attributes:
         is_changed: True: train.
-        reason: Reason of the decision, in a sentence.
-        changes: Boxes that differ from those of the last training.
+        reason: Reason of the decision, without a full stop.
         source_sha256: Digest of the data set.
         at: Time of the comparison, ISO 8601.
-        store_uri: Model store that recorded the last training.
         store_etag: State of the store at that time.
-        train: Training part.
-        val: Validation part; None for none.
     """
 
     is_changed: bool
@@ -137,8 +130,8 @@ def detect_changes(
         store: Records the last training and keeps the copied annotations.
         train_images: Folder, archive or bucket folder.
         train_annotations: COCO JSON.
-        val_images: Required with `val_annotations`; '' for no validation part.
-        val_annotations: Required with `val_images`.
+        val_images: '' for no validation part.
+        val_annotations: '' for no validation part.
         min_new_annotations: How many boxes must be new or changed; 0: any change of the digest.
             Removed boxes do not count, because a truncated file must not start a training.
         quiet_period_s: Least time since the last write to the data set.

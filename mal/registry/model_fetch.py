@@ -20,14 +20,7 @@ _TRAIN_FOLDER = "train"
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A fetched model.
-
-    Attributes:
-        version: Version of the store; '' for a model from elsewhere.
-        checkpoint_uri: URI of the weights.
-        sha256: Digest of the weights.
-        spec_sha256: Digest of the spec of their training; '' for none.
-    """
+    """A fetched model; version and spec_sha256 are '' for a model without them."""
 
     version: str
     checkpoint_uri: str

@@ -26,15 +26,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training, promoted or refused.
-
-    Attributes:
-        source_sha256: Digest of the whole data set, from `detect_new_annotations`.
-        annotations_sha256: Digest of the training annotations.
-        version: Version of the trained model.
-        is_promoted: True if the version became the champion.
-        at: Time, ISO 8601.
-    """
+    """A finished training; `source_sha256` is the digest of its whole data set."""
 
     source_sha256: str
     annotations_sha256: str
@@ -45,7 +37,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is in use; `since` in ISO 8601."""
+    """The version in use."""
 
     version: str
     sha256: str
@@ -66,14 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class StoreState:
-    """The content of the pointer.
-
-    Attributes:
-        champion: None before the first promotion.
-        last_training: None before the first run.
-        history: Every change of the champion, oldest first.
-        etag: Identifies this state for conditional writes.
-    """
+    """The content of the pointer, with the changes of the champion from old to new."""
 
     champion: Champion | None = None
     last_training: Training | None = None

@@ -70,9 +70,6 @@ class Candidate:
     """A trained, measured and exported model.
 
     Attributes:
-        model_dir: Results folder of train.
-        onnx_dir: Results folder of export.
-        report: HTML page of evaluate.
         metrics: Content of `metrics.json`.
         champion_metrics: Content of the champion's `metrics.json`; None without a champion.
         lineage: Metadata of the artifacts of its run, by name.
@@ -101,10 +98,8 @@ class Outcome:
     """The result of registering a candidate.
 
     Attributes:
-        version: Version of the candidate.
         champion: Version in use afterwards; '' for none.
         previous: Version in use before; '' for none.
-        decision: Decision of the gate.
         registry_error: Why the model registry may name another champion; '' if it does not.
     """
 
@@ -186,7 +181,7 @@ def register_and_promote(
     Args:
         detection: The data set, and the state of the store at the start of the run.
         candidate: The model of that run.
-        gate: Limits of the gate.
+        gate: Limits.
         registry: Model registry for a copy; None for none.
 
     Raises:
@@ -236,8 +231,8 @@ def promote_version(
             "data set with true masks."
         )
     if version != state.champion_version:
-        champion = _champion(store, version, str(record["sha256"]))
-        state = store.write(_with_champion(state, champion, reason))
+        sha256 = str(record["sha256"])
+        state = store.write(_with_champion(state, store, version, sha256, reason))
     if error := _copy_champion(store, state, registry):
         raise ClusterError(error)
     return state
@@ -292,22 +287,16 @@ def _next_state(new: _NewVersion, state: StoreState) -> StoreState:
     state = dataclasses.replace(state, last_training=training)
     if not is_promoted:
         return state
-    return _with_champion(state, _champion(new.store, new.name, new.sha256), new.decision.reason)
+    return _with_champion(state, new.store, new.name, new.sha256, new.decision.reason)
 
 
-def _with_champion(state: StoreState, champion: Champion, reason: str) -> StoreState:
-    change = Change(champion.version, state.champion_version, champion.since, reason)
+def _with_champion(
+    state: StoreState, store: ModelStore, version: str, sha256: str, reason: str
+) -> StoreState:
+    model_uri, onnx_uri = store.version_uri(version, "model"), store.version_uri(version, "onnx")
+    champion = Champion(version, sha256, model_uri, onnx_uri, since=now())
+    change = Change(version, state.champion_version, champion.since, reason)
     return dataclasses.replace(state, champion=champion, history=(*state.history, change))
-
-
-def _champion(store: ModelStore, version: str, sha256: str) -> Champion:
-    return Champion(
-        version=version,
-        sha256=sha256,
-        model_uri=store.version_uri(version, "model"),
-        onnx_uri=store.version_uri(version, "onnx"),
-        since=now(),
-    )
 
 
 def _write_version(new: _NewVersion) -> Mapping[str, Any]:

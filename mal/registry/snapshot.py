@@ -23,16 +23,9 @@ class SplitSnapshot:
     """One part of a data set.
 
     Attributes:
-        images_uri: Folder, archive or bucket folder.
-        annotations_uri: COCO JSON.
-        annotations_sha256: Digest of the JSON file.
         images_sha256: Digest of names, sizes and checksums of the annotated images that exist.
-        num_images: Images in the annotation file.
-        num_missing_images: Images in the annotation file that do not exist.
+        num_images: Images in the annotation file, whether they exist or not.
         num_boxes: Usable boxes without crowds.
-        num_crowds: Crowds are neither trained nor measured.
-        num_categories: Categories in the annotation file.
-        has_masks: True if any box has a true mask.
         image_bytes: Size of the images that exist.
     """
 
@@ -56,14 +49,7 @@ class SplitSnapshot:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """A data set.
-
-    Attributes:
-        dataset_sha256: Changes with every annotation file and every annotated image.
-        train: Training part.
-        val: Validation part; None for none.
-        label: Part to label; the training part by default.
-    """
+    """A data set; without a part to label the training part is labelled."""
 
     dataset_sha256: str
     train: SplitSnapshot
@@ -121,15 +107,8 @@ def snapshot_dataset(
 ) -> DatasetManifest:
     """Describe a data set.
 
-    Folders and archives are read for their checksums; a bucket folder is only listed.
-
-    Args:
-        train_images: Folder, archive or bucket folder.
-        train_annotations: COCO JSON.
-        val_images: Required with `val_annotations`; '' for no validation part.
-        val_annotations: Required with `val_images`.
-        label_images: Required with `label_annotations`; '' for the training part.
-        label_annotations: Required with `label_images`.
+    Images are a folder, an archive or a bucket folder. Folders and archives are read for their
+    checksums; a bucket folder is only listed. '' for both URIs leaves a part out.
 
     Raises:
         AnnotationError: A part cannot be used.
