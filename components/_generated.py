@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import yaml
+
+from mal.steps.summaries import markdown_table
 
 COMPONENTS_DIR = Path(__file__).parent
 _NOTICE = "<!-- Generated from component.py and metadata.yaml by `make compile`; do not edit. -->"
@@ -62,7 +64,7 @@ def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
         f"Stability: {metadata['stability']}. Needs {needs}. Tags: {', '.join(metadata['tags'])}.",
         f"Image: `{spec.implementation.container.image}`.",
         "## Inputs",
-        _table(
+        markdown_table(
             ("name", "type", "default", "description"),
             (
                 (f"`{key}`", _type_name(value.type), _default(value), described[key])
@@ -70,7 +72,7 @@ def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
             ),
         ),
         "## Outputs",
-        _table(
+        markdown_table(
             ("name", "type", "description"),
             (
                 (f"`{key}`", _type_name(value.type), described[key])
@@ -91,8 +93,3 @@ def _type_name(kfp_type: str) -> str:
 
 def _default(value: Any) -> str:
     return f"`{value.default!r}`" if value.optional else "required"
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(" ".join(c.split()) for c in line) + " |" for line in lines)

@@ -263,51 +263,43 @@ def merge_labels(
         StorageError: A URI cannot be read.
     """
     annotations = fetch_file(annotations_uri)
-    merged = _MergedLabels(annotations, labels, plan_shards(annotations, boxes_per_shard))
+    plan = plan_shards(annotations, boxes_per_shard)
+    if len(labels) != len(plan.num_boxes):
+        raise ArtifactError(
+            f"Cannot merge the labels of {len(labels)} shards: the annotations have "
+            f"{len(plan.num_boxes)} shards. Label all shards, and keep boxes_per_shard."
+        )
     content: dict[str, Any] = {}
     for key in list_keys(annotations):
         if key == "annotations":
-            content[key] = iter(merged)
+            content[key] = _in_order_of(annotations, labels, plan)
         elif key == "images":
             content[key] = stream_entries(annotations, key)
         else:
             content[key] = read_value(annotations, key)
     write_stream(Path(output), content)
-    return merged.num_boxes
+    return sum(plan.num_boxes)
 
 
-class _MergedLabels:
-    """The labels of all shards in the order of the annotations."""
+def _in_order_of(annotations: Path, labels: Sequence[str], plan: ShardPlan) -> Iterator[Any]:
+    """Yield the labels of all shards in the order of the annotations."""
+    shards = [stream_entries(fetch_file(uri), "annotations") for uri in labels]
+    for box in stream_entries(annotations, "annotations"):
+        number = plan.shard_of_box(box)
+        label = next(shards[number], None)
+        if _identity(label) != _identity(box):
+            raise _mismatch(labels[number], f"{_identity(label)} instead of {_identity(box)}")
+        yield label
+    for uri, rest in zip(labels, shards, strict=True):
+        if next(rest, None) is not None:
+            raise _mismatch(uri, "more labels than boxes")
 
-    def __init__(self, annotations: Path, labels: Sequence[str], plan: ShardPlan) -> None:
-        if len(labels) != len(plan.num_boxes):
-            raise ArtifactError(
-                f"Cannot merge the labels of {len(labels)} shards: the annotations have "
-                f"{len(plan.num_boxes)} shards. Label all shards, and keep boxes_per_shard."
-            )
-        self.num_boxes = 0
-        self._annotations = annotations
-        self._labels = labels
-        self._plan = plan
 
-    def __iter__(self) -> Iterator[Any]:
-        shards = [stream_entries(fetch_file(uri), "annotations") for uri in self._labels]
-        for box in stream_entries(self._annotations, "annotations"):
-            number = self._plan.shard_of_box(box)
-            label = next(shards[number], None)
-            if _identity(label) != _identity(box):
-                self._raise_mismatch(number, f"{_identity(label)} instead of {_identity(box)}")
-            self.num_boxes += 1
-            yield label
-        for number, rest in enumerate(shards):
-            if next(rest, None) is not None:
-                self._raise_mismatch(number, "more labels than boxes")
-
-    def _raise_mismatch(self, number: int, found: str) -> None:
-        raise ArtifactError(
-            f"{self._labels[number]} does not match the annotations: it has {found}. Delete its "
-            "folder and run the pipeline again."
-        )
+def _mismatch(uri: str, found: str) -> ArtifactError:
+    return ArtifactError(
+        f"{uri} does not match the annotations: it has {found}. Delete its folder and run the "
+        "pipeline again."
+    )
 
 
 def _identity(box: Any) -> Any:

@@ -136,8 +136,8 @@ def test_a_local_run_gives_jobs_the_image_of_the_environment(
     ("options", "message"),
     [
         (["--tag", "latest"], "tag must name a fixed version, got 'latest'"),
-        (["--tag", ""], "tag must be a version"),
-        (["--tag", "a b"], "tag must be a version"),
+        (["--tag", ""], "tag must name a fixed version"),
+        (["--tag", "a b"], "tag must name a fixed version"),
         (["--registry", "https://mirror/mal"], "registry must read HOST[:PORT][/PATH]"),
         (["--registry", "mirror/mal/"], "registry must read HOST[:PORT][/PATH]"),
         (["--registry", ""], "registry must read HOST[:PORT][/PATH]"),
