@@ -35,7 +35,7 @@ from mal.steps.metadata import (
     spec_metadata,
 )
 from mal.steps.specs import step_spec
-from mal.steps.tuned_model import TunedModel, spec_text, take_model, validated_metrics
+from mal.steps.tuned_model import TunedModel, take_model, validated_metrics
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,6 @@ def train_or_search(
         metrics=metrics,
         best_values={},
         best_metric=metrics.get("val_mIoU", UNMEASURED),
-        best_spec=spec_text(experiment),
         warning=usefulness_warning(metrics, "val_"),
         leaderboard=f"No search: {decision.reason}.\n",
         report=f"<!DOCTYPE html><title>No search</title><p>{html.escape(decision.reason)}.</p>\n",
@@ -135,7 +134,6 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
         metrics=metrics,
         best_values=result.best_values,
         best_metric=result.best_mean_iou,
-        best_spec=spec_text(best),
         warning=result.warning,
         leaderboard=markdown_from_csv(result.leaderboard.read_text(encoding="utf-8")),
         report=result.report.read_text(encoding="utf-8"),

@@ -118,7 +118,6 @@ def search_on_katib(
         warning=warning,
         best_values=best_values,
         best_metric=finished.best.metric,
-        best_spec=spec_text(best),
         leaderboard=markdown_from_csv(leaderboard_csv(records)),
         report=report,
         image=place.image,

@@ -37,7 +37,6 @@ class TunedModel:
         metrics: Metrics of the training and of the search.
         best_values: Values of the searched keys; empty without a search.
         best_metric: Validation mIoU of the model; -1 where there are no masks to measure with.
-        best_spec: YAML text for the steps after it.
         leaderboard: Markdown.
         report: HTML.
         image: Image that trained the model; '' for the step's own.
@@ -48,11 +47,15 @@ class TunedModel:
     metrics: Mapping[str, float]
     best_values: Mapping[str, Any]
     best_metric: float
-    best_spec: str
     leaderboard: str
     report: str
     image: str = ""
     warning: str = ""
+
+    @property
+    def best_spec(self) -> str:
+        """The spec of the model as text for the steps after it."""
+        return spec_text(self.experiment)
 
 
 def validated_metrics(model_dir: Path) -> dict[str, float]:
