@@ -1,4 +1,1 @@
-"""Kubeflow components: one folder a component.
-
-Each is a thin wrapper of the code behind the command line.
-"""
+"""Kubeflow components: one folder a component, each a thin wrapper of code in `mal`."""

@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import yaml
+
+from mal.steps.summaries import markdown_table
 
 COMPONENTS_DIR = Path(__file__).parent
 _NOTICE = "<!-- Generated from component.py and metadata.yaml by `make compile`; do not edit. -->"
@@ -26,7 +28,7 @@ def load_component(name: str) -> Any:
 
 
 def generated_files() -> dict[Path, str]:
-    """Return what every generated file must hold, by its path."""
+    """Return the content of every generated file by its path."""
     files: dict[Path, str] = {}
     for name in list_components():
         component = load_component(name)
@@ -49,7 +51,7 @@ def compiled_yaml(component: Any) -> str:
 
 
 def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
-    """Describe a component: what it does, takes and gives."""
+    """Return the README of a component."""
     spec = component.component_spec
     doc = docstring_parser.parse(inspect.getdoc(component.python_func) or "")
     described = {param.arg_name: param.description or "" for param in doc.params}
@@ -62,7 +64,7 @@ def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
         f"Stability: {metadata['stability']}. Needs {needs}. Tags: {', '.join(metadata['tags'])}.",
         f"Image: `{spec.implementation.container.image}`.",
         "## Inputs",
-        _table(
+        markdown_table(
             ("name", "type", "default", "description"),
             (
                 (f"`{key}`", _type_name(value.type), _default(value), described[key])
@@ -70,7 +72,7 @@ def render_readme(component: Any, metadata: Mapping[str, Any]) -> str:
             ),
         ),
         "## Outputs",
-        _table(
+        markdown_table(
             ("name", "type", "description"),
             (
                 (f"`{key}`", _type_name(value.type), described[key])
@@ -91,8 +93,3 @@ def _type_name(kfp_type: str) -> str:
 
 def _default(value: Any) -> str:
     return f"`{value.default!r}`" if value.optional else "required"
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(" ".join(c.split()) for c in line) + " |" for line in lines)

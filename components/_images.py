@@ -1,8 +1,8 @@
-"""The one place of every image reference.
+"""All image references.
 
-`train` is what job pods run, `component` adds kfp and is the base of the heavy steps, `control`
-has no torch and is the base of the light ones. Committed files name them below a registry that
-does not exist; `python -m pipelines` and `images/build` put another in its place.
+`train` is the image of training jobs, `component` adds kfp for steps that need torch, `control` is
+for steps without torch. Committed files name a registry that does not exist; `mal pipelines` and
+`images/build` replace it.
 """
 
 import re
@@ -16,7 +16,7 @@ from mal.errors import MalError
 
 IMAGE_NAMES = ("train", "component", "control")
 
-# As the distribution specification has them: a host with an optional port, then path components.
+# Grammar of the OCI distribution specification: a host with an optional port, then a path.
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REGISTRY = re.compile(rf"[A-Za-z0-9.-]+(?::[0-9]+)?(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -24,20 +24,20 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class ImageReferenceError(MalError):
-    """Image references that no registry knows, or that would not stay the same."""
+    """An image reference that no registry accepts, or whose image may change."""
 
 
 @dataclass(frozen=True)
 class ImageReferences:
-    """Where the images are.
+    """References of all images.
 
     Attributes:
         registry: Host, and path above the image's name.
-        tag: Of every image that has no digest.
-        digests: `sha256:...` by image name; they beat the tag.
+        tag: Tag of every image without a digest.
+        digests: `sha256:...` by image name; a digest beats the tag.
 
     Raises:
-        ImageReferenceError: With the first rule that is broken.
+        ImageReferenceError: With the first problem found.
     """
 
     registry: str = "registry.example.com/mal"
@@ -52,8 +52,7 @@ class ImageReferences:
             )
         if not _TAG.fullmatch(self.tag) or self.tag == "latest":
             raise ImageReferenceError(
-                f"tag must be a version that stays the same, got '{self.tag}'. "
-                f"Write one such as {__version__}."
+                f"tag must name a fixed version, got '{self.tag}'. Write one such as {__version__}."
             )
         for name, digest in self.digests.items():
             if not _DIGEST.fullmatch(str(digest)):
@@ -63,19 +62,19 @@ class ImageReferences:
                 )
 
     def reference(self, name: str) -> str:
-        """Return what a manifest calls an image."""
+        """Return the reference of an image."""
         if name in self.digests:
-            # Without the tag: container runtimes are divided over a reference with both.
+            # Container runtimes disagree about a reference with both tag and digest.
             return f"{self.registry}/{name}@{self.digests[name]}"
         return f"{self.registry}/{name}:{self.tag}"
 
     def digest_of(self, committed: str) -> str:
-        """Return the digest of what a committed reference stands for; '' where none is known."""
+        """Return the digest of the image of a committed reference; '' if unknown."""
         known = {COMMITTED.reference(name): digest for name, digest in self.digests.items()}
         return known.get(committed, "")
 
     def put_in(self, text: str) -> str:
-        """Return a compiled text with these references for the committed ones."""
+        """Replace the committed references in a compiled text."""
         for name in IMAGE_NAMES:
             text = text.replace(COMMITTED.reference(name), self.reference(name))
         return text
@@ -84,17 +83,17 @@ class ImageReferences:
 def image_references(
     registry: str | None, tag: str | None, digests_file: Path | None
 ) -> ImageReferences:
-    """Return references that differ from the committed ones in what is given.
+    """Return the committed references with another registry, tag or digests.
 
     Args:
-        registry: Where the images are.
-        tag: Their tag.
+        registry: None for the committed one.
+        tag: None for the committed one.
         digests_file: YAML, a digest by image name.
 
     Raises:
-        ImageReferenceError: One of them cannot be used.
+        ImageReferenceError: The file cannot be read, or a reference is malformed.
     """
-    import yaml  # images/build reads the references where nothing is installed
+    import yaml  # images/build imports this module without any package installed
 
     digests: Any = {}
     if digests_file is not None:
@@ -102,7 +101,8 @@ def image_references(
             digests = yaml.safe_load(digests_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ImageReferenceError(
-                f"digests must be a readable YAML file, got {digests_file} ({error})."
+                f"Cannot read the digests in {digests_file} ({error}). Write the file with "
+                "images/push."
             ) from error
         if not isinstance(digests, dict) or set(digests) != set(IMAGE_NAMES):
             raise ImageReferenceError(

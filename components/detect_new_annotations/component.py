@@ -1,4 +1,4 @@
-"""Find out whether it is time to train again."""
+"""Detect whether a data set has changed since the last training."""
 
 from typing import NamedTuple
 
@@ -32,39 +32,35 @@ def detect_new_annotations(
         ("frozen_val_annotations", str),
     ],
 ):
-    """Compare a data set with the one of the last training; freeze its annotations to train on.
+    """Compare a data set with that of the last training, and copy its annotations to train on.
 
-    Not to be cached: what lies behind a uri changes while the uri does not.
+    Do not cache this step: the content behind a URI changes while the URI stays the same.
 
     Args:
-        snapshot: What was found: digest, counts, frozen annotations, state of the store.
-        metrics: Counts of boxes: all, new, changed, removed.
-        summary: Whether to train, and why.
-        changed: Whether to train.
-        num_new: Boxes that the last training did not see.
-        num_changed: Boxes that it saw otherwise.
-        num_removed: Boxes that it saw and that are gone.
-        frozen_train_annotations: A copy under the name of its content, to train on.
-        frozen_val_annotations: Likewise; '' without a validation part.
+        snapshot: Digest, counts, copied annotations and the state of the model store.
+        metrics: Number of boxes: all, new, changed, removed.
+        summary: The decision, and its reason.
+        changed: True: train.
+        num_new: Boxes that the last training did not have.
+        num_changed: Boxes that the last training had with other content.
+        num_removed: Boxes of the last training that are gone.
+        frozen_train_annotations: URI of a copy named by its sha256, to train on.
+        frozen_val_annotations: URI of the copy; '' without a validation part.
         train_images: Folder or archive of the training images, local or s3://.
         train_annotations: COCO JSON with the training boxes, local or s3://.
-        store: Model store: a folder or s3:// that knows the last training.
+        store: Model store, a folder or s3://; it records the last training.
         val_images: Images of the validation part; '' for none.
         val_annotations: Annotations of the validation part; '' for none.
-        min_new_annotations: Boxes that must be new or changed; 0: any change of the data set.
-        quiet_period_s: How long nothing of the data set must have been written, seconds.
+        min_new_annotations: Boxes that must be new or changed; 0: any change starts a training.
+        quiet_period_s: Seconds since the last write to the data set before it is used.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    from pathlib import Path
-
     from mal.registry.changes import detect_changes
     from mal.registry.model_store import ModelStore
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, metadata, summaries
 
-    with steps.running_step():
-        found = detect_changes(
+    with Step(pipeline_name=pipeline_name) as step:
+        detection = detect_changes(
             ModelStore(store),
             train_images=train_images,
             train_annotations=train_annotations,
@@ -73,9 +69,9 @@ def detect_new_annotations(
             min_new_annotations=min_new_annotations,
             quiet_period_s=quiet_period_s,
         )
-        steps.tell(f"{'train' if found.is_changed else 'skip'}: {found.reason}")
-        found.write(Path(snapshot.path))
-        steps.describe(snapshot, lineage.detection_metadata(found, pipeline_name=pipeline_name))
-        page = summaries.detection_markdown(found)
-        steps.publish(metrics, found.counts, summary, page, snapshot=snapshot)
-    return found.outputs
+        step.log(f"{'train' if detection.is_changed else 'skip'}: {detection.reason}")
+        detection.write(snapshot.path)
+        step.write_artifact(snapshot, metadata.detection_metadata(detection))
+        step.log_metrics(metrics, detection.counts)
+        step.write_summary(summary, summaries.detection_markdown(detection), snapshot=snapshot)
+    return detection.outputs

@@ -15,32 +15,26 @@ def export(
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> None:
-    """Export a model to ONNX and check that it predicts what PyTorch predicts.
+    """Export a model to ONNX and compare its predictions with those of PyTorch.
 
     Args:
-        dataset: Manifest of snapshot_dataset; recorded as what the model came from.
+        dataset: Manifest of snapshot_dataset; recorded as the origin of the model.
         model: Model folder of train.
         onnx: Folder with mal_model.onnx and mal_model.json, and for points mal_encoder.onnx and
             mal_decoder.onnx.
-        summary: The exported model, and how closely it agrees with PyTorch.
+        summary: The exported model, and its largest difference from PyTorch.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
     from mal.stages import run_export
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, metadata, summaries
 
-    with steps.running_step():
-        experiment = steps.export_spec(
-            model_dir=model.path, spec=spec, overrides=overrides, results_dir=onnx.path
+    with Step(dataset=dataset, model=model) as step:
+        experiment = step.experiment(
+            "export", spec=spec, overrides=overrides, results_dir=onnx.path
         )
         result = run_export(experiment)
-        steps.describe(
-            onnx,
-            lineage.parents(dataset, model),
-            lineage.onnx_metadata(experiment, onnx.path, result.max_abs_diff),
-            lineage.spec_facts("export", experiment),
+        step.write_artifact(
+            onnx, metadata.onnx_metadata(experiment, onnx.path, result.max_abs_diff)
         )
-        page = summaries.facts_markdown("ONNX", onnx.metadata)
-        steps.write_summary(summary, page, onnx=onnx)
+        step.write_summary(summary, summaries.metadata_markdown("ONNX", onnx.metadata), onnx=onnx)

@@ -1,4 +1,4 @@
-"""Bring the model that is in use."""
+"""Fetch the champion."""
 
 from typing import NamedTuple
 
@@ -15,28 +15,25 @@ def fetch_champion(
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
     warm_start: bool = True,
 ) -> NamedTuple("Outputs", [("version", str), ("train_overrides", list[str])]):  # type: ignore[valid-type]
-    """Copy the champion of the model store, and let the next training start from its weights.
+    """Copy the champion from the model store; the next training starts from its weights.
 
     Args:
-        snapshot: What detect_new_annotations found; it names the store.
+        snapshot: Output of detect_new_annotations; it names the model store.
         champion: Model folder; empty before the first promotion.
-        version: Of the champion; '' before the first promotion.
-        train_overrides: The given ones, and the one that starts training from the champion.
+        version: Version of the champion; '' before the first promotion.
+        train_overrides: `overrides` and, with warm_start, the champion as the start weights.
         overrides: dotted.key=value settings of the user.
-        warm_start: False: train as if there were no champion.
+        warm_start: False: do not start from the champion's weights.
     """
-    from pathlib import Path
-
     from mal.registry import model_fetch
     from mal.registry.changes import read_detection
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
+    from mal.steps import Step, metadata
 
-    with steps.running_step():
-        found = read_detection(Path(snapshot.path))
-        fetched = model_fetch.fetch_champion(found, Path(champion.path))
-        steps.tell(f"champion: {fetched.version if fetched else 'none yet'}")
-        facts = lineage.champion_metadata(fetched, snapshot, store=found.store_uri)
-        steps.describe(champion, facts)
+    with Step(snapshot=snapshot) as step:
+        detection = read_detection(snapshot.path)
+        fetched = model_fetch.fetch_champion(detection, champion.path)
+        fetched_version = fetched.version if fetched else ""
+        step.log(f"champion: {fetched_version or 'none yet'}")
+        step.write_artifact(champion, metadata.champion_metadata(fetched, detection.store_uri))
         start = model_fetch.starting_from(fetched if warm_start else None, overrides)
-    return fetched.version if fetched else "", start
+    return fetched_version, start

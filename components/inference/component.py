@@ -23,33 +23,24 @@ def inference(
         model: Model folder of train.
         labels: The annotation file with segmentation (RLE), area and score for every annotation.
         report: One self-contained page with masks drawn on their images.
-        summary: How many masks, of which boxes, by which model.
+        summary: The labels, their boxes and their model.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
     """
     from pathlib import Path
 
-    from mal.registry import snapshot
     from mal.stages import run_inference
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, metadata, summaries
 
-    with steps.running_step():
-        data = snapshot.read_dataset_manifest(Path(dataset.path))
-        experiment = steps.inference_spec(
-            data,
-            model_dir=model.path,
-            spec=spec,
-            overrides=overrides,
-            results_dir=Path(labels.path).with_name("results"),
+    with Step(dataset=dataset, model=model) as step:
+        results_dir = Path(labels.path).with_name("results")
+        experiment = step.experiment(
+            "inference", spec=spec, overrides=overrides, results_dir=results_dir
         )
         result = run_inference(experiment)
-        steps.copy_file(result.labels, labels.path)
-        steps.copy_file(result.report, report.path)
-        parents = lineage.parents(dataset, model) | lineage.spec_facts("inference", experiment)
-        facts = lineage.labels_metadata(data, labels.path, result.num_instances)
-        steps.describe(labels, parents, facts)
-        steps.describe(report, parents, lineage.page_metadata("labels report", report.path))
-        page = summaries.facts_markdown("Labels", labels.metadata)
-        steps.write_summary(summary, page, labels=labels)
+        described = metadata.labels_metadata(step.data, result.labels, result.num_instances)
+        step.write_artifact(labels, described, file=result.labels)
+        step.write_artifact(report, {"display_name": "labels report"}, file=result.report)
+        step.write_summary(
+            summary, summaries.metadata_markdown("Labels", labels.metadata), labels=labels
+        )

@@ -1,4 +1,4 @@
-"""Label one shard of a set."""
+"""Label one shard of a data set."""
 
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ def label_shard(
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
     pipeline_name: str = "mal",
 ) -> NamedTuple("Outputs", [("labels_uri", str)]):  # type: ignore[valid-type]
-    """Write a mask for every box of a shard, unless an earlier run has.
+    """Write a mask for every box of a shard, unless an earlier run has done so.
 
     Args:
-        shard: uri of a shard of split_boxes.
+        shard: URI of a shard of split_boxes.
         report: One self-contained page with masks drawn on their images.
-        labels_uri: The shard's labels, beside its boxes.
+        labels_uri: URI of the shard's label file, beside its boxes.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
         pipeline_name: Name that the artifacts of this run are grouped under.
@@ -30,21 +30,20 @@ def label_shard(
     from pathlib import Path
 
     from mal.stages import run_inference
-    from mal.steps import label_job
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
+    from mal.steps import Step, metadata
+    from mal.steps.label_shards import keep_labels, read_shard, shard_spec
 
-    with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
-        part, spec_facts = label_job.read_shard(shard), {}
+    with Step(pipeline_name=pipeline_name) as step, tempfile.TemporaryDirectory() as scratch:
+        part = read_shard(shard)
+        described = metadata.shard_report_metadata(part)
         if part.is_labelled:
-            steps.tell(f"{shard} was labelled by an earlier run")
-            steps.write_page(report.path, "This shard was labelled by an earlier run.")
+            step.log(f"{shard} was labelled by an earlier run")
+            page = "<!doctype html><p>This shard was labelled by an earlier run.</p>\n"
+            step.write_artifact(report, described, text=page)
         else:
-            experiment = label_job.shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
-            spec_facts = lineage.spec_facts("inference", experiment)
+            experiment = shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
             result = run_inference(experiment)
-            steps.copy_file(result.report, report.path)
-            label_job.keep_labels(part, result.labels)
-        facts = lineage.shard_report_metadata(part, report.path, pipeline_name)
-        steps.describe(report, facts, spec_facts)
+            keep_labels(part, result.labels)
+            described |= metadata.spec_metadata("inference", experiment)
+            step.write_artifact(report, described, file=result.report)
     return (part.labels_uri,)

@@ -1,4 +1,4 @@
-"""Put the labels of all shards together."""
+"""Merge the labels of all shards."""
 
 from kfp import dsl
 
@@ -17,37 +17,30 @@ def merge_labels(
     boxes_per_shard: int,
     pipeline_name: str = "mal",
 ) -> None:
-    """Write the labels of a whole set: every annotation exactly once, in the order of its file.
+    """Write the labels of a whole data set: every annotation once, in the order of its file.
 
     Args:
         labels: The annotation file with segmentation (RLE), area and score for every annotation.
-        metrics: Counts of shards and boxes.
-        summary: What was labelled with which model.
+        metrics: Number of shards and boxes.
+        summary: The labels, their boxes and their model.
         annotations: The file that was split.
-        shards: uris of split_boxes.
-        shard_labels: uris of the labels, in the same order.
-        boxes_per_shard: As it was split.
+        shards: URIs of split_boxes.
+        shard_labels: URIs of the shards' label files, in the same order.
+        boxes_per_shard: The value that split_boxes had.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    from pathlib import Path
+    from mal.steps import Step, label_shards, metadata, summaries
 
-    from mal.steps import label_job, summaries
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-
-    with steps.running_step():
-        num_boxes = label_job.merge_labels(
-            annotations, shard_labels, boxes_per_shard=boxes_per_shard, output=Path(labels.path)
+    with Step(pipeline_name=pipeline_name) as step:
+        num_boxes = label_shards.merge_labels(
+            annotations, shard_labels, boxes_per_shard=boxes_per_shard, output=labels.path
         )
-        first = label_job.read_shard(shards[0])
-        facts = lineage.merged_labels_metadata(
-            labels.path,
-            num_boxes,
-            annotations_uri=annotations,
-            shard=first,
-            pipeline_name=pipeline_name,
+        shard = label_shards.read_shard(shards[0])
+        described = metadata.merged_labels_metadata(
+            labels.path, num_boxes, annotations_uri=annotations, shard=shard
         )
-        steps.describe(labels, facts)
-        counts = {"num_shards": float(len(shards)), "num_boxes": float(num_boxes)}
-        page = summaries.facts_markdown("Labels", facts)
-        steps.publish(metrics, counts, summary, page, labels=labels)
+        step.write_artifact(labels, described)
+        step.log_metrics(metrics, {"num_shards": len(shards), "num_boxes": num_boxes})
+        step.write_summary(
+            summary, summaries.metadata_markdown("Labels", labels.metadata), labels=labels
+        )

@@ -1,4 +1,4 @@
-"""Let a better model take the champion's place."""
+"""Promote a model that passes the gate."""
 
 from typing import NamedTuple
 
@@ -30,59 +30,57 @@ def promote(
     run_id: str = "",
     run_name: str = "",
 ) -> NamedTuple("Outputs", [("version", str), ("promoted", bool)]):  # type: ignore[valid-type]
-    """Register a candidate, ask the gate, and move the pointer to it in one conditional write.
+    """Register a challenger, and make it the champion if it passes every check of the gate.
 
-    Only this step changes the model store. A candidate without figures is never promoted; another
-    champion since the run started is an error. Not to be cached.
+    Only this step changes the model store, in one conditional write. A challenger without metrics
+    is never promoted. If the champion changed since the run started, the step fails. Do not cache
+    this step.
 
     Args:
-        snapshot: What detect_new_annotations found: the store, and the state the run started from.
-        dataset: Manifest of snapshot_dataset, recorded.
+        snapshot: Output of detect_new_annotations: the store, and its state at that time.
+        dataset: Manifest of snapshot_dataset, recorded with the version.
         model: Model folder of train or tune.
         onnx: Folder of export.
         report: Report of evaluate, kept with the version.
-        challenger_metrics: Figures of the candidate.
-        champion_metrics: Figures of the champion on the same set; not looked at without one.
-        metrics: Figures of both, and their difference.
+        challenger_metrics: metrics.json of the challenger.
+        champion_metrics: metrics.json of the champion on the same set; unused without a champion.
+        metrics: The values that the gate compared.
         summary: The decision, check by check.
-        version: What the candidate was registered as.
-        promoted: Whether it became the champion.
+        version: Version under which the challenger is registered.
+        promoted: True: the challenger is the champion.
         champion_version: Version of the champion; '' for none.
         miou_margin: How much lower than the champion's the mIoU may be.
-        category_margin: The same for the IoU of every single category.
-        category_floor: Least IoU of every category.
-        max_parity_diff: Most that the exported model may differ from PyTorch.
-        min_gain: How much better than the best masks without training (plain box, ellipse,
-            training-free) the mean IoU of a first model must be; -1 does not ask.
+        category_margin: How much lower the IoU of any category may be.
+        category_floor: Least allowed IoU of any category.
+        max_parity_diff: Largest allowed difference of the exported model from PyTorch.
+        min_gain: For a first model: how much its mean IoU must exceed that of the best masks
+            without training (plain box, ellipse, training-free); -1: no such check.
         registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
-        model_name: Name of the registered model there.
-        run_id: Of this pipeline run, recorded there.
-        run_name: Likewise.
+        model_name: Name of the model in that registry.
+        run_id: Id of this pipeline run, recorded in the registry.
+        run_name: Name of this pipeline run, recorded in the registry.
     """
-    from pathlib import Path
-
-    from mal.registry import promotion
-    from mal.registry.changes import read_detection
-    from mal.registry.gate import GateSettings
+    from mal.lineage.page_record import artifact_records
+    from mal.registry import changes, gate, promotion
     from mal.registry.model_registry import registry_of_run
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, summaries
 
-    with steps.running_step():
-        candidate = promotion.Candidate(
-            model_dir=Path(model.path),
-            onnx_dir=Path(onnx.path),
-            report=Path(report.path),
-            metrics=steps.read_metrics(challenger_metrics),
-            champion_metrics=steps.read_metrics(champion_metrics) if champion_version else None,
-            lineage=lineage.described(snapshot, dataset, model, onnx, report),
+    with Step(snapshot=snapshot) as step:
+        detection = changes.read_detection(snapshot.path)
+        challenger = promotion.read_metrics(challenger_metrics.path)
+        champion = promotion.read_metrics(champion_metrics.path) if champion_version else None
+        lineage = artifact_records(
+            snapshot=snapshot, dataset=dataset, model=model, onnx=onnx, report=report
         )
-        gate = GateSettings(miou_margin, category_margin, category_floor, max_parity_diff, min_gain)
-        place = registry_of_run(registry, model_name, run_id=run_id, run_name=run_name)
-        found = read_detection(Path(snapshot.path))
-        outcome = promotion.settle(found, candidate, candidate.judge(gate), place)
-        steps.tell(outcome.sentence)
-        page = summaries.outcome_markdown(outcome)
-        steps.publish(metrics, outcome.figures, summary, page, model=model)
+        candidate = promotion.Candidate(
+            model.path, onnx.path, report.path, challenger, champion, lineage
+        )
+        limits = gate.GateSettings(
+            miou_margin, category_margin, category_floor, max_parity_diff, min_gain
+        )
+        target = registry_of_run(registry, model_name, run_id=run_id, run_name=run_name)
+        outcome = promotion.register_and_promote(detection, candidate, limits, target)
+        step.log(outcome.sentence)
+        step.log_metrics(metrics, outcome.metrics)
+        step.write_summary(summary, summaries.outcome_markdown(outcome), model=model)
     return outcome.version, outcome.is_promoted

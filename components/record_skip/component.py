@@ -1,4 +1,4 @@
-"""Leave a trace of a run that had nothing to train on."""
+"""Record a run that trained nothing."""
 
 from kfp import dsl
 
@@ -13,15 +13,15 @@ def record_skip(
     registry: str = "",
     model_name: str = "mal",
 ) -> None:
-    """Record that, and why, nothing was trained.
+    """Record why nothing was trained.
 
-    A registry that could not be told of the champion by an earlier run is told now.
+    If an earlier run could not update the model registry, this step updates it.
 
     Args:
-        snapshot: What detect_new_annotations found.
-        skipped: The reason, in the metadata as well.
+        snapshot: Output of detect_new_annotations.
+        skipped: The reason, also in the metadata.
         registry: Address of a Kubeflow Model Registry, http(s)://host:port; '' for none.
-        model_name: Name of the registered model there.
+        model_name: Name of the model in that registry.
     """
     from pathlib import Path
 
@@ -30,13 +30,12 @@ def record_skip(
     from mal.registry.changes import read_detection
     from mal.registry.model_registry import registry_of_run
     from mal.registry.model_store import ModelStore
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
+    from mal.steps import Step, metadata
 
-    with steps.running_step():
-        found = read_detection(Path(snapshot.path))
-        steps.tell(f"nothing was trained: {found.reason}")
-        store = ModelStore(found.store_uri)
-        promotion.tell_registry(store, store.read(), registry_of_run(registry, model_name))
-        write_json(Path(skipped.path), {"reason": found.reason, **found.counts})
-        steps.describe(skipped, lineage.skip_metadata(found, snapshot))
+    with Step(snapshot=snapshot) as step:
+        detection = read_detection(snapshot.path)
+        step.log(f"nothing was trained: {detection.reason}")
+        store = ModelStore(detection.store_uri)
+        promotion.update_registry(store, store.read(), registry_of_run(registry, model_name))
+        write_json(Path(skipped.path), {"reason": detection.reason, **detection.counts})
+        step.write_artifact(skipped, metadata.skip_metadata(detection, snapshot))

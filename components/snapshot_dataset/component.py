@@ -1,4 +1,4 @@
-"""Pin down the data set that a run learns from."""
+"""Record the data set of a run."""
 
 from kfp import dsl
 
@@ -21,11 +21,11 @@ def snapshot_dataset(
     inference_dataset: str = "",
     pipeline_name: str = "mal",
 ) -> None:
-    """Record where a data set is, what it holds and its digest; the images stay where they are.
+    """Record URIs, counts and digests of a data set; the images are not copied.
 
     Args:
-        dataset: The manifest: uris, counts and sha256 of every part.
-        summary: The same, to read.
+        dataset: The manifest: URIs, counts and sha256 of every part.
+        summary: The manifest as a table.
         train_images: Folder or archive of the training images, local or s3://; '' with a root.
         train_annotations: COCO JSON with the training boxes, local or s3://; '' with a root.
         val_images: Images of the validation part; '' for none.
@@ -33,19 +33,15 @@ def snapshot_dataset(
         label_images: Images of the part to label; '' for the training part.
         label_annotations: Boxes of the part to label; '' for the training part.
         train_dataset: Root with images.tar.gz and annotations.json, in place of both; '' for none.
-        eval_dataset: Root of the validation part, likewise; '' for none.
-        inference_dataset: Root of the part to label, likewise; '' for none.
+        eval_dataset: Root of the validation part with the same two files; '' for none.
+        inference_dataset: Root of the part to label with the same two files; '' for none.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    from pathlib import Path
-
     from mal.registry import snapshot
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, metadata, summaries
     from mal.tao import snapshot_uris
 
-    with steps.running_step():
+    with Step(pipeline_name=pipeline_name) as step:
         uris = snapshot_uris(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -58,8 +54,9 @@ def snapshot_dataset(
             label_annotations=label_annotations,
         )
         manifest = snapshot.snapshot_dataset(**uris)
-        steps.tell(manifest.summary)
-        manifest.write(Path(dataset.path))
-        steps.describe(dataset, lineage.dataset_metadata(manifest, pipeline_name=pipeline_name))
-        page = summaries.facts_markdown("Data set", dataset.metadata)
-        steps.write_summary(summary, page, dataset=dataset)
+        step.log(manifest.summary)
+        manifest.write(dataset.path)
+        step.write_artifact(dataset, metadata.dataset_metadata(manifest))
+        step.write_summary(
+            summary, summaries.metadata_markdown("Data set", dataset.metadata), dataset=dataset
+        )

@@ -1,4 +1,4 @@
-"""Cut a set into shards that a pod each can label."""
+"""Split a data set into shards that one pod each labels."""
 
 from kfp import dsl
 
@@ -17,30 +17,31 @@ def split_boxes(
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
 ) -> list[str]:
-    """Write the shards of a set, with the model that labels them all; returns their uris.
+    """Write the shards of a data set, and the model that labels them; return their URIs.
 
-    What an earlier run with the same inputs has written, and labelled, stays. Not to be cached.
+    Shards and labels of an earlier run with the same inputs are kept. Do not cache this step.
 
     Args:
         images: Folder, archive or bucket folder.
         annotations: COCO JSON with the boxes to label.
-        model: A model store, a job's results folder, the folder of its checkpoints, or one of them.
-        work_dir: Folder or s3:// for shards and their labels.
-        version: Of the model store; '' for its champion.
-        boxes_per_shard: About how many boxes a shard has; an image is never cut.
-        spec: As label_shard gets it.
-        overrides: As label_shard gets them.
-        Output: uri of every shard, in order.
+        model: A model store, a results folder of a training, a folder of checkpoints, or one of
+            them.
+        work_dir: Folder or s3:// for the shards and their label files.
+        version: Version of the model store; '' for the champion.
+        boxes_per_shard: Approximate number of boxes in a shard; an image is never split.
+        spec: The value that label_shard gets.
+        overrides: The value that label_shard gets.
+        Output: URI of every shard, in order.
     """
     import tempfile
     from pathlib import Path
 
     from mal.registry.model_fetch import fetch_model
-    from mal.steps import label_job
-    from mal.steps import step as steps
+    from mal.steps import Step
+    from mal.steps.label_shards import split_data_set
 
-    with steps.running_step(), tempfile.TemporaryDirectory() as scratch:
-        shards = label_job.split_job(
+    with Step() as step, tempfile.TemporaryDirectory() as scratch:
+        shards = split_data_set(
             annotations,
             images,
             work_dir=work_dir,
@@ -48,5 +49,5 @@ def split_boxes(
             boxes_per_shard=boxes_per_shard,
             settings=[spec, *overrides],
         )
-        steps.tell(f"{len(shards)} shards, {sum(shard.num_boxes for shard in shards)} boxes")
+        step.log(f"{len(shards)} shards, {sum(shard.num_boxes for shard in shards)} boxes")
     return [shard.uri for shard in shards]

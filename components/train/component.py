@@ -17,37 +17,27 @@ def train(
 ) -> None:
     """Learn masks from the boxes of a data set.
 
-    A retry that finds the model folder of its earlier try goes on from the latest checkpoint.
+    A retry that finds the model folder of the first try resumes from the latest checkpoint.
 
     Args:
         dataset: Manifest of snapshot_dataset.
         model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
             and status.json.
-        metrics: Figures of the last validation and of the run.
-        summary: The model, its figures and what it came from.
+        metrics: Metrics of the last validation and of the run.
+        summary: The model, its metrics and its origin.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
     """
-    from pathlib import Path
-
-    from mal.registry.snapshot import read_dataset_manifest
     from mal.stages import run_train
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries
+    from mal.steps import Step, metadata, summaries
 
-    with steps.running_step():
-        data = read_dataset_manifest(Path(dataset.path))
-        experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=model.path)
+    with Step(dataset=dataset) as step:
+        experiment = step.experiment(
+            "train", spec=spec, overrides=overrides, results_dir=model.path
+        )
         result = run_train(experiment)
-        steps.replace_links_by_files(model.path)
-        figures = lineage.figures(result.metrics)
-        facts = lineage.model_metadata(experiment, model.path, figures)
-        steps.describe(model, lineage.parents(dataset), facts)
-        steps.publish(
-            metrics,
-            figures,
-            summary,
-            summaries.facts_markdown("Model", model.metadata),
-            model=model,
+        step.write_artifact(model, metadata.model_metadata(experiment, model.path, result.metrics))
+        step.log_metrics(metrics, result.metrics)
+        step.write_summary(
+            summary, summaries.metadata_markdown("Model", model.metadata), model=model
         )

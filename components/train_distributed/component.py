@@ -26,49 +26,40 @@ def train_distributed(
 ) -> None:
     """Learn masks from boxes in a PyTorchJob or TrainJob; the same outputs as `train`.
 
-    The step makes the job, says why it waits, repeats the log of its first rank, and ends as the
-    job does. A retry finds the job of its earlier try; a cancelled step deletes it.
+    The step creates the training job, logs its pending reason and the log of rank 0, and succeeds
+    or fails with the job. A retry watches the job of the first try; a cancelled step deletes it.
 
     Args:
         dataset: Manifest of snapshot_dataset; its data must be s3://, minio:// or on a claim.
         model: Folder with mal_model_latest.pth, mal_model_best.pth, experiment.yaml, metrics.jsonl
-            and status.json, written by the job's first rank.
-        metrics: Figures of the last validation and of the run.
-        summary: The model's facts and figures.
-        image: Of the job's pods, with mal and torch.
+            and status.json, written by rank 0 of the job.
+        metrics: Metrics of the last validation and of the run.
+        summary: The model, its metrics and its origin.
+        image: Image of the job's pods, with mal and torch.
         spec: Experiment spec as YAML text, recipe:NAME, or '' for the defaults.
         overrides: dotted.key=value settings that win over the spec.
         backend: pytorchjob (training operator v1) or trainjob (Trainer v2).
-        num_nodes: Pods of the job.
-        gpus_per_node: GPUs of each, one process a GPU; 0 trains on CPUs, -1 leaves it to `job`.
-        namespace: Of the job; '' is the step's own.
-        outputs_uri: Below it each training has a folder of its own; '' is the model artifact's uri.
-        job: Every other setting of the job, as docs/operations.md lists them.
+        num_nodes: Number of pods of the job.
+        gpus_per_node: GPUs of each pod, one process a GPU; 0 trains on CPUs, -1: see `job`.
+        namespace: Namespace of the job; '' is that of the step.
+        outputs_uri: Parent folder of the job's results; '' is the URI of the model artifact.
+        job: All other settings of the job, listed in docs/operations.md.
         queue_timeout_s: Longest wait for a queue or a quota; 0 waits without end.
         start_timeout_s: Longest wait from admission until all pods run; 0 waits without end.
     """
-    from pathlib import Path
-
     from mal.cluster import WaitLimits
-    from mal.registry.snapshot import read_dataset_manifest
-    from mal.steps import metadata as lineage
-    from mal.steps import step as steps
-    from mal.steps import summaries, training_job
+    from mal.steps import Step, metadata, summaries
+    from mal.steps.training_job import train_as_job
 
-    with steps.running_step():
+    with Step(dataset=dataset) as step:
         limits = WaitLimits(queue_timeout_s=queue_timeout_s, start_timeout_s=start_timeout_s)
-        trained = training_job.train_as_job(
-            read_dataset_manifest(Path(dataset.path)), model,
-            spec=spec, overrides=overrides, backend=backend, num_nodes=num_nodes,
-            gpus_per_node=gpus_per_node, image=image, namespace=namespace,
+        trained = train_as_job(
+            step.data, model, spec=spec, overrides=overrides, backend=backend,
+            num_nodes=num_nodes, gpus_per_node=gpus_per_node, image=image, namespace=namespace,
             outputs_uri=outputs_uri, job=job, limits=limits,
         )  # fmt: skip
-        image_facts = lineage.image_facts(image)
-        steps.describe(model, lineage.parents(dataset), trained.facts, image_facts)
-        steps.publish(
-            metrics,
-            trained.figures,
-            summary,
-            summaries.facts_markdown("Model", model.metadata),
-            model=model,
+        step.write_artifact(model, trained.metadata | metadata.image_metadata(image))
+        step.log_metrics(metrics, trained.metrics)
+        step.write_summary(
+            summary, summaries.metadata_markdown("Model", model.metadata), model=model
         )

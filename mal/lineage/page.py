@@ -1,4 +1,4 @@
-"""A lineage as one self-contained page: a column a generation, lines from parent to child."""
+"""Draw a lineage as one self-contained HTML page: one column for each generation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mal.artifacts import write_text
-from mal.lineage.graph import LineageGraph, Node, shown_facts
+from mal.lineage.graph import LineageGraph, Node, shown_metadata
 
 BOX_WIDTH_PX, BOX_HEIGHT_PX = 250, 58
 GAP_X_PX, GAP_Y_PX, MARGIN_PX = 44, 16, 8
@@ -31,59 +31,59 @@ _SUMMARY_KEYS = ("mIoU", "train_num_boxes", "val_mIoU", "parity_max_abs_diff", "
 
 
 @dataclass(frozen=True)
-class PlacedNode:
-    """A node and where it is drawn."""
+class NodeBox:
+    """A node and the position of its box."""
 
     node: Node
     x: int
     y: int
     colour: str
     lines: tuple[str, str]
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
 def write_lineage_page(graph: LineageGraph, path: Path, *, title: str, focus: Node) -> None:
-    """Draw a graph; `focus` stands out."""
+    """Draw a graph, with `focus` highlighted."""
     import jinja2
 
-    placed = place_nodes(graph)
+    boxes = layout_nodes(graph)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mal", "lineage"), autoescape=True, trim_blocks=True
     )
     text = environment.get_template("page.html.j2").render(
         title=title,
-        nodes=placed.values(),
+        nodes=boxes.values(),
         focus=focus.key,
         edges=[
-            (placed[parent], placed[child.key], part)
+            (boxes[parent], boxes[child.key], part)
             for child in graph.nodes.values()
             for parent, part in child.parents.items()
         ],
-        width=max(p.x for p in placed.values()) + BOX_WIDTH_PX + MARGIN_PX,
-        height=max(p.y for p in placed.values()) + BOX_HEIGHT_PX + MARGIN_PX,
+        width=max(p.x for p in boxes.values()) + BOX_WIDTH_PX + MARGIN_PX,
+        height=max(p.y for p in boxes.values()) + BOX_HEIGHT_PX + MARGIN_PX,
         box_width=BOX_WIDTH_PX,
         box_height=BOX_HEIGHT_PX,
     )
     write_text(path, text)
 
 
-def place_nodes(graph: LineageGraph) -> dict[str, PlacedNode]:
-    """Give every node a place right of all that it was made from."""
+def layout_nodes(graph: LineageGraph) -> dict[str, NodeBox]:
+    """Position every node to the right of its parents."""
     generations = _generations(graph)
-    placed: dict[str, PlacedNode] = {}
+    boxes: dict[str, NodeBox] = {}
     for generation in range(max(generations.values()) + 1):
         column = [node for node in graph.nodes.values() if generations[node.key] == generation]
-        column.sort(key=lambda node: _mean_height(node, placed))
+        column.sort(key=lambda node: _mean_height(node, boxes))
         for row, node in enumerate(column):
-            placed[node.key] = PlacedNode(
+            boxes[node.key] = NodeBox(
                 node,
                 MARGIN_PX + generation * (BOX_WIDTH_PX + GAP_X_PX),
                 MARGIN_PX + row * (BOX_HEIGHT_PX + GAP_Y_PX),
                 COLOURS.get(node.kind, "#555"),
                 (_shortened(node.title), _shortened(_summary(node))),
-                shown_facts(node),
+                shown_metadata(node),
             )
-    return placed
+    return boxes
 
 
 def _generations(graph: LineageGraph) -> dict[str, int]:
@@ -99,26 +99,26 @@ def _generations(graph: LineageGraph) -> dict[str, int]:
     for key in graph.nodes:
         generation_of(key, frozenset({key}))
     return {
-        key: _place_of_source(graph, key, generations) if not node.parents else generations[key]
+        key: _generation_of_root(graph, key, generations) if not node.parents else generations[key]
         for key, node in graph.nodes.items()
     }
 
 
-def _place_of_source(graph: LineageGraph, key: str, generations: Mapping[str, int]) -> int:
-    """What was made from nothing stands close to the first thing that was made from it."""
+def _generation_of_root(graph: LineageGraph, key: str, generations: Mapping[str, int]) -> int:
+    """Return the generation just before that of the first child."""
     return min((generations[child.key] for child in graph.children_of(key)), default=1) - 1
 
 
-def _mean_height(node: Node, placed: Mapping[str, PlacedNode]) -> float:
-    heights = [placed[key].y for key in node.parents if key in placed]
+def _mean_height(node: Node, boxes: Mapping[str, NodeBox]) -> float:
+    heights = [boxes[key].y for key in node.parents if key in boxes]
     return sum(heights) / len(heights) if heights else 0.0
 
 
 def _summary(node: Node) -> str:
-    facts = shown_facts(node)
-    figures = [f"{name} {facts[name]}" for name in _SUMMARY_KEYS if name in facts]
-    sha256 = str(node.facts.get("sha256") or "")[:SHOWN_SHA_CHARS]
-    return figures[0] if figures else sha256 or facts.get("uri", "")
+    metadata = shown_metadata(node)
+    metrics = [f"{name} {metadata[name]}" for name in _SUMMARY_KEYS if name in metadata]
+    sha256 = str(node.metadata.get("sha256") or "")[:SHOWN_SHA_CHARS]
+    return metrics[0] if metrics else sha256 or metadata.get("uri", "")
 
 
 def _shortened(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Which boxes of an annotation file are new, changed or gone: two numbers a box, read in a stream.
+"""Count the new, changed and removed boxes between two annotation files.
 
-N boxes of a file. A million of them take 16 MB, where their JSON takes a gigabyte as objects.
+Two hashes stand for a box: a million boxes take 16 MB, and a gigabyte as Python objects. N is the
+number of boxes of a file.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class BoxIndex:
     """The boxes of a file.
 
     Attributes:
-        identity_N: The COCO id, or its hash where it is no number.
-        content_N: Hash of the box: its image's file name, its category's name, bbox, points, crowd.
-            Ids of images and categories are not in it: tools number them anew on every export.
+        identity_N: The COCO id, or its hash if it is not a number.
+        content_N: Hash of file name, category name, bbox, points and crowd. Ids of images and
+            categories are left out, because tools renumber them on every export.
     """
 
     identity_N: NDArray[np.uint64]
@@ -54,16 +55,18 @@ class BoxIndex:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
+        """Read the file of `write`.
 
         Raises:
-            ArtifactError: It is something else.
+            ArtifactError: The file has another content.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(arrays["identity_N"], arrays["content_N"])
         except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"box index must be a .npz of boxes, got {path}.") from error
+            raise ArtifactError(
+                f"{path} is not an index of boxes. Delete it and run again."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
     """Read the boxes of a COCO file and the file names of its images.
 
     Raises:
-        AnnotationError: It is no JSON.
+        AnnotationError: The file is not JSON.
     """
-    # Ids as text: a broken file may hold any JSON in their place.
+    # Ids as text: a broken file may have any JSON value as an id.
     file_names = {str(i.get("id")): str(i.get("file_name")) for i in _entries(path, "images")}
     categories = {str(c.get("id")): str(c.get("name")) for c in _entries(path, "categories")}
     identities, contents = array("Q"), array("Q")
@@ -98,17 +101,17 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
 def count_changes(before: BoxIndex, after: BoxIndex) -> BoxChanges:
     """Count the differences.
 
-    A box whose content both have is the same box, whatever its id: files are often renumbered. Of
-    the rest, one whose id both have was changed.
+    Boxes of equal content are the same box, whatever their ids: files are often renumbered. Of the
+    other boxes, those with an id in both files have changed.
     """
-    gone = before.identity_N[~_is_matched(before.content_N, after.content_N)]
-    come = after.identity_N[~_is_matched(after.content_N, before.content_N)]
-    num_changed = len(np.intersect1d(gone, come))
-    return BoxChanges(len(come) - num_changed, num_changed, len(gone) - num_changed)
+    removed = before.identity_N[~_is_matched(before.content_N, after.content_N)]
+    added = after.identity_N[~_is_matched(after.content_N, before.content_N)]
+    num_changed = len(np.intersect1d(removed, added))
+    return BoxChanges(len(added) - num_changed, num_changed, len(removed) - num_changed)
 
 
 def _is_matched(own_N: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Tell which values find a partner of their own among others; equal ones need one each."""
+    """Mark the values that also occur in `other`, each value as often as it occurs there."""
     order = np.argsort(own_N, kind="stable")
     in_order = own_N[order]
     rank = np.arange(len(own_N)) - np.searchsorted(in_order, in_order, side="left")
@@ -138,7 +141,7 @@ def _content_of(
 
 
 def _as_floats(values: Any) -> Any:
-    """Let 10 and 10.0 be the same number; what are no numbers stay as they are."""
+    """Convert numbers, so that 10 equals 10.0; return anything else unchanged."""
     try:
         return [*map(float, values)]
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Whether a data set has changed enough since the last training to train again."""
+"""Detect whether a data set has changed enough since the last training to train again."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One part of a data set as it was found.
+    """One part of a data set.
 
     Attributes:
-        images_uri: Folder, archive or bucket folder.
-        annotations_uri: Where it was found.
-        annotations_sha256: Of the file's content; an etag of a multipart upload is not one.
-        annotations_version: Of the object, in a bucket with versioning; else ''.
-        frozen_annotations_uri: A copy under the name of its content, which nobody changes.
-        images_sha256: Of names, sizes and checksums of the annotated images, or of the archive.
+        annotations_version: Object version in a bucket with versioning; else ''.
+        frozen_annotations_uri: A copy named by its sha256, which is never overwritten.
+        images_sha256: Digest of names, sizes and checksums of the annotated images.
         num_boxes: Annotations, usable or not.
-        modified_s: Last write of any of it, seconds since 1970.
+        modified_s: Last write of annotations or images, seconds since 1970.
     """
 
     images_uri: str
@@ -48,18 +45,14 @@ class SourcePart:
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found.
+    """The result of a comparison.
 
     Attributes:
-        is_changed: Whether to train.
-        reason: Why, or why not, in a sentence.
-        changes: Boxes that differ from those of the last training.
-        source_sha256: Of the data set.
-        at: When, ISO 8601.
-        store_uri: The model store.
-        store_etag: State of the store that was compared with.
-        train: What is learnt from.
-        val: What is measured on; None: nothing was given.
+        is_changed: True: train.
+        reason: Reason of the decision, without a full stop.
+        source_sha256: Digest of the data set.
+        at: Time of the comparison, ISO 8601.
+        store_etag: State of the store at that time.
     """
 
     is_changed: bool
@@ -73,41 +66,40 @@ class Detection:
     val: SourcePart | None
 
     @property
-    def frozen_annotations(self) -> tuple[str, str]:
-        """Frozen annotations of the training and of the validation part, '' for none."""
-        return (
-            self.train.frozen_annotations_uri,
-            self.val.frozen_annotations_uri if self.val else "",
-        )
+    def parts(self) -> dict[str, SourcePart]:
+        """The parts by name."""
+        return {"train": self.train, **({"val": self.val} if self.val else {})}
 
     @property
     def outputs(self) -> tuple[bool, int, int, int, str, str]:
-        """What the next steps of a pipeline need, as parameters."""
-        return (self.is_changed, *dataclasses.astuple(self.changes), *self.frozen_annotations)
+        """The output parameters of the component detect_new_annotations."""
+        frozen_val = self.val.frozen_annotations_uri if self.val else ""
+        changes = dataclasses.astuple(self.changes)
+        return (self.is_changed, *changes, self.train.frozen_annotations_uri, frozen_val)
 
     @property
     def counts(self) -> dict[str, float]:
-        """Boxes of the training part, and how many of them differ from the last training's."""
+        """Boxes of the training part: all, new, changed and removed."""
         counts = {"num_boxes": self.train.num_boxes, **dataclasses.asdict(self.changes)}
         return {name: float(count) for name, count in counts.items()}
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON, what people want to see first."""
-        write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
+    def write(self, path: str | Path) -> None:
+        """Write JSON for `read_detection`."""
+        write_json(Path(path), {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
 
     def training(self, *, version: str, is_promoted: bool, at: str) -> Training:
-        """Return the record that a training on this data set leaves."""
+        """Return the record of a training on this data set."""
         return Training(self.source_sha256, self.train.annotations_sha256, version, is_promoted, at)
 
 
-def read_detection(path: Path) -> Detection:
-    """Read what `Detection.write` wrote.
+def read_detection(path: str | Path) -> Detection:
+    """Read the file of `Detection.write`.
 
     Raises:
-        ArtifactError: It is missing or something else.
+        ArtifactError: The file is missing or has another content.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(Path(path).read_bytes())
         if content.pop("format_version") != FORMAT_VERSION:
             raise ValueError("another format")
         content["changes"] = BoxChanges(**content["changes"])
@@ -116,8 +108,8 @@ def read_detection(path: Path) -> Detection:
         return Detection(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"snapshot must be what detect_new_annotations wrote, got {path} "
-            f"({type(error).__name__}: {error}). Detect again."
+            f"{path} is not an output of detect_new_annotations "
+            f"({type(error).__name__}: {error}). Run that step again."
         ) from error
 
 
@@ -132,29 +124,29 @@ def detect_changes(
     quiet_period_s: float = 0.0,
     now_s: float | None = None,
 ) -> Detection:
-    """Compare a data set with the one of the last training, and freeze it if it is time to train.
+    """Compare a data set with that of the last training; copy its annotations if it changed.
 
     Args:
-        store: Knows the last training; keeps the frozen annotations.
+        store: Records the last training and keeps the copied annotations.
         train_images: Folder, archive or bucket folder.
         train_annotations: COCO JSON.
-        val_images: With `val_annotations`; '' for no validation.
-        val_annotations: With `val_images`.
-        min_new_annotations: How many boxes must be new or changed; 0: anything that changes the
-            digest counts. Removed boxes alone do not: a file that was cut short must not train.
-        quiet_period_s: How long nothing of the data set must have been written.
+        val_images: '' for no validation part.
+        val_annotations: '' for no validation part.
+        min_new_annotations: How many boxes must be new or changed; 0: any change of the digest.
+            Removed boxes do not count, because a truncated file must not start a training.
+        quiet_period_s: Least time since the last write to the data set.
         now_s: For tests; seconds since 1970.
 
     Raises:
         AnnotationError: An annotation file cannot be read.
-        StorageError: A place cannot be read or written.
+        StorageError: A URI cannot be read or written.
     """
     state = store.read()
     with tempfile.TemporaryDirectory(prefix="mal-detect-") as scratch:
-        train = _look_at(store, train_images, train_annotations, Path(scratch) / "train.npz")
+        train = _read_part(store, train_images, train_annotations, Path(scratch) / "train.npz")
         val = None
         if val_images or val_annotations:
-            val = _look_at(store, val_images, val_annotations, Path(scratch) / "val.npz")
+            val = _read_part(store, val_images, val_annotations, Path(scratch) / "val.npz")
         before = _last_index(store, state.last_training)
         changes = count_changes(before, BoxIndex.read(Path(scratch) / "train.npz"))
         parts = [part for part in (train, val) if part]
@@ -193,38 +185,38 @@ def _reason_to_wait(
     quiet_period_s: float,
 ) -> str:
     if is_known:
-        return "the data set is the one that the last training saw"
+        return "the data set is that of the last training"
     if quiet_for_s < quiet_period_s:
         return (
-            f"the data set was written {max(quiet_for_s, 0):.0f} s ago; {quiet_period_s:.0f} s of "
-            f"quiet are asked for ({changes})"
+            f"the data set was written {max(quiet_for_s, 0):.0f} s ago, and quiet_period_s is "
+            f"{quiet_period_s:.0f} ({changes})"
         )
-    num_come = changes.num_new + changes.num_changed
-    if num_come < min_new_annotations:
-        return f"{num_come} of {min_new_annotations} new or changed boxes ({changes})"
+    num_added = changes.num_new + changes.num_changed
+    if num_added < min_new_annotations:
+        return f"{num_added} of {min_new_annotations} new or changed boxes ({changes})"
     return ""
 
 
-def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path) -> SourcePart:
-    """Describe a part and leave the index of its boxes.
+def _read_part(store: ModelStore, images: str, annotations: str, index_path: Path) -> SourcePart:
+    """Describe a part, and write the index of its boxes.
 
     Raises:
-        StorageError: The annotation file changed while it was fetched: its version would not be
-            that of its content.
+        StorageError: The annotation file changed while it was read, so that its object version
+            would not match its content.
     """
     remote = parse_remote_uri(annotations)
     stored = None if remote is None else head_object(remote)
     path = fetch_file(annotations)
     if remote is not None and head_object(remote) != stored:
-        raise _changed_meanwhile(annotations)
+        raise _changed_while_read(annotations)
     sha256 = sha256_of_file(path)
     index, file_names = index_boxes(path)
     index.write(index_path)
     files = describe_source(images, file_names)
     if not files:
         raise StorageError(
-            f"images must hold the annotated images, got none of {len(file_names)} in "
-            f"{redact_uri(images)}. Check the folder."
+            f"{redact_uri(images)} has none of the {len(file_names)} annotated images. Check the "
+            "folder."
         )
     modified_s = path.stat().st_mtime if stored is None else stored.modified.timestamp()
     return SourcePart(
@@ -240,10 +232,10 @@ def _look_at(store: ModelStore, images: str, annotations: str, index_path: Path)
 
 
 def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
-    """Keep the annotation file and its index; what is there already has the same content.
+    """Copy the annotation file and its index to the store, unless it has that content.
 
     Raises:
-        StorageError: The file changed while it was looked at.
+        StorageError: The file changed while it was read.
     """
     kept = list_files(child_uri(store.uri, "annotations"))
     sha256 = part.annotations_sha256
@@ -252,15 +244,13 @@ def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
             copy = Path(scratch) / "annotations.json"
             put_file(fetch_file(part.annotations_uri), str(copy))
             if sha256_of_file(copy) != sha256:
-                raise _changed_meanwhile(part.annotations_uri)
+                raise _changed_while_read(part.annotations_uri)
             put_file(copy, store.annotations_uri(sha256))
     put_file(index_path, store.annotations_uri(sha256, ".npz"))
 
 
-def _changed_meanwhile(uri: str) -> StorageError:
-    return StorageError(
-        f"{redact_uri(uri)} must stay as it is while it is read, got a change. Run again."
-    )
+def _changed_while_read(uri: str) -> StorageError:
+    return StorageError(f"{redact_uri(uri)} changed while it was read. Run again.")
 
 
 def _last_index(store: ModelStore, last: Training | None) -> BoxIndex:

@@ -1,4 +1,4 @@
-"""Whether a challenger may take the champion's place: figures of both on one set, and limits."""
+"""The gate: checks that a challenger must pass to become the champion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class GateSettings:
 
     Attributes:
         miou_margin: How much lower than the champion's the mIoU may be.
-        category_margin: The same for the IoU of every single category.
-        category_floor: Least IoU of every category, whatever the champion has.
-        max_parity_diff: Most that the exported model's probabilities may differ from PyTorch's.
-        min_gain: How much better than the best masks without training a first model must be, in
-            mean IoU of objects; -1 does not ask.
+        category_margin: How much lower than the champion's the IoU of any category may be.
+        category_floor: Least IoU of any category, with or without a champion.
+        max_parity_diff: Largest difference of the exported model's probabilities from PyTorch's.
+        min_gain: For a first model: how much its mean IoU of objects must exceed that of the best
+            masks without training; -1: no such check.
     """
 
     miou_margin: float = 0.005
@@ -32,7 +32,7 @@ class GateSettings:
 
 @dataclass(frozen=True)
 class Check:
-    """One rule applied: what the two models have, and the limit."""
+    """The values of both models, and the rule that was applied to them."""
 
     name: str
     challenger: float | None
@@ -43,18 +43,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict of the gate."""
+    """The result of all checks."""
 
     checks: tuple[Check, ...]
 
     @property
     def is_passed(self) -> bool:
-        """Whether every rule holds."""
+        """True if every check passed."""
         return all(check.is_passed for check in self.checks)
 
     @property
     def reason(self) -> str:
-        """What speaks against the challenger; or that nothing does."""
+        """The failed checks, or that all passed."""
         failed = [f"{check.name} {check.rule}" for check in self.checks if not check.is_passed]
         return "; ".join(failed) or f"all of {len(self.checks)} checks passed"
 
@@ -66,11 +66,11 @@ def judge(
     parity_diff: float,
     settings: GateSettings,
 ) -> Decision:
-    """Compare the figures of two models that were measured on the same set.
+    """Apply the checks to two models that were measured on the same data set.
 
     Args:
-        challenger: Content of `metrics.json`.
-        champion: Likewise; None: there is no champion yet.
+        challenger: Content of its `metrics.json`.
+        champion: Content of its `metrics.json`; None without a champion.
         parity_diff: Largest difference of the challenger's export from PyTorch.
         settings: Limits.
     """
@@ -78,18 +78,18 @@ def judge(
     parity = Check(
         "export parity", parity_diff, None, f"must be at most {limit:g}", parity_diff <= limit
     )
-    return Decision((*_figure_checks(challenger, champion or {}, settings), parity))
+    return Decision((*_metric_checks(challenger, champion or {}, settings), parity))
 
 
-def _figure_checks(
+def _metric_checks(
     challenger: Mapping[str, Any], champion: Mapping[str, Any], settings: GateSettings
 ) -> Iterator[Check]:
-    own, best = _figure(challenger.get("mIoU")), _figure(champion.get("mIoU"))
+    own, best = _number(challenger.get("mIoU")), _number(champion.get("mIoU"))
     if own is None:
         yield Check("mIoU", None, best, "must be measured: the set needs true masks", False)
         return
     if best is None:
-        yield Check("mIoU", own, None, "has no champion's to be compared with", True)
+        yield Check("mIoU", own, None, "there is no champion to compare with", True)
         yield from _gain_checks(challenger, settings)
     else:
         yield _same_set(challenger, champion)
@@ -106,27 +106,27 @@ def _figure_checks(
 
 
 def _gain_checks(challenger: Mapping[str, Any], settings: GateSettings) -> Iterator[Check]:
-    """Compare a first model with masks that need no training: it has no champion to beat."""
+    """Compare a first model with masks that need no training."""
     best = best_baseline(challenger.get("baselines") or {})
     if settings.min_gain <= -1 or best is None:
         return
     name, iou = best
-    own, limit = _figure(challenger.get("mean_iou_instances")), iou + settings.min_gain
+    own, limit = _number(challenger.get("mean_iou_instances")), iou + settings.min_gain
     rule = f"must be above {limit:.4f}: the {name} reaches {iou:.4f} without training (min_gain)"
     yield Check("mean IoU of objects", own, None, rule, own is not None and own > limit)
 
 
 def _same_set(challenger: Mapping[str, Any], champion: Mapping[str, Any]) -> Check:
-    own, best = (_figure(figures.get("num_instances")) for figures in (challenger, champion))
+    own, best = (_number(metrics.get("num_instances")) for metrics in (challenger, champion))
     return Check("measured objects", own, best, "must be the same", own == best)
 
 
 def _ious(metrics: Mapping[str, Any]) -> dict[str, float]:
     categories = metrics.get("per_category") or {}
-    ious = {name: _figure(category.get("iou")) for name, category in categories.items()}
+    ious = {name: _number(category.get("iou")) for name, category in categories.items()}
     return {name: iou for name, iou in ious.items() if iou is not None}
 
 
-def _figure(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if is_number else None

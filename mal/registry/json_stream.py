@@ -1,4 +1,4 @@
-"""COCO files that do not fit into memory: read entry by entry, written as they come."""
+"""Read and write COCO files entry by entry, for files larger than the memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stream_entries(path: Path, key: str) -> Iterator[Any]:
     """Yield the entries of a top-level list without holding the list.
 
     Raises:
-        AnnotationError: The file is no JSON.
+        AnnotationError: The file is not JSON.
     """
     for member in read_members(path):
         if member.key == key and member.entries is not None:
@@ -25,10 +25,10 @@ def stream_entries(path: Path, key: str) -> Iterator[Any]:
 
 
 def read_value(path: Path, key: str) -> Any:
-    """Return the value of a top-level key, whole; None where there is none.
+    """Return the value of a top-level key; None for a missing key.
 
     Raises:
-        AnnotationError: The file is no JSON.
+        AnnotationError: The file is not JSON.
     """
     for member in read_members(path):
         if member.key == key:
@@ -41,16 +41,16 @@ def read_value(path: Path, key: str) -> Any:
 
 
 def list_keys(path: Path) -> list[str]:
-    """Return the top-level keys in their order.
+    """Return the top-level keys in the order of the file.
 
     Raises:
-        AnnotationError: The file is no JSON.
+        AnnotationError: The file is not JSON.
     """
     return [member.key for member in read_members(path)]
 
 
 def write_stream(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; values that are iterators become lists as they yield."""
+    """Write a JSON object; an iterator is written as a list while it yields."""
     with writing_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for number, (key, value) in enumerate(content.items()):
             file.write(f"{', ' if number else '{'}{json.dumps(key)}: ")

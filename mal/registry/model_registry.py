@@ -1,4 +1,4 @@
-"""A client of Kubeflow's Model Registry: its REST API v1alpha3, as much of it as promotion needs.
+"""A client of the part of Kubeflow's Model Registry REST API v1alpha3 that promotion needs.
 
 https://github.com/kubeflow/model-registry, api/openapi/model-registry.yaml
 """
@@ -25,20 +25,20 @@ MODEL_FORMAT = "mal-checkpoint"
 
 _TIMEOUT_S = 30
 _NOT_FOUND = 404
-_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _Entity = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """The registry of one model.
+    """One model in a registry.
 
     Attributes:
         address: http(s)://host:port, without a path. A token comes from MODEL_REGISTRY_TOKEN.
         model_name: Name of the RegisteredModel.
-        source: Fields that say what made the versions: modelSourceKind, modelSourceId, ...
-        patience_s: How long a fault that may pass is waited out.
+        source: Origin fields of an artifact: modelSourceKind, modelSourceId, ...
+        patience_s: How long a transient error is retried.
     """
 
     address: str
@@ -46,23 +46,24 @@ class ModelRegistry:
     source: Mapping[str, str]
     patience_s: float = 60.0
 
-    def register(self, version: str, model_uri: str, facts: Mapping[str, str | float]) -> None:
-        """Register a version and its artifact, unless they are there.
+    def register(self, version: str, model_uri: str, metadata: Mapping[str, str | float]) -> None:
+        """Register a version and its artifact, unless they exist.
 
         Raises:
-            ClusterError: The registry cannot be reached or refuses.
+            ClusterError: The registry cannot be reached or rejects the request.
         """
-        self._retry(lambda: self._register(version, model_uri, facts))
+        self._retry(lambda: self._register(version, model_uri, metadata))
 
     def name_champion(self, version: str) -> None:
-        """Say in the model's custom properties which version is in use, unless they do.
+        """Name the champion in the model's custom properties.
 
         Raises:
-            ClusterError: The registry cannot be reached, refuses, or does not know the version.
+            ClusterError: The registry cannot be reached, rejects the request, or has no such
+                version.
         """
         self._retry(lambda: self._name_champion(version))
 
-    def _register(self, version: str, model_uri: str, facts: Mapping[str, str | float]) -> None:
+    def _register(self, version: str, model_uri: str, metadata: Mapping[str, str | float]) -> None:
         model = self._model() or self._call(
             "POST", "/registered_models", {"name": self.model_name, "state": "LIVE"}
         )
@@ -73,10 +74,10 @@ class ModelRegistry:
                 "name": version,
                 "registeredModelId": model["id"],
                 "state": "LIVE",
-                "customProperties": properties_from(facts),
+                "customProperties": properties_from(metadata),
             },
         )
-        # The registry keeps one artifact of a name: the same again is an update.
+        # Registering an artifact of the same name again would update it.
         artifact = {
             "artifactType": "model-artifact",
             "name": f"{self.model_name}-{version}",
@@ -95,8 +96,8 @@ class ModelRegistry:
         model = self._model()
         if model is None or self._version(model["id"], version) is None:
             raise ClusterError(
-                f"model registry {redact_uri(self.address)} must have version {version} of "
-                f"{self.model_name}, got none. Register it first."
+                f"The model registry {redact_uri(self.address)} has no version {version} of "
+                f"{self.model_name}. Register it first."
             )
         known = model.get("customProperties", {})
         if known.get(CHAMPION_PROPERTY, {}).get("string_value") == version:
@@ -105,16 +106,17 @@ class ModelRegistry:
         self._call("PATCH", f"/registered_models/{model['id']}", {"customProperties": properties})
 
     def _retry(self, action: Callable[[], None]) -> None:
-        """Do what looks first and adds what lacks, again and again while a fault may pass.
+        """Repeat an action while its error is transient.
 
-        A single request is not repeated: one that was obeyed may have lost its answer.
+        The whole action is repeated and not one request, since a request may have been executed
+        although its answer was lost; the action first reads what exists.
         """
         try:
             import tenacity
         except ImportError as error:
             raise MissingExtraError("tenacity", "cluster") from error
         tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
+            retry=tenacity.retry_if_exception(_is_transient),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
             stop=tenacity.stop_after_delay(self.patience_s),
             reraise=True,
@@ -156,22 +158,22 @@ class ModelRegistry:
                 return content
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ClusterError(
-                f"model registry {redact_uri(self.address)} must answer {method} {path}, got: "
-                f"{error}. Check its address, and {TOKEN_VARIABLE} where it asks for a token."
+                f"{method} {path} failed at the model registry {redact_uri(self.address)}: "
+                f"{error}. Check its address, and {TOKEN_VARIABLE} if it requires a token."
             ) from error
 
 
-def _may_pass(fault: BaseException) -> bool:
-    cause = fault.__cause__
+def _is_transient(error: BaseException) -> bool:
+    cause = error.__cause__
     if isinstance(cause, urllib.error.HTTPError):
-        return cause.code in _PASSING_STATUSES
+        return cause.code in _TRANSIENT_STATUSES
     return isinstance(cause, OSError | http.client.HTTPException)
 
 
 def registry_of_run(
     address: str, model_name: str, *, run_id: str = "", run_name: str = ""
 ) -> ModelRegistry | None:
-    """Return the registry at an address, its versions made by a pipeline run; None without one."""
+    """Return the model in the registry at an address, '' for none, as used by a pipeline run."""
     if not address:
         return None
     source = {
@@ -183,13 +185,13 @@ def registry_of_run(
     return ModelRegistry(address, model_name, source if run_id else {})
 
 
-def properties_from(facts: Mapping[str, str | float]) -> dict[str, dict[str, Any]]:
-    """Return facts as the registry's typed custom properties."""
+def properties_from(metadata: Mapping[str, str | float]) -> dict[str, dict[str, Any]]:
+    """Return metadata as the registry's typed custom properties."""
     return {
         name: (
             {"metadataType": "MetadataStringValue", "string_value": value}
             if isinstance(value, str)
             else {"metadataType": "MetadataDoubleValue", "double_value": value}
         )
-        for name, value in facts.items()
+        for name, value in metadata.items()
     }

@@ -1,11 +1,11 @@
-"""The place of one model's versions: a pointer to the champion, and what was trained last.
+"""The store of one model's versions: a pointer to the champion, and the last training.
 
     STORE/champion.json                the pointer; the only file that is ever replaced
     STORE/versions/VERSION/            model/, onnx/ and version.json; never written twice
     STORE/annotations/SHA256.json      annotation files as a run saw them, and .npz of their boxes
 
-Champion and last training share one document, so that one conditional write changes both: there is
-no moment at which a model is promoted and its data set is still taken for new.
+Champion and last training share one document, so that one conditional write changes both: a crash
+cannot promote a model and leave its data set marked as new.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mal.errors import ArtifactError
-from mal.storage import ABSENT, child_uri, read_document, replace_document
+from mal.storage import ABSENT, ConflictError, child_uri, read_document, replace_document
 
 POINTER_FILE = "champion.json"
 VERSION_FILE = "version.json"
@@ -26,15 +26,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training, promoted or refused.
-
-    Attributes:
-        source_sha256: Of the data set as `detect_new_annotations` saw it.
-        annotations_sha256: Of its training annotations.
-        version: What was made of it.
-        is_promoted: Whether it became the champion.
-        at: When, ISO 8601.
-    """
+    """A finished training; `source_sha256` is the digest of its whole data set."""
 
     source_sha256: str
     annotations_sha256: str
@@ -45,7 +37,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is in use; `since` in ISO 8601."""
+    """The version in use."""
 
     version: str
     sha256: str
@@ -56,7 +48,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the champion, for the history: from one version to another, when and why."""
+    """A change of the champion from `previous` to `version`."""
 
     version: str
     previous: str
@@ -66,14 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class StoreState:
-    """What the pointer says.
-
-    Attributes:
-        champion: None before the first promotion.
-        last_training: None before the first run.
-        history: Every change of the champion, oldest first.
-        etag: Names this state; a write that expects it fails once there is another.
-    """
+    """The content of the pointer, with the changes of the champion from old to new."""
 
     champion: Champion | None = None
     last_training: Training | None = None
@@ -82,7 +67,7 @@ class StoreState:
 
     @property
     def champion_version(self) -> str:
-        """Version of the champion, '' for none."""
+        """Version of the champion; '' for none."""
         return self.champion.version if self.champion else ""
 
 
@@ -96,23 +81,23 @@ class ModelStore:
 
     @property
     def pointer_uri(self) -> str:
-        """The document that names the champion."""
+        """URI of the document that names the champion."""
         return child_uri(self.uri, POINTER_FILE)
 
     def version_uri(self, version: str, *names: str) -> str:
-        """Folder of a version, or something in it."""
+        """URI of a version's folder, or of something in it."""
         return child_uri(self.uri, "versions", version, *names)
 
     def annotations_uri(self, sha256: str, suffix: str = ".json") -> str:
-        """Where the annotation file of that content is kept."""
+        """URI of the copied annotation file with that sha256."""
         return child_uri(self.uri, "annotations", f"{sha256}{suffix}")
 
     def read(self) -> StoreState:
         """Read the pointer; an empty store has an empty state.
 
         Raises:
-            ArtifactError: It is none that this version of mal can read.
-            StorageError: It cannot be read.
+            ArtifactError: The pointer has another format.
+            StorageError: The store cannot be read.
         """
         document = read_document(self.pointer_uri)
         if document is None:
@@ -137,11 +122,11 @@ class ModelStore:
             ) from error
 
     def write(self, state: StoreState) -> StoreState:
-        """Replace the pointer, if it is still the one of `state.etag`.
+        """Replace the pointer if it still has `state.etag`.
 
         Raises:
-            ConflictError: It is not; nothing was written.
-            StorageError: It cannot be written.
+            ConflictError: The pointer has changed; nothing was written.
+            StorageError: The store cannot be written.
         """
         content = {
             "format_version": FORMAT_VERSION,
@@ -153,13 +138,25 @@ class ModelStore:
         return dataclasses.replace(state, etag=etag)
 
     def read_version(self, version: str) -> Mapping[str, Any] | None:
-        """Return what was recorded of a version; None for one that is not there."""
+        """Return the record of a version; None for an unknown version."""
         document = read_document(self.version_uri(version, VERSION_FILE))
         return None if document is None else document.content
 
+    def require_unchanged(self, state: StoreState, etag: str) -> None:
+        """Check that the store has the state that a run started from.
+
+        Raises:
+            ConflictError: Another run or a person has changed it.
+        """
+        if state.etag != etag:
+            raise ConflictError(
+                f"{self.pointer_uri} changed since this run started: its champion is now "
+                f"'{state.champion_version}'. Another run or a person changed it. Run again."
+            )
+
 
 def now() -> str:
-    """Return the time as the store keeps it."""
+    """Return the current time, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

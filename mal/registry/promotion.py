@@ -1,9 +1,9 @@
-"""From a candidate to the champion: register a version, move the pointer, go back.
+"""Register a model as a version, promote it, and promote an earlier version by hand.
 
-The files of a version are written first and never again; moving the pointer is one conditional
-write. Whatever dies before it leaves the champion and the last training as they were. The pointer
-is the truth and a model registry a copy: it gets the version before, and the name of the champion
-after. If that fails the promotion stands, and the next run mends it.
+The files of a version are written once, then the pointer is moved in one conditional write: a
+process that dies before that write changes neither champion nor last training. A model registry is
+only a copy of the pointer. It gets the version before the write and the champion's name after it;
+if the latter fails, the promotion is valid and the next run updates the registry.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from mal.registry.model_store import (
 )
 from mal.storage import (
     ABSENT,
-    ConflictError,
     list_files,
     put_file,
     put_files,
@@ -59,7 +58,7 @@ MODEL_FILES = (
     MANIFEST_FILE,
     LATEST_CHECKPOINT,
 )
-# Exports of before points have no encoder and decoder: what is not there is not copied.
+# Only models with points have an encoder and a decoder; files that do not exist are skipped.
 ONNX_FILES = (ONNX_FILE, ONNX_SIDECAR_FILE, ONNX_ENCODER_FILE, ONNX_DECODER_FILE)
 _SHORT_SHA_CHARS = 12
 
@@ -71,24 +70,21 @@ class Candidate:
     """A trained, measured and exported model.
 
     Attributes:
-        model_dir: Folder of train.
-        onnx_dir: Folder of export.
-        report: Page of evaluate.
-        metrics: Content of `metrics.json`, measured on the set of `champion_metrics`.
-        champion_metrics: None: there is no champion.
-        lineage: Metadata of the artifacts that it came with, by name.
+        metrics: Content of `metrics.json`.
+        champion_metrics: Content of the champion's `metrics.json`; None without a champion.
+        lineage: Metadata of the artifacts of its run, by name.
     """
 
-    model_dir: Path
-    onnx_dir: Path
-    report: Path
+    model_dir: str | Path
+    onnx_dir: str | Path
+    report: str | Path
     metrics: Mapping[str, Any]
     champion_metrics: Mapping[str, Any] | None
     lineage: Mapping[str, Mapping[str, Any]]
 
     def judge(self, settings: GateSettings) -> Decision:
-        """Ask the gate."""
-        sidecar = json.loads((self.onnx_dir / ONNX_SIDECAR_FILE).read_bytes())
+        """Apply the checks of the gate."""
+        sidecar = json.loads((Path(self.onnx_dir) / ONNX_SIDECAR_FILE).read_bytes())
         return judge(
             self.metrics,
             self.champion_metrics,
@@ -99,30 +95,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate.
+    """The result of registering a candidate.
 
     Attributes:
-        version: Of the candidate.
-        champion: Version in use once all was done; '' for none.
-        previous: Version that the candidate was to replace; '' for none.
-        decision: Of the gate.
-        registry_trouble: Why the registry may name another champion; '' where it does not.
+        champion: Version in use afterwards; '' for none.
+        previous: Version in use before; '' for none.
+        registry_error: Why the model registry may name another champion; '' if it does not.
     """
 
     version: str
     champion: str
     previous: str
     decision: Decision
-    registry_trouble: str = ""
+    registry_error: str = ""
 
     @property
     def is_promoted(self) -> bool:
-        """Whether the candidate is the champion."""
+        """True if the candidate is the champion."""
         return self.champion == self.version
 
     @property
     def sentence(self) -> str:
-        """What happened, and why."""
+        """The result and its reason."""
         reason = self.decision.reason
         if self.is_promoted != self.decision.is_passed:
             verdict = "promoted" if self.decision.is_passed else "refused"
@@ -137,81 +131,92 @@ class Outcome:
         return f"{self.version} is refused, {kept}: {reason}"
 
     @property
-    def figures(self) -> dict[str, float]:
-        """What both models have, to compare runs by."""
-        figures = {"promoted": float(self.is_promoted)}
-        if self.registry_trouble:
-            figures["registry trouble"] = 1.0
+    def metrics(self) -> dict[str, float]:
+        """The values that the gate compared, to compare runs by."""
+        metrics = {"promoted": float(self.is_promoted)}
+        if self.registry_error:
+            metrics["registry trouble"] = 1.0  # a name of 0.1.0, kept for charts across runs
         for check in self.decision.checks:
             sides = {"challenger": check.challenger, "champion": check.champion}
-            figures |= {f"{side} {check.name}": v for side, v in sides.items() if v is not None}
-        return figures
+            metrics |= {f"{side} {check.name}": v for side, v in sides.items() if v is not None}
+        return metrics
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A candidate on its way into the store."""
-
+class _NewVersion:
     store: ModelStore
-    version: str
+    name: str
     sha256: str
-    found: Detection
+    detection: Detection
     candidate: Candidate
     decision: Decision
 
     def uri(self, *names: str) -> str:
-        return self.store.version_uri(self.version, *names)
+        return self.store.version_uri(self.name, *names)
 
 
-def settle(
-    found: Detection, candidate: Candidate, decision: Decision, registry: ModelRegistry | None
-) -> Outcome:
-    """Register a candidate; make it the champion if the gate lets it; note the training.
-
-    Doing it again after it was done changes nothing in the store: a step may be retried, and a
-    person may have moved the champion in between.
-
-    Args:
-        found: The data set, and the state of the store that the run started from.
-        candidate: What was trained on it.
-        decision: Of the gate.
-        registry: Where else to register it; None: nowhere.
+def read_metrics(path: str | Path) -> Mapping[str, Any]:
+    """Read the `metrics.json` of evaluate.
 
     Raises:
-        ConflictError: Somebody else has changed the store since the run started.
-        StorageError: The store cannot be written.
-        ClusterError: The registry does not take the version; the pointer was not moved.
+        ArtifactError: The file is missing or is not JSON.
     """
-    store = ModelStore(found.store_uri)
+    try:
+        content: Mapping[str, Any] = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"Cannot read the metrics of an evaluation from {path} ({error}). Evaluate again."
+        ) from error
+    return content
+
+
+def register_and_promote(
+    detection: Detection, candidate: Candidate, gate: GateSettings, registry: ModelRegistry | None
+) -> Outcome:
+    """Register a candidate, record its training, and promote it if the gate passed it.
+
+    A retry after success changes nothing in the store, even if a person has changed the champion
+    since.
+
+    Args:
+        detection: The data set, and the state of the store at the start of the run.
+        candidate: The model of that run.
+        gate: Limits.
+        registry: Model registry for a copy; None for none.
+
+    Raises:
+        ConflictError: The store changed since the run started.
+        StorageError: The store cannot be written.
+        ClusterError: The registry rejected the version; the pointer was not moved.
+    """
+    decision = candidate.judge(gate)
+    store = ModelStore(detection.store_uri)
     state = store.read()
     sha256 = sha256_of_file(checkpoint_in(candidate.model_dir))
-    version = f"{found.at[:10].replace('-', '')}-{sha256[:_SHORT_SHA_CHARS]}"
+    version = f"{detection.at[:10].replace('-', '')}-{sha256[:_SHORT_SHA_CHARS]}"
     is_done = state.last_training is not None and state.last_training.version == version
-    if state.etag != found.store_etag and not is_done:
-        raise ConflictError(
-            f"{store.pointer_uri} must be unchanged since this run started, got champion "
-            f"'{state.champion_version}' of another run or a person. Run again."
-        )
+    if not is_done:
+        store.require_unchanged(state, detection.store_etag)
     previous = _replaced_by(version, state) if is_done else state.champion_version
     if not is_done:
-        entry = _Entry(store, version, sha256, found, candidate, decision)
-        record = _write_version(entry)
+        new = _NewVersion(store, version, sha256, detection, candidate, decision)
+        record = _write_version(new)
         if registry is not None:
             _register(store, record, registry)
-        state = store.write(_next_state(entry, state))
-    trouble = tell_registry(store, state, registry)
-    return Outcome(version, state.champion_version, previous, decision, trouble)
+        state = store.write(_next_state(new, state))
+    error = update_registry(store, state, registry)
+    return Outcome(version, state.champion_version, previous, decision, error)
 
 
 def promote_version(
     store: ModelStore, version: str, *, reason: str, registry: ModelRegistry | None = None
 ) -> StoreState:
-    """Make a registered version the champion, by hand: back to an earlier one, or a refused one.
+    """Make a registered version the champion, such as an earlier or a refused one.
 
     Raises:
-        ArtifactError: It is not in the store, not whole, or was never measured.
-        ConflictError: Somebody else was faster.
-        ClusterError: The registry does not take it; the pointer has moved all the same.
+        ArtifactError: The version is not in the store, is incomplete, or was never measured.
+        ConflictError: Another process changed the store.
+        ClusterError: The registry rejected the champion; the pointer was moved.
     """
     state = store.read()
     record = store.read_version(version)
@@ -222,53 +227,49 @@ def promote_version(
         )
     if record["metrics"].get("mIoU") is None:
         raise ArtifactError(
-            f"version must have figures to be promoted, got none for {version}. Measure it on a "
-            "set with true masks."
+            f"version must have metrics to be promoted, got none for {version}. Evaluate it on a "
+            "data set with true masks."
         )
     if version != state.champion_version:
-        champion = _champion(store, version, str(record["sha256"]))
-        state = store.write(_with_champion(state, champion, reason))
-    if trouble := _copy_champion(store, state, registry):
-        raise ClusterError(trouble)
+        sha256 = str(record["sha256"])
+        state = store.write(_with_champion(state, store, version, sha256, reason))
+    if error := _copy_champion(store, state, registry):
+        raise ClusterError(error)
     return state
 
 
-def tell_registry(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
-    """Let the registry name the champion, if it does not yet; that it cannot be told is no error.
-
-    Returns:
-        What went wrong, which was logged; '' for nothing.
-    """
-    if trouble := _copy_champion(store, state, registry):
-        _log.warning("%s", trouble)
-    return trouble
+def update_registry(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
+    """Copy the champion's name to the registry; log and return an error, '' for success."""
+    if error := _copy_champion(store, state, registry):
+        _log.warning("%s", error)
+    return error
 
 
 def list_versions(store: ModelStore) -> list[str]:
-    """Return the versions that are whole, oldest first."""
+    """Return the complete versions, oldest first."""
     names = list_files(store.version_uri("").rstrip("/"))
     return sorted(name.partition("/")[0] for name in names if name.endswith(f"/{VERSION_FILE}"))
 
 
 def _replaced_by(version: str, state: StoreState) -> str:
-    """Return what a version took the place of; the champion for one that was never promoted."""
+    """Return the version before `version`; the champion if `version` was never promoted."""
     changes = [change for change in state.history if change.version == version]
     return changes[-1].previous if changes else state.champion_version
 
 
 def _register(store: ModelStore, record: Mapping[str, Any], registry: ModelRegistry) -> None:
     version = str(record["version"])
-    registry.register(version, store.version_uri(version, "model"), _facts(record))
+    registry.register(version, store.version_uri(version, "model"), _registry_metadata(record))
 
 
 def _copy_champion(store: ModelStore, state: StoreState, registry: ModelRegistry | None) -> str:
-    """Let the registry name the pointer's champion; returns what went wrong, '' for nothing."""
+    """Register the champion and name it; return the error, '' for success."""
     if registry is None or state.champion is None:
         return ""
     version = state.champion_version
     try:
         if record := store.read_version(version):
-            # The registry may be younger than the champion, which another run has made.
+            # The registry may be newer than the champion's version.
             _register(store, record, dataclasses.replace(registry, source={}))
         registry.name_champion(version)
     except MalError as error:
@@ -280,65 +281,57 @@ def _copy_champion(store: ModelStore, state: StoreState, registry: ModelRegistry
     return ""
 
 
-def _next_state(entry: _Entry, state: StoreState) -> StoreState:
-    is_promoted = entry.decision.is_passed
-    training = entry.found.training(version=entry.version, is_promoted=is_promoted, at=now())
+def _next_state(new: _NewVersion, state: StoreState) -> StoreState:
+    is_promoted = new.decision.is_passed
+    training = new.detection.training(version=new.name, is_promoted=is_promoted, at=now())
     state = dataclasses.replace(state, last_training=training)
     if not is_promoted:
         return state
-    champion = _champion(entry.store, entry.version, entry.sha256)
-    return _with_champion(state, champion, entry.decision.reason)
+    return _with_champion(state, new.store, new.name, new.sha256, new.decision.reason)
 
 
-def _with_champion(state: StoreState, champion: Champion, reason: str) -> StoreState:
-    change = Change(champion.version, state.champion_version, champion.since, reason)
+def _with_champion(
+    state: StoreState, store: ModelStore, version: str, sha256: str, reason: str
+) -> StoreState:
+    model_uri, onnx_uri = store.version_uri(version, "model"), store.version_uri(version, "onnx")
+    champion = Champion(version, sha256, model_uri, onnx_uri, since=now())
+    change = Change(version, state.champion_version, champion.since, reason)
     return dataclasses.replace(state, champion=champion, history=(*state.history, change))
 
 
-def _champion(store: ModelStore, version: str, sha256: str) -> Champion:
-    return Champion(
-        version=version,
-        sha256=sha256,
-        model_uri=store.version_uri(version, "model"),
-        onnx_uri=store.version_uri(version, "onnx"),
-        since=now(),
-    )
-
-
-def _write_version(entry: _Entry) -> Mapping[str, Any]:
-    """Write the files of a version, its record last, and return that: what has one is whole."""
-    known = entry.store.read_version(entry.version)
+def _write_version(new: _NewVersion) -> Mapping[str, Any]:
+    """Write the files of a version and return its record, which marks it as complete."""
+    known = new.store.read_version(new.name)
     if known is not None:
         return known
-    candidate, decision = entry.candidate, entry.decision
-    put_files(candidate.model_dir, MODEL_FILES, entry.uri("model"))
-    put_files(candidate.onnx_dir, ONNX_FILES, entry.uri("onnx"))
-    put_file(candidate.report, entry.uri(REPORT_FILE))
+    candidate, decision = new.candidate, new.decision
+    put_files(Path(candidate.model_dir), MODEL_FILES, new.uri("model"))
+    put_files(Path(candidate.onnx_dir), ONNX_FILES, new.uri("onnx"))
+    put_file(Path(candidate.report), new.uri(REPORT_FILE))
     record = {
-        "version": entry.version,
+        "version": new.name,
         "created_at": now(),
-        "sha256": entry.sha256,
-        "source_sha256": entry.found.source_sha256,
+        "sha256": new.sha256,
+        "source_sha256": new.detection.source_sha256,
         "metrics": dict(candidate.metrics),
         "gate": {
             "is_passed": decision.is_passed,
             "checks": [dataclasses.asdict(check) for check in decision.checks],
         },
-        "lineage": {name: dict(facts) for name, facts in candidate.lineage.items()},
+        "lineage": {name: dict(metadata) for name, metadata in candidate.lineage.items()},
     }
-    replace_document(entry.uri(VERSION_FILE), record, expected_etag=ABSENT)
+    replace_document(new.uri(VERSION_FILE), record, expected_etag=ABSENT)
     return record
 
 
-def _facts(record: Mapping[str, Any]) -> dict[str, str | float]:
-    """Return what a registry shows of a version."""
-    facts: dict[str, str | float] = {"sha256": str(record["sha256"])}
+def _registry_metadata(record: Mapping[str, Any]) -> dict[str, str | float]:
+    metadata: dict[str, str | float] = {"sha256": str(record["sha256"])}
     for name in ("mIoU", "AP", "num_instances"):
         value = record["metrics"].get(name)
         if value is not None:
-            facts[name] = float(value)
+            metadata[name] = float(value)
     model = record["lineage"].get("model", {})
     for name in ("dataset_sha256", "git_sha", "image_digest", "parent_model_uri", "arch"):
         if name in model:
-            facts[name] = str(model[name])
-    return facts
+            metadata[name] = str(model[name])
+    return metadata

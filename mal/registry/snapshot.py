@@ -1,7 +1,4 @@
-"""What a run was made from: a small manifest that pins a data set without copying it.
-
-A pipeline passes the manifest on instead of the images, which every step would download.
-"""
+"""The data set manifest: URIs, counts and digests that a pipeline passes instead of the images."""
 
 from __future__ import annotations
 
@@ -26,16 +23,9 @@ class SplitSnapshot:
     """One part of a data set.
 
     Attributes:
-        images_uri: Folder, archive or bucket folder.
-        annotations_uri: COCO JSON.
-        annotations_sha256: Of the JSON file's content.
-        images_sha256: Of names, sizes and checksums of the annotated images that exist.
-        num_images: Listed by the annotations.
-        num_missing_images: Of these, without a file.
-        num_boxes: That can be used, crowds not counted.
-        num_crowds: Neither trained nor measured.
-        num_categories: Listed by the annotations.
-        has_masks: Whether any box has a true mask.
+        images_sha256: Digest of names, sizes and checksums of the annotated images that exist.
+        num_images: Images in the annotation file, whether they exist or not.
+        num_boxes: Usable boxes without crowds.
         image_bytes: Size of the images that exist.
     """
 
@@ -59,14 +49,7 @@ class SplitSnapshot:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """A pinned data set.
-
-    Attributes:
-        dataset_sha256: Changes whenever an annotation file or an annotated image does.
-        train: What is learnt from.
-        val: What is measured on; None: nothing was given.
-        label: What is labelled; the training part unless another was given.
-    """
+    """A data set; without a part to label the training part is labelled."""
 
     dataset_sha256: str
     train: SplitSnapshot
@@ -75,28 +58,28 @@ class DatasetManifest:
 
     @property
     def evaluated_split(self) -> SplitSnapshot:
-        """The part that evaluate measures: validation, or training where there is none."""
+        """The part that evaluate measures: validation; training without a validation part."""
         return self.val or self.train
 
     @property
     def evaluated_part(self) -> str:
-        """The name of that part, for people."""
+        """The name of the measured part, for people."""
         return "validation part" if self.val else "training part: no validation part was given"
 
     @property
     def summary(self) -> str:
-        """One line for people; short, since Kubeflow's UI previews 255 bytes of an artifact."""
+        """One line for people; Kubeflow's UI previews 255 bytes of an artifact."""
         parts = [f"train: {self.train}"]
         if self.val is not None:
             parts.append(f"val: {self.val}")
         parts.append("label: train" if self.label == self.train else f"label: {self.label}")
         return "; ".join(parts)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the manifest as JSON, the summary first."""
-        splits = {name: dataclasses.asdict(split) for name, split in self._splits().items()}
+        splits = {name: dataclasses.asdict(split) for name, split in self.splits.items()}
         write_json(
-            path,
+            Path(path),
             {
                 "summary": self.summary,
                 "dataset_sha256": self.dataset_sha256,
@@ -105,7 +88,9 @@ class DatasetManifest:
             },
         )
 
-    def _splits(self) -> dict[str, SplitSnapshot]:
+    @property
+    def splits(self) -> dict[str, SplitSnapshot]:
+        """The different parts by name."""
         val = {} if self.val is None else {"val": self.val}
         label = {} if self.label == self.train else {"label": self.label}
         return {"train": self.train, **val, **label}
@@ -120,21 +105,14 @@ def snapshot_dataset(
     label_images: str = "",
     label_annotations: str = "",
 ) -> DatasetManifest:
-    """Look at a data set and pin what was seen.
+    """Describe a data set.
 
-    Folders and archives are read whole for their checksums; a bucket folder is only listed.
-
-    Args:
-        train_images: Folder, archive or bucket folder.
-        train_annotations: COCO JSON.
-        val_images: With `val_annotations`; '' for no validation.
-        val_annotations: With `val_images`.
-        label_images: With `label_annotations`; '' for the training set.
-        label_annotations: With `label_images`.
+    Images are a folder, an archive or a bucket folder. Folders and archives are read for their
+    checksums; a bucket folder is only listed. '' for both URIs leaves a part out.
 
     Raises:
-        AnnotationError: A part cannot be used; it is named.
-        StorageError: A place cannot be read.
+        AnnotationError: A part cannot be used.
+        StorageError: A URI cannot be read.
     """
     train = _snapshot_split("train", train_images, train_annotations)
     val = _snapshot_optional_split("val", val_images, val_annotations)
@@ -146,18 +124,18 @@ def snapshot_dataset(
     return DatasetManifest(sha256_of(hashes), train, val, label)
 
 
-def read_dataset_manifest(path: Path) -> DatasetManifest:
-    """Read what `DatasetManifest.write` wrote.
+def read_dataset_manifest(path: str | Path) -> DatasetManifest:
+    """Read a data set manifest.
 
     Raises:
-        ArtifactError: It is missing or no such manifest.
+        ArtifactError: The file is missing or has another content.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(Path(path).read_bytes())
         if document["format_version"] != FORMAT_VERSION:
             raise ArtifactError(
-                f"data set manifest must be of format {FORMAT_VERSION}, got "
-                f"{document['format_version']} in {path}. Take a new snapshot."
+                f"data set manifest must have format {FORMAT_VERSION}, got "
+                f"{document['format_version']} in {path}. Run snapshot_dataset again."
             )
         splits = document["splits"]
         train = SplitSnapshot(**splits["train"])
@@ -169,8 +147,8 @@ def read_dataset_manifest(path: Path) -> DatasetManifest:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"data set manifest must be what snapshot_dataset wrote, got {path} "
-            f"({type(error).__name__}: {error}). Take a new snapshot."
+            f"{path} is not an output of snapshot_dataset ({type(error).__name__}: {error}). "
+            "Run that step again."
         ) from error
 
 
@@ -187,13 +165,13 @@ def _snapshot_optional_split(name: str, images: str, annotations: str) -> SplitS
 def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     for key, value in ((f"{name}_images", images), (f"{name}_annotations", annotations)):
         if not value:
-            raise AnnotationError(f"{key} must be given, got ''. Give both of the {name} set.")
+            raise AnnotationError(f"{key} must be set, got ''. Set both URIs of the {name} part.")
     path = fetch_file(annotations)
     boxes = load_boxes(path, with_masks=True)
     num_crowds = int(boxes.is_crowd_N.sum())
     if len(boxes) == num_crowds:
         raise AnnotationError(
-            f"{name}_annotations must have boxes, got none that can be used in {annotations}. "
+            f"{name}_annotations must have usable boxes, got none in {annotations}. "
             + "; ".join(boxes.problems.lines())
         )
     files = describe_images(images, (image.file_name for image in boxes.images))
@@ -222,6 +200,6 @@ def sha256_of_images(files: Mapping[str, ImageFile]) -> str:
     return sha256_of(sorted([name, file.size, file.checksum] for name, file in files.items()))
 
 
-def sha256_of(facts: object) -> str:
+def sha256_of(values: object) -> str:
     """Hash plain values by their canonical JSON."""
-    return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()

@@ -92,6 +92,7 @@ def load_spec(
     source: SpecSource | Sequence[SpecSource],
     overrides: Sequence[str] = (),
     *,
+    fixed: Mapping[str, Any] | None = None,
     find_missing: Callable[[ExperimentSpec], Mapping[str, str]] | None = None,
 ) -> ExperimentSpec:
     """Read, merge and check a spec.
@@ -100,6 +101,7 @@ def load_spec(
         action: train, evaluate, inference or export; its required keys must be set.
         source: A YAML file, `recipe:NAME`, a mapping, or several of these; the later wins.
         overrides: `dotted.key=value` with YAML values; they win over every source.
+        fixed: Values by dotted key; they win over the overrides.
         find_missing: Returns problems of missing inputs by key; only called when the spec already
             has problems, since the missing keys of a correct spec may be set later.
 
@@ -115,6 +117,7 @@ def load_spec(
     )
     is_read_whole = not problems
     contents += _read_overrides(overrides, problems)
+    contents.append((fixed or {}, "", None))
     given: dict[str, _Given] = {}
     for content, file, text in contents:
         given.update(_known_settings(content, file, text, problems))

@@ -1,322 +1,218 @@
-"""What every pipeline step does around an action: its spec, its errors, its folders.
-
-A step reads its data and model from the artifacts of the steps before it and writes to its own, so
-those keys of the spec are the pipeline's; everything else is the user's.
-"""
+"""One step of a pipeline run: its log, its exit code, its input data set and its outputs."""
 
 from __future__ import annotations
 
-import contextlib
-import html
-import json
+import functools
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from mal.artifacts import (
-    EXPERIMENT_FILE,
-    ONNX_FILE,
     checkpoint_in,
     made_by,
+    sha256_of_file,
     write_text,
     writing_atomically,
 )
-from mal.errors import ArtifactError, MalError, MissingExtraError, SpecError
-from mal.lineage.note import Noted, with_note
-from mal.registry.snapshot import DatasetManifest
+from mal.errors import MalError, MissingExtraError
+from mal.lineage.page_record import with_record
+from mal.registry.snapshot import DatasetManifest, read_dataset_manifest
 from mal.runtime import Interrupted, set_up_logging
-from mal.spec import ExperimentSpec, load_spec
-from mal.spec.load import SpecSource, read_spec_source
-
-log = logging.getLogger(__name__)
+from mal.spec import ExperimentSpec
+from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_metadata
+from mal.steps.specs import step_spec
 
 ERROR_PREFIX = "error: "
 EXIT_USER_ERROR = 2
-LABELS_FILE = "labels.json"
+DEFAULT_PIPELINE_NAME = "mal"
 
-ARTIFACT_KEYS = frozenset(
-    {
-        "results_dir",
-        "dataset.train_ann_path",
-        "dataset.train_img_dir",
-        "dataset.val_ann_path",
-        "dataset.val_img_dir",
-        "train.results_dir",
-        "evaluate.checkpoint",
-        "evaluate.results_dir",
-        "inference.checkpoint",
-        "inference.ann_path",
-        "inference.img_dir",
-        "inference.label_dump_path",
-        "inference.results_dir",
-        "export.checkpoint",
-        "export.onnx_file",
-        "export.results_dir",
-    }
-)
+_log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def running_step() -> Iterator[None]:
-    """Log and end as the command line does: no traceback for what the user can mend."""
-    set_up_logging()
-    try:
-        yield
-    except (MalError, ModuleNotFoundError) as error:
-        known = MissingExtraError.of(error) or error
-        if not isinstance(known, MalError):
-            raise
-        sys.stderr.write(f"{ERROR_PREFIX}{known}\n")
-        sys.exit(EXIT_USER_ERROR)
-    except Interrupted as interrupt:
-        sys.stderr.write(f"{interrupt}\n")
-        sys.exit(interrupt.exit_code)
-
-
-def tell(line: str) -> None:
-    """Write a line to the log of the step."""
-    log.info("%s", line)
-
-
-class Metrics(Protocol):
-    """What is needed of a KFP metrics artifact."""
-
-    def log_metric(self, metric: str, value: float) -> None: ...
-
-
-class HasPath(Protocol):
-    """What is needed of a KFP artifact that is read."""
+class MetricsArtifact(Protocol):
+    """The part of KFP's Metrics artifact that a step uses."""
 
     @property
     def path(self) -> str: ...
 
-
-class HasMetadata(Protocol):
-    """What is needed of a KFP artifact that is described."""
-
-    metadata: dict[str, Any]
+    def log_metric(self, metric: str, value: float) -> None: ...
 
 
-class Page(HasMetadata, Protocol):
-    """What is needed of a KFP artifact that people read."""
+class Step:
+    """The context of a component's body.
 
-    path: str
+        with Step(dataset=dataset, model=model) as step:
+            experiment = step.experiment("evaluate", spec=spec, overrides=overrides, ...)
+            result = run_evaluate(experiment)
+            step.write_artifact(report, {"display_name": "report"}, file=result.report)
+
+    A user error, such as a wrong setting, ends the process with exit code 2 and one line on
+    stderr; any other exception keeps its traceback.
+
+    Args:
+        dataset: Input with a data set manifest; recorded as a parent of every output.
+        model: Input with a model folder; recorded as a parent of every output.
+        snapshot: Input of detect_new_annotations; gives the pipeline's name only.
+        pipeline_name: For a step without such inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: StepArtifact | None = None,
+        model: StepArtifact | None = None,
+        snapshot: StepArtifact | None = None,
+        pipeline_name: str = "",
+    ) -> None:
+        self._dataset, self._model = dataset, model
+        named = dataset or snapshot
+        inherited = named.metadata.get("pipeline_name") if named else ""
+        self._pipeline_name = str(pipeline_name or inherited or DEFAULT_PIPELINE_NAME)
+        self._spec_metadata: Metadata = {}
+
+    def __enter__(self) -> Self:
+        set_up_logging()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, MalError | ModuleNotFoundError):
+            known = MissingExtraError.of(error) or error
+            if isinstance(known, MalError):
+                sys.stderr.write(f"{ERROR_PREFIX}{known}\n")
+                sys.exit(EXIT_USER_ERROR)
+        if isinstance(error, Interrupted):
+            sys.stderr.write(f"{error}\n")
+            sys.exit(error.exit_code)
+
+    @functools.cached_property
+    def data(self) -> DatasetManifest:
+        """The manifest of the input data set."""
+        assert self._dataset is not None, "the step has no data set"
+        return read_dataset_manifest(self._dataset.path)
+
+    @functools.cached_property
+    def parents(self) -> Metadata:
+        """URI and sha256 of the inputs; the sha256 is computed from the files themselves."""
+        parents: Metadata = {}
+        if self._dataset is not None:
+            parents["dataset_uri"] = self._dataset.uri
+            parents["dataset_sha256"] = self.data.dataset_sha256
+        if self._model is not None:
+            parents["model_uri"] = self._model.uri
+            parents["model_sha256"] = sha256_of_file(checkpoint_in(self._model.path))
+        return parents
+
+    def log(self, line: str) -> None:
+        """Write a line to the step's log."""
+        _log.info("%s", line)
+
+    def experiment(
+        self, action: str, *, spec: str, overrides: Sequence[str], results_dir: str | Path
+    ) -> ExperimentSpec:
+        """Build the spec of an action on the step's inputs, and record it with every output.
+
+        Raises:
+            SpecError: With all problems found.
+            ArtifactError: The model folder has no checkpoint.
+        """
+        experiment = step_spec(
+            action,
+            None if action == "export" else self.data,
+            spec=spec,
+            overrides=overrides,
+            results_dir=results_dir,
+            model_dir=self._model.path if self._model else "",
+        )
+        self._spec_metadata = spec_metadata(action, experiment)
+        return experiment
+
+    def write_artifact(
+        self,
+        artifact: StepArtifact,
+        metadata: Metadata,
+        *,
+        file: Path | None = None,
+        text: str | None = None,
+    ) -> None:
+        """Finish an output: its content, and all its metadata.
+
+        Args:
+            artifact: A folder's symbolic links become files: an object store has no links.
+            metadata: Beats what the step records itself: commit, image, parents and spec.
+            file: Copied to the artifact's path.
+            text: Written to the artifact's path. Without both the step has written the content.
+        """
+        path = Path(artifact.path)
+        recorded = {"pipeline_name": self._pipeline_name, **self.parents, **self._spec_metadata}
+        if file is not None:
+            _copy_file(file, path)
+        if text is not None:
+            write_text(path, text)
+        if file is not None or text is not None:
+            recorded["sha256"] = sha256_of_file(path)
+        if path.is_dir():
+            replace_links_by_files(path)
+        _describe(artifact, recorded, metadata)
+
+    def log_metrics(
+        self, artifact: MetricsArtifact, metrics: Mapping[str, Any], *, file: Path | None = None
+    ) -> None:
+        """Log every finite number of `metrics`; `file` is copied to the artifact's path."""
+        for name, value in flat_metrics(metrics).items():
+            artifact.log_metric(name, value)
+        if file is not None:
+            _copy_file(file, Path(artifact.path))
+
+    def write_summary(
+        self, summary: StepArtifact, markdown: str, **described: StepArtifact
+    ) -> None:
+        """Write the step's page; call it after the other outputs.
+
+        Args:
+            summary: Shares parents and spec with the artifacts that it describes.
+            markdown: Text of the page.
+            described: By the name of the output; the page keeps their metadata.
+        """
+        write_text(Path(summary.path), with_record(markdown, **described))
+        shared = {
+            name: value
+            for artifact in described.values()
+            for name, value in artifact.metadata.items()
+            if name.endswith(("_uri", "_sha256", "_config"))
+        }
+        named = {"display_name": "summary", "pipeline_name": self._pipeline_name}
+        _describe(summary, shared, named)
 
 
-def describe(artifact: HasMetadata, *facts: Mapping[str, str | float]) -> None:
-    """Give an artifact all its metadata: what made it, by commit and image, and its facts.
+def _describe(artifact: StepArtifact, *metadata: Mapping[str, Any]) -> None:
+    """Set an artifact's metadata; later values beat earlier ones.
 
-    Later facts beat earlier ones, and all beat what the step knows of itself. A fact of '' is not
-    known and left out: so a step says that another image, of which it knows nothing, did the work.
+    '' stands for an unknown value and is left out: KFP's launcher fails on None.
     """
     maker = made_by()
-    known: dict[str, str | float] = {
-        "git_sha": maker["git_commit"] or "",
-        "image_digest": maker["image_digest"] or "",
-    }
-    for each in facts:
-        known |= each
-    assert all(type(value) in (str, float) for value in known.values()), "a cluster keeps no other"
+    known = {"git_sha": maker["git_commit"] or "", "image_digest": maker["image_digest"] or ""}
+    for values in metadata:
+        known |= values
+    assert all(type(value) in (str, float) for value in known.values()), "KFP changes other types"
     artifact.metadata.update({name: value for name, value in known.items() if value != ""})
 
 
-def write_page(path: str | Path, sentence: str) -> None:
-    """Write a page that has nothing but a sentence to show."""
-    write_text(Path(path), f"<!doctype html><meta charset=utf-8><p>{html.escape(sentence)}</p>\n")
-
-
-def read_metrics(metrics: HasPath) -> Mapping[str, Any]:
-    """Return what evaluate measured: the content of `metrics.json`.
-
-    Raises:
-        ArtifactError: It is something else.
-    """
-    try:
-        content: Mapping[str, Any] = json.loads(Path(metrics.path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"metrics must be those of evaluate, got {metrics.path} ({error}). Evaluate again."
-        ) from error
-    return content
-
-
-def publish(
-    metrics: Metrics,
-    figures: Mapping[str, float],
-    summary: Page,
-    markdown: str,
-    **made: Noted,
-) -> None:
-    """Show what a step found: figures to compare runs by, and a summary to read."""
-    for name, value in figures.items():
-        metrics.log_metric(name, value)
-    write_summary(summary, markdown, **made)
-
-
-def write_summary(summary: Page, markdown: str, **made: Noted) -> None:
-    """Show what a step found, for people to read.
-
-    Args:
-        summary: The page; it shares parents and spec with what it is about.
-        markdown: Its text.
-        made: What it is about, by the name of the output; its metadata is kept in the page.
-    """
-    write_text(Path(summary.path), with_note(markdown, made))
-    facts = {name: fact for artifact in made.values() for name, fact in artifact.metadata.items()}
-    shared = {k: v for k, v in facts.items() if k.endswith(("_uri", "_sha256", "_config"))}
-    pipeline_name = facts.get("pipeline_name", "mal")
-    describe(summary, shared, {"display_name": "summary", "pipeline_name": pipeline_name})
-
-
-def add_note(page: Page, **made: Noted) -> None:
-    """Keep the metadata of what a page is about at the end of it."""
-    path = Path(page.path)
-    write_text(path, with_note(path.read_text(encoding="utf-8"), made))
-
-
-def train_spec(
-    data: DatasetManifest, *, spec: str, overrides: Sequence[str], results_dir: str | Path
-) -> ExperimentSpec:
-    """Build the spec of the train step.
-
-    Args:
-        data: What to learn from.
-        spec: YAML text, `recipe:NAME`, or '' for the defaults.
-        overrides: `dotted.key=value`; keys that the pipeline sets are refused.
-        results_dir: Folder of the model artifact.
-
-    Raises:
-        SpecError: With all problems found.
-    """
-    return _step_spec(
-        "train",
-        [read_spec_source(spec)],
-        overrides,
-        {
-            **_dataset_keys(data),
-            "results_dir": str(results_dir),
-            "train.results_dir": str(results_dir),
-        },
-    )
-
-
-def evaluate_spec(
-    data: DatasetManifest,
-    *,
-    model_dir: str | Path,
-    spec: str,
-    overrides: Sequence[str],
-    results_dir: str | Path,
-) -> ExperimentSpec:
-    """Build the spec of the evaluate step.
-
-    The spec that the model was trained with is the base of `spec`. A set without a validation part
-    is measured on its training part.
-
-    Raises:
-        SpecError: With all problems found.
-        ArtifactError: The model folder has no checkpoint.
-    """
-    split = data.evaluated_split
-    return _step_spec(
-        "evaluate",
-        _sources(model_dir, spec),
-        overrides,
-        {
-            **_dataset_keys(data),
-            "dataset.val_ann_path": split.annotations_uri,
-            "dataset.val_img_dir": split.images_uri,
-            "results_dir": str(results_dir),
-            "evaluate.results_dir": str(results_dir),
-            "evaluate.checkpoint": str(checkpoint_in(model_dir)),
-        },
-    )
-
-
-def inference_spec(
-    data: DatasetManifest,
-    *,
-    model_dir: str | Path,
-    spec: str,
-    overrides: Sequence[str],
-    results_dir: str | Path,
-) -> ExperimentSpec:
-    """Build the spec of the inference step.
-
-    Raises:
-        SpecError: With all problems found.
-        ArtifactError: The model folder has no checkpoint.
-    """
-    return _step_spec(
-        "inference",
-        _sources(model_dir, spec),
-        overrides,
-        {
-            **_dataset_keys(data),
-            **_inference_keys(data.label.annotations_uri, data.label.images_uri, results_dir),
-            "inference.checkpoint": str(checkpoint_in(model_dir)),
-        },
-    )
-
-
-def labelling_spec(
-    annotations: str | Path,
-    images: str,
-    *,
-    model_dir: str | Path,
-    spec: str,
-    overrides: Sequence[str],
-    results_dir: str | Path,
-) -> ExperimentSpec:
-    """Build the spec of an inference step on a part of a set.
-
-    Raises:
-        SpecError: With all problems found.
-        ArtifactError: The model folder has no checkpoint.
-    """
-    return _step_spec(
-        "inference",
-        _sources(model_dir, spec),
-        overrides,
-        {
-            **_inference_keys(str(annotations), images, results_dir),
-            "inference.checkpoint": str(checkpoint_in(model_dir)),
-        },
-    )
-
-
-def export_spec(
-    *, model_dir: str | Path, spec: str, overrides: Sequence[str], results_dir: str | Path
-) -> ExperimentSpec:
-    """Build the spec of the export step.
-
-    Raises:
-        SpecError: With all problems found.
-        ArtifactError: The model folder has no checkpoint.
-    """
-    return _step_spec(
-        "export",
-        _sources(model_dir, spec),
-        overrides,
-        {
-            "export.onnx_file": ONNX_FILE,
-            "results_dir": str(results_dir),
-            "export.results_dir": str(results_dir),
-            "export.checkpoint": str(checkpoint_in(model_dir)),
-        },
-    )
-
-
-def replace_links_by_files(folder: str | Path) -> None:
-    """Make the folder's symbolic links to files real files, for stores that know no links.
+def replace_links_by_files(folder: Path) -> None:
+    """Make the folder's symbolic links to files real files.
 
     A hard link costs no space; where the file system has none, the file is copied.
     """
-    for path in sorted(Path(folder).rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if not path.is_symlink() or not path.is_file():
             continue
         target = path.resolve()
@@ -328,62 +224,6 @@ def replace_links_by_files(folder: str | Path) -> None:
                 shutil.copyfile(target, temporary)
 
 
-def copy_file(source: str | Path, destination: str | Path) -> None:
-    """Copy a result to an artifact's path; nothing half-written is left under it."""
-    with writing_atomically(Path(destination)) as temporary:
+def _copy_file(source: Path, destination: Path) -> None:
+    with writing_atomically(destination) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _step_spec(
-    action: str,
-    sources: Sequence[SpecSource],
-    overrides: Sequence[str],
-    artifact_keys: Mapping[str, str],
-) -> ExperimentSpec:
-    """Load a spec whose `artifact_keys` beat everything that the user gave."""
-    problems = [
-        f"{key} must not be overridden in a pipeline: its steps set it. Leave it out."
-        for key in map(_key_of, overrides)
-        if key in ARTIFACT_KEYS
-    ]
-    # A JSON string is a YAML string, whatever characters the path has.
-    assignments = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in artifact_keys.items()
-    ]
-    try:
-        experiment = load_spec(action, sources, [*overrides, *assignments])
-    except SpecError as error:
-        raise SpecError(problems + error.problems) from error
-    if problems:
-        raise SpecError(problems)
-    return experiment
-
-
-def _sources(model_dir: str | Path, spec: str) -> list[SpecSource]:
-    """Start from what the model was trained with, but for the device: a step has its own."""
-    trained_with = Path(model_dir) / EXPERIMENT_FILE
-    base: list[SpecSource] = [trained_with, {"device": "auto"}] if trained_with.is_file() else []
-    return [*base, read_spec_source(spec)]
-
-
-def _dataset_keys(data: DatasetManifest) -> dict[str, str]:
-    return {
-        "dataset.train_ann_path": data.train.annotations_uri,
-        "dataset.train_img_dir": data.train.images_uri,
-        "dataset.val_ann_path": data.val.annotations_uri if data.val else "",
-        "dataset.val_img_dir": data.val.images_uri if data.val else "",
-    }
-
-
-def _inference_keys(annotations: str, images: str, results_dir: str | Path) -> dict[str, str]:
-    return {
-        "inference.ann_path": annotations,
-        "inference.img_dir": images,
-        "inference.label_dump_path": LABELS_FILE,
-        "results_dir": str(results_dir),
-        "inference.results_dir": str(results_dir),
-    }
-
-
-def _key_of(override: str) -> str:
-    return override.partition("=")[0].strip()

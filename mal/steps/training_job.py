@@ -35,8 +35,8 @@ from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
 from mal.status import MONITORED_METRIC, last_metrics
-from mal.steps import metadata as lineage
-from mal.steps import step as steps
+from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
+from mal.steps.specs import step_spec
 from mal.storage import child_uri, fetch_results, redact_uri
 from mal.storage.uris import parse_remote_uri
 
@@ -86,7 +86,7 @@ class TrainingIdentity:
         return f"{self.name}-{digest[:_FOLDER_CHARACTERS]}"
 
 
-def training_identity(model: lineage.StepArtifact, data: DatasetManifest) -> TrainingIdentity:
+def training_identity(model: StepArtifact, data: DatasetManifest) -> TrainingIdentity:
     """Return the identity of this step's training."""
     content = f"{model.uri}\n{data.dataset_sha256}"
     task_id = hashlib.sha256(content.encode()).hexdigest()[:_ID_CHARACTERS]
@@ -98,17 +98,17 @@ class JobTraining:
     """The results of a finished training job.
 
     Attributes:
-        figures: Metrics of the training, as `run_train` returns them.
-        facts: Metadata of the model artifact.
+        metrics: Metrics of the training, as `run_train` gives them.
+        metadata: Metadata of the model artifact.
     """
 
-    figures: dict[str, float]
-    facts: lineage.Facts
+    metrics: dict[str, float]
+    metadata: Metadata
 
 
 def train_as_job(
     data: DatasetManifest,
-    model: lineage.StepArtifact,
+    model: StepArtifact,
     *,
     backend: str,
     image: str,
@@ -164,11 +164,11 @@ def train_as_job(
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
         folder = collect_results(results, Path(scratch if is_artifact else model.path), is_artifact)
-        metrics = lineage.figures(last_metrics(folder / STATUS_FILE))
-        metrics.pop(MONITORED_METRIC, None)  # the validation metric under another name
+        metrics = flat_metrics(last_metrics(folder / STATUS_FILE))
+        metrics.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        facts = lineage.model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
-    return JobTraining(metrics, facts)
+        metadata = model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
+    return JobTraining(metrics, metadata)
 
 
 def results_uri(model_uri: str, outputs_uri: str) -> str:
@@ -223,7 +223,7 @@ def job_settings(
     Raises:
         SpecError: With all problems found.
     """
-    experiment = steps.train_spec(data, spec=spec, overrides=overrides, results_dir=outputs_uri)
+    experiment = step_spec("train", data, spec=spec, overrides=overrides, results_dir=outputs_uri)
     settings = read_job_settings(
         {"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)},
         name=name,
@@ -290,7 +290,7 @@ def own_namespace() -> str:
     return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
 
 
-def _job_facts(job: JobSettings, finished: FinishedJob) -> lineage.Facts:
+def _job_facts(job: JobSettings, finished: FinishedJob) -> Metadata:
     return {
         "job": f"{finished.kind} {finished.namespace}/{finished.name}",
         "job_uid": finished.uid,

@@ -104,7 +104,7 @@ def search_on_katib(
         report = page.read_text(encoding="utf-8")
     return TunedModel(
         experiment=best,
-        figures={
+        metrics={
             **measured,
             f"val_{METRIC}": finished.best.metric,
             "num_trials": float(len(records)),
@@ -112,7 +112,6 @@ def search_on_katib(
         warning=warning,
         best_values=best_values,
         best_metric=finished.best.metric,
-        best_spec=spec_text(best),
         leaderboard=markdown_from_csv(leaderboard_csv(records)),
         report=report,
         image=options.image,

@@ -1,4 +1,4 @@
-"""What a search leaves to the steps after it, wherever its trials ran."""
+"""The result of a search, the same for local trials and for trials on Katib."""
 
 from __future__ import annotations
 
@@ -24,48 +24,51 @@ from mal.automl.trial import LOG_FILE, SPEC_FILE
 from mal.evaluation.baselines import metrics_of_best_epoch
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import spec_as_dict
-from mal.steps.step import ARTIFACT_KEYS
+from mal.steps.specs import ARTIFACT_KEYS
 from mal.storage.run_lock import LOCK_NAME
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """What the step leaves, beside the model's folder.
+    """The result of the tune step, beside the model's folder.
 
     Attributes:
         experiment: The spec that the model was trained with.
-        figures: Of the training, and of the search.
-        best_values: Of the searched keys; empty after a plain training.
+        metrics: Metrics of the training and of the search.
+        best_values: Values of the searched keys; empty without a search.
         best_metric: Validation mIoU of the model; -1 where there are no masks to measure with.
-        best_spec: YAML text for the steps after it.
         leaderboard: Markdown.
         report: HTML.
-        image: That trained it, where that is not the step's own.
-        warning: That the model is not better than what needs no training; '' if it is.
+        image: Image that trained the model; '' for the step's own.
+        warning: Why the model is not useful; '' for a useful one.
     """
 
     experiment: ExperimentSpec
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     best_values: Mapping[str, Any]
     best_metric: float
-    best_spec: str
     leaderboard: str
     report: str
     image: str = ""
     warning: str = ""
 
+    @property
+    def best_spec(self) -> str:
+        """The spec of the model as text for the steps after it."""
+        return spec_text(self.experiment)
+
 
 def validated_metrics(model_dir: Path) -> dict[str, float]:
-    """Return what the validation of a model's best epoch measured."""
+    """Return the validation metrics of the best epoch."""
     metrics = metrics_of_best_epoch(model_dir / EPOCH_METRICS_FILE)
     return {name: value for name, value in metrics.items() if name.startswith("val_")}
 
 
 def take_model(trial: Path, model_dir: Path) -> None:
-    """Make the model's folder of a trial's: its best checkpoint is also the latest."""
+    """Copy a trial's model; its best checkpoint becomes the latest checkpoint as well."""
     own = shutil.ignore_patterns(SPEC_FILE, LOG_FILE, LOCK_NAME)
     if model_dir.exists():
-        shutil.rmtree(model_dir)  # of the step's earlier try
+        shutil.rmtree(model_dir)  # left by the step's first try
     shutil.copytree(trial, model_dir, symlinks=True, ignore=own)
     best = (model_dir / BEST_CHECKPOINT).resolve()
     point_at(model_dir / LATEST_CHECKPOINT, best)
@@ -80,7 +83,7 @@ def take_model(trial: Path, model_dir: Path) -> None:
 
 
 def spec_text(experiment: ExperimentSpec) -> str:
-    """Return a spec as YAML for other steps, without the places that each step sets itself."""
+    """Return a spec as YAML for other steps, without the keys that each step sets itself."""
     content = spec_as_dict(experiment)
     for key in ARTIFACT_KEYS:
         *sections, name = key.split(".")

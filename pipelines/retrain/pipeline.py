@@ -12,6 +12,7 @@ from mal.kfp.components.promote import promote
 from mal.kfp.components.record_skip import record_skip
 from mal.kfp.components.snapshot_dataset import snapshot_dataset
 from mal.kfp.components.tune import tune
+from mal.registry.gate import GateSettings
 
 from .._step_setup import prepare
 
@@ -39,11 +40,11 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
     warm_start: bool = True,
     automl_policy: str = "auto",
     trials: int = 0,
-    miou_margin: float = 0.005,
-    category_margin: float = 0.05,
-    category_floor: float = 0.0,
-    max_parity_diff: float = 0.001,
-    min_gain: float = 0.0,
+    miou_margin: float = GateSettings.miou_margin,
+    category_margin: float = GateSettings.category_margin,
+    category_floor: float = GateSettings.category_floor,
+    max_parity_diff: float = GateSettings.max_parity_diff,
+    min_gain: float = GateSettings.min_gain,
     registry: str = "",
     model_name: str = "mal",
 ) -> RetrainOutputs:

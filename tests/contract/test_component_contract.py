@@ -1,24 +1,22 @@
 """What every component promises to those who compile, review or load it."""
 
-import ast
-import inspect
+import dataclasses
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from mal.kfp.components import _images
+from mal.kfp.components import _generated, _images
+from mal.kfp.components.__main__ import main
 from mal.kfp.components._generated import (
     COMPONENTS_DIR,
     generated_files,
     list_components,
     load_component,
 )
+from mal.kfp.components.checks import check_component
+from mal.registry.gate import GateSettings
 
-MAX_BODY_LINES = 25
 IMAGES = {_images.TRAIN_IMAGE, _images.COMPONENT_IMAGE, _images.CONTROL_IMAGE}
 
 # Inputs and outputs by component, as the public contract names them.
@@ -157,16 +155,6 @@ INTERFACES = {
 every_component = pytest.mark.parametrize("name", list_components())
 
 
-def source_of(name: str) -> Path:
-    return COMPONENTS_DIR / name / "component.py"
-
-
-def compiled_document(name: str) -> dict[str, Any]:
-    text = (COMPONENTS_DIR / name / "component.yaml").read_text(encoding="utf-8")
-    document: dict[str, Any] = yaml.safe_load(text)
-    return document
-
-
 def test_committed_component_yaml_and_readmes_are_current() -> None:
     stale = [
         str(path.relative_to(COMPONENTS_DIR))
@@ -174,6 +162,30 @@ def test_committed_component_yaml_and_readmes_are_current() -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     assert stale == [], "run: make compile"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ([], {"component.yaml", "README.md"}),
+        (["compile"], {"component.yaml"}),
+        (["readme"], {"README.md"}),
+    ],
+)
+def test_the_command_writes_the_generated_files(
+    arguments: list[str], written: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {tmp_path / "component.yaml": "a: 1\n", tmp_path / "README.md": "text\n"}
+    monkeypatch.setattr(_generated, "generated_files", lambda: files)
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == written
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["compile", "folder"], ["other"]])
+def test_a_wrong_command_is_a_user_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("name", INTERFACES)
@@ -185,20 +197,21 @@ def test_component_has_the_inputs_and_outputs_of_the_contract(name: str) -> None
 
 
 @every_component
-def test_no_parameter_is_optional_or_none(name: str) -> None:
-    function = load_component(name).python_func
-    for parameter in inspect.signature(function).parameters.values():
-        assert parameter.default is not None, f"{parameter.name}: use '' / 0 / -1"
-    assert not re.search(r"Optional\[|\| None", source_of(name).read_text(encoding="utf-8"))
+def test_component_follows_the_rules_of_the_repository_and_of_the_catalogue(name: str) -> None:
+    assert check_component(COMPONENTS_DIR / name) == []
 
 
 @every_component
-def test_image_comes_from_the_one_place_and_nothing_is_installed_at_run_time(name: str) -> None:
-    executors = compiled_document(name)["deploymentSpec"]["executors"].values()
-    for executor in executors:
-        assert executor["container"]["image"] in IMAGES
-        assert "pip install" not in " ".join(executor["container"]["command"])
-    assert "registry.example.com" not in source_of(name).read_text(encoding="utf-8")
+def test_no_annotation_is_optional_and_no_image_is_written_out(name: str) -> None:
+    source = (COMPONENTS_DIR / name / "component.py").read_text(encoding="utf-8")
+    assert not re.search(r"Optional\[|\| None", source)
+    assert "registry.example.com" not in source
+
+
+def test_the_default_limits_of_promote_are_those_of_the_gate() -> None:
+    inputs = load_component("promote").component_spec.inputs
+    gate = dataclasses.asdict(GateSettings())
+    assert {name: inputs[name].default for name in gate} == gate
 
 
 def test_images_are_pinned_to_the_version_of_the_package() -> None:
@@ -208,39 +221,9 @@ def test_images_are_pinned_to_the_version_of_the_package() -> None:
 
 
 @every_component
-def test_module_imports_only_the_standard_library_and_kfp_at_its_top(name: str) -> None:
-    tree = ast.parse(source_of(name).read_text(encoding="utf-8"))
-    imported = {
-        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
-    } | {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
-    # kfp cannot read annotations that are text.
-    assert "__future__" not in imported
-    allowed = {"kfp", *sys.stdlib_module_names}
-    assert {m for m in imported if m.partition(".")[0] not in allowed} == {"_images"}
-
-
-@every_component
-def test_body_is_thin(name: str) -> None:
-    tree = ast.parse(source_of(name).read_text(encoding="utf-8"))
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
-    body = function.body[1:]
-    assert body[-1].end_lineno is not None
-    assert body[-1].end_lineno - body[0].lineno + 1 < MAX_BODY_LINES
-
-
-@every_component
 def test_every_input_and_output_is_described(name: str) -> None:
     readme = (COMPONENTS_DIR / name / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if line.startswith("| `")]
     spec = load_component(name).component_spec
     assert len(rows) == len(spec.inputs) + len(spec.outputs)
     assert [row for row in rows if row.rstrip("| ").endswith(("required", "`"))] == []
-
-
-@every_component
-def test_metadata_names_the_component_and_what_it_needs(name: str) -> None:
-    metadata = yaml.safe_load((COMPONENTS_DIR / name / "metadata.yaml").read_text())
-    assert metadata["name"] == name
-    assert metadata["stability"] in {"experimental", "alpha", "beta", "stable"}
-    assert metadata["dependencies"]["kubeflow"]
-    assert metadata["lastVerified"]

@@ -22,8 +22,9 @@ ABSENT = {*EXTRA_BY_PACKAGE, "alembic", "kfp_kubernetes", "plotly", "sqlalchemy"
 TUNE = """
 import sys
 from pathlib import Path
-from mal.steps import step as steps
+from mal.automl.settings import SearchSettings
 from mal.registry.snapshot import snapshot_dataset
+from mal.steps import Step
 from mal.steps import tune as tuning
 
 class Artifact:
@@ -38,13 +39,12 @@ data = snapshot_dataset(
 )
 dataset, model = Artifact("dataset"), Artifact("model")
 data.write(Path(dataset.path))
-with steps.running_step():
+with Step(dataset=dataset) as step:
     tuned = tuning.tune(
-        data, model, spec=spec, overrides=[], policy=policy, backend=backend, start_timeout_s=1,
-        image="", namespace="", outputs_uri="", job={}, algorithm="bayesian", ranges=[],
-        trial_overrides=[], trials=0, minutes=0.0, epochs=0, parallel=1, seed=0,
+        step.data, model, spec=spec, overrides=[], policy=policy, settings=SearchSettings(),
+        backend=backend, image="", namespace="", outputs_uri="", job={}, start_timeout_s=1,
     )
-    tuning.leave_outputs(tuned, dataset, model.path, "leaderboard.md", "report.html")
+    step.write_artifact(model, tuning.tuned_model_metadata(tuned, model.path))
 """
 
 

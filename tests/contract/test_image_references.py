@@ -135,13 +135,13 @@ def test_a_local_run_gives_jobs_the_image_of_the_environment(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tag", "latest"], "tag must be a version that stays the same, got 'latest'"),
-        (["--tag", ""], "tag must be a version"),
-        (["--tag", "a b"], "tag must be a version"),
+        (["--tag", "latest"], "tag must name a fixed version, got 'latest'"),
+        (["--tag", ""], "tag must name a fixed version"),
+        (["--tag", "a b"], "tag must name a fixed version"),
         (["--registry", "https://mirror/mal"], "registry must read HOST[:PORT][/PATH]"),
         (["--registry", "mirror/mal/"], "registry must read HOST[:PORT][/PATH]"),
         (["--registry", ""], "registry must read HOST[:PORT][/PATH]"),
-        (["--digests", "/no/such"], "digests must be a readable YAML file, got /no/such"),
+        (["--digests", "/no/such"], "Cannot read the digests in /no/such"),
     ],
     ids=["latest", "no tag", "space", "scheme", "slash", "no registry", "no file"],
 )

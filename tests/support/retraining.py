@@ -50,22 +50,21 @@ SPEC: Mapping[str, Any] = {
 # Ends a step as a node that is lost does: when its work is done, or just before its one write to
 # the model store.
 HOOK = """\
-import contextlib, os, signal, sys
+import os, signal, sys
 step, where = os.environ.get("KILL_STEP"), os.environ.get("KILL_WHERE", "")
 command = sys.orig_argv
 if step and f"--function_to_execute {step}" in " ".join(command) and where in " ".join(command):
     from mal.registry import model_store
-    from mal.steps import step as steps
-    running_step = steps.running_step
+    from mal.steps import Step
+    exit_step = Step.__exit__
     def die(*_arguments):
         print("killed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    @contextlib.contextmanager
-    def dying_step():
-        with running_step():
-            yield
-        die()
-    steps.running_step = dying_step
+    def dying_exit(step, kind, error, traceback):
+        exit_step(step, kind, error, traceback)
+        if error is None:
+            die()
+    Step.__exit__ = dying_exit
     model_store.ModelStore.write = die
 """
 

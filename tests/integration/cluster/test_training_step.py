@@ -95,10 +95,10 @@ def folders(s3: Any) -> set[str]:
 def test_trainings_that_share_outputs_uri_never_go_on_from_one_another(
     training: StandIn, s3: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train(model).figures["tries"] == 1
-    assert train(model, OTHER_DATA).figures["tries"] == 1, "other data"
+    assert train(model).metrics["tries"] == 1
+    assert train(model, OTHER_DATA).metrics["tries"] == 1, "other data"
     monkeypatch.setenv("KFP_RUN_ID", "8f3a9c12-0000-4000-8000-000000000002")
-    assert train(model).figures["tries"] == 1, "another run"
+    assert train(model).metrics["tries"] == 1, "another run"
     assert len(folders(s3)) == 3
     (first, *_) = training.objects("pytorchjobs")
     assert f"fixed/{first['metadata']['name']}-" in " ".join(folders(s3))
@@ -110,7 +110,7 @@ def test_a_retried_step_goes_on_in_the_folder_of_its_earlier_try(
     training.kubelet.variables["FAILURES"] = "1"
     with pytest.raises(ClusterError, match="exit code 1"):
         train(model)
-    assert train(model).figures["tries"] == 2
+    assert train(model).metrics["tries"] == 2
     assert len(folders(s3)) == 1
 
 
@@ -134,7 +134,7 @@ def test_a_job_in_another_namespace_belongs_to_no_pod_and_lives(
 ) -> None:
     step_pod("pipelines")
     caplog.set_level("INFO")
-    assert train(model).figures["tries"] == 1
+    assert train(model).metrics["tries"] == 1
     (job,) = training.objects("pytorchjobs")
     assert "ownerReferences" not in job["metadata"]
     assert "is not owned by this step's pod, whose namespace is pipelines" in caplog.text

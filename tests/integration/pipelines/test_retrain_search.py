@@ -11,7 +11,7 @@ import pytest
 import yaml
 from retraining import BUCKET, Run, retraining_world
 
-from mal.lineage.graph import read_lineage, shown_facts
+from mal.lineage.graph import read_lineage, shown_metadata
 from mal.registry.promotion import MODEL_FILES
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -89,7 +89,7 @@ def test_the_lineage_names_the_search_and_the_champion_that_it_started_from(
     assert model["val_mIoU"] >= model["baseline_val_mIoU"] > 0
     assert model["parent_model_sha256"] == search.records[search.plain.champion]["sha256"]
     graph = read_lineage(str(search.run.folder))
-    assert shown_facts(graph.find(model["sha256"]))["best_params"] == model["best_params"]
+    assert shown_metadata(graph.find(model["sha256"]))["best_params"] == model["best_params"]
 
 
 def test_a_plainly_trained_champion_names_no_search(search: Search) -> None:

@@ -14,8 +14,8 @@ from kfp_artifact import Artifact
 from mal.errors import ArtifactError
 from mal.kfp.pipelines.__main__ import main
 from mal.lineage.graph import LineageGraph, lineage_lines, read_lineage
-from mal.lineage.page import BOX_HEIGHT_PX, BOX_WIDTH_PX, place_nodes, write_lineage_page
-from mal.steps import step as steps
+from mal.lineage.page import BOX_HEIGHT_PX, BOX_WIDTH_PX, layout_nodes, write_lineage_page
+from mal.steps import Step
 
 DATASET = {
     "display_name": "data set dddd (8 boxes)",
@@ -138,12 +138,12 @@ def test_an_artifact_is_found_by_version_title_or_sha256(text: str, store: Path)
 
 
 def test_an_unknown_artifact_is_answered_with_the_known_ones(store: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"got 0 for v9\. It has: .*v1, promoted"):
+    with pytest.raises(ArtifactError, match=r"0 artifacts match 'v9'.*v1, promoted"):
         read_lineage(str(store)).find("v9")
 
 
 def test_a_place_without_lineage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="must be of a run's folder, a model store or"):
+    with pytest.raises(ArtifactError, match=r"has no lineage\. Give a run's folder, a model store"):
         read_lineage(str(tmp_path))
 
 
@@ -161,7 +161,7 @@ def write_page_of_step(folder: Path, step: str, **facts: dict[str, Any]) -> None
     summary = folder / step / "0f3e" / "summary"
     summary.parent.mkdir(parents=True)
     made = {name: Artifact(f"/{step}/0f3e/{name}", known) for name, known in facts.items()}
-    steps.write_summary(Artifact(str(summary)), "## Page\n\n```\nnone\n```\n", **made)
+    Step().write_summary(Artifact(str(summary)), "## Page\n\n```\nnone\n```\n", **made)
 
 
 def test_a_run_is_read_from_the_files_that_an_object_store_keeps(
@@ -178,21 +178,21 @@ def test_a_run_is_read_from_the_files_that_an_object_store_keeps(
     assert {node.key: node.parents for node in remote.nodes.values()} == {
         node.key: node.parents for node in local.nodes.values()
     }
-    assert remote.main_node().facts["uri"] == "minio://bucket/train/0f3e/model"
+    assert remote.main_node().metadata["uri"] == "minio://bucket/train/0f3e/model"
 
 
 def test_a_folder_of_an_object_store_without_lineage_is_refused(s3: Any) -> None:
     s3.put_object(Bucket="bucket", Key="run/train/summary", Body=b"## Model of an older mal")
-    with pytest.raises(ArtifactError, match="got s3://bucket/run"):
+    with pytest.raises(ArtifactError, match="s3://bucket/run has no lineage"):
         read_lineage("s3://bucket/run")
 
 
 def test_every_node_stands_right_of_its_parents_and_none_covers_another(store: Path) -> None:
     graph = read_lineage(str(store))
-    placed = place_nodes(graph)
+    boxes = layout_nodes(graph)
     for node in graph.nodes.values():
-        assert all(placed[key].x < placed[node.key].x for key in node.parents)
-    corners = [(place.x, place.y) for place in placed.values()]
+        assert all(boxes[key].x < boxes[node.key].x for key in node.parents)
+    corners = [(box.x, box.y) for box in boxes.values()]
     for x, y in corners:
         near = [
             (a, b) for a, b in corners if abs(a - x) < BOX_WIDTH_PX and abs(b - y) < BOX_HEIGHT_PX
@@ -204,7 +204,7 @@ def test_models_that_name_each_other_do_not_hang_the_page(tmp_path: Path) -> Non
     graph = LineageGraph()
     graph.add_artifact("model", {"sha256": "a", "parent_model_sha256": "b", "uri": "/a"})
     graph.add_artifact("model", {"sha256": "b", "parent_model_sha256": "a", "uri": "/b"})
-    assert len(place_nodes(graph)) == 2
+    assert len(layout_nodes(graph)) == 2
     assert lineage_lines(graph, graph.nodes["a"])
 
 

@@ -114,7 +114,7 @@ def test_an_index_survives_its_file(tmp_path: Path) -> None:
 
 def test_what_is_no_index_is_refused_and_no_pickle_is_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "index.npz", identity_N=np.array([{}]), content_N=np.array([1]))
-    with pytest.raises(ArtifactError, match="box index must be"):
+    with pytest.raises(ArtifactError, match="is not an index of boxes"):
         BoxIndex.read(tmp_path / "index.npz")
 
 

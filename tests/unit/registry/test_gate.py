@@ -13,7 +13,7 @@ SETTINGS = GateSettings(
 )
 
 
-def figures(cat: float | None, dog: float | None = 0.6, num_instances: int = 8) -> dict[str, Any]:
+def metrics(cat: float | None, dog: float | None = 0.6, num_instances: int = 8) -> dict[str, Any]:
     known = [iou for iou in (cat, dog) if iou is not None]
     return {
         "mIoU": sum(known) / len(known) if known else None,
@@ -38,26 +38,26 @@ def failed(decision: Decision) -> list[str]:
 @pytest.mark.parametrize(
     ("challenger", "champion", "expected"),
     [
-        pytest.param(figures(0.7), figures(0.6), [], id="better"),
-        pytest.param(figures(0.6), figures(0.6), [], id="the same"),
-        pytest.param(figures(0.59), figures(0.6), [], id="worse within the margin"),
-        pytest.param(figures(0.57), figures(0.6), ["mIoU"], id="worse"),
+        pytest.param(metrics(0.7), metrics(0.6), [], id="better"),
+        pytest.param(metrics(0.6), metrics(0.6), [], id="the same"),
+        pytest.param(metrics(0.59), metrics(0.6), [], id="worse within the margin"),
+        pytest.param(metrics(0.57), metrics(0.6), ["mIoU"], id="worse"),
         pytest.param(
-            figures(0.9, 0.5), figures(0.6), ["IoU of dog"], id="better at the cost of a category"
+            metrics(0.9, 0.5), metrics(0.6), ["IoU of dog"], id="better at the cost of a category"
         ),
         pytest.param(
-            figures(0.9, 0.29), figures(0.6, 0.3), ["IoU of dog"], id="a category below the floor"
+            metrics(0.9, 0.29), metrics(0.6, 0.3), ["IoU of dog"], id="a category below the floor"
         ),
-        pytest.param(figures(0.9, None), figures(0.6), ["IoU of dog"], id="a category has gone"),
-        pytest.param(figures(0.7), figures(0.6, None), [], id="a category is new"),
-        pytest.param(figures(0.31, 0.9), None, [], id="the first one"),
-        pytest.param(figures(0.2, 0.9), None, ["IoU of cat"], id="a poor first one"),
-        pytest.param(NOTHING_MEASURED, figures(0.6), ["mIoU"], id="no metrics"),
+        pytest.param(metrics(0.9, None), metrics(0.6), ["IoU of dog"], id="a category has gone"),
+        pytest.param(metrics(0.7), metrics(0.6, None), [], id="a category is new"),
+        pytest.param(metrics(0.31, 0.9), None, [], id="the first one"),
+        pytest.param(metrics(0.2, 0.9), None, ["IoU of cat"], id="a poor first one"),
+        pytest.param(NOTHING_MEASURED, metrics(0.6), ["mIoU"], id="no metrics"),
         pytest.param(NOTHING_MEASURED, None, ["mIoU"], id="no metrics, no champion"),
-        pytest.param(figures(0.7), NOTHING_MEASURED, [], id="the champion has no metrics"),
-        pytest.param(figures(float("nan")), figures(0.6), ["mIoU"], id="not a number"),
+        pytest.param(metrics(0.7), NOTHING_MEASURED, [], id="the champion has no metrics"),
+        pytest.param(metrics(float("nan")), metrics(0.6), ["mIoU"], id="not a number"),
         pytest.param(
-            figures(0.7, num_instances=9), figures(0.6), ["measured objects"], id="another set"
+            metrics(0.7, num_instances=9), metrics(0.6), ["measured objects"], id="another set"
         ),
     ],
 )
@@ -72,19 +72,19 @@ def test_the_gate_refuses(
 
 @pytest.mark.parametrize(("parity_diff", "is_passed"), [(1e-3, True), (1.1e-3, False)])
 def test_an_export_that_differs_is_refused(parity_diff: float, is_passed: bool) -> None:
-    decision = ask(figures(0.9), figures(0.6), parity_diff)
+    decision = ask(metrics(0.9), metrics(0.6), parity_diff)
     assert decision.is_passed is is_passed
 
 
 @pytest.mark.parametrize("step", range(11))
 def test_a_better_challenger_is_never_refused_where_a_worse_one_passes(step: int) -> None:
-    worse, better = figures(0.5 + step / 50), figures(0.5 + step / 50 + 0.01)
-    champion = figures(0.6)
+    worse, better = metrics(0.5 + step / 50), metrics(0.5 + step / 50 + 0.01)
+    champion = metrics(0.6)
     assert ask(better, champion).is_passed >= ask(worse, champion).is_passed
 
 
 def with_baselines(own: float, **ious: float | None) -> dict[str, Any]:
-    return {**figures(own, own), "mean_iou_instances": own, "baselines": ious}
+    return {**metrics(own, own), "mean_iou_instances": own, "baselines": ious}
 
 
 GAIN = "mean IoU of objects"
@@ -102,7 +102,7 @@ GAIN = "mean IoU of objects"
         pytest.param(with_baselines(0.4, box=0.6), None, -1.0, [], id="switched off"),
         pytest.param(with_baselines(0.7, box=None), None, 0.0, [], id="no baseline was measured"),
         pytest.param(
-            with_baselines(0.55, box=0.6), figures(0.55, 0.55), 0.0, [], id="has a champion"
+            with_baselines(0.55, box=0.6), metrics(0.55, 0.55), 0.0, [], id="has a champion"
         ),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_is_no_model_is_refused_with_what_is_one(
     given: str, results: str, tmp_path: Path
 ) -> None:
     expected = (
-        rf"a job's results folder, or a \.pth file beside its experiment\.yaml, got .*{given}"
+        rf"the results folder of a run, or a \.pth file beside its experiment\.yaml, got .*{given}"
     )
     with pytest.raises(ArtifactError, match=expected):
         fetch_model(results + given, tmp_path / "a")

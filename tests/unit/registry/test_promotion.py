@@ -19,7 +19,13 @@ from mal.registry.changes import Detection, detect_changes
 from mal.registry.gate import GateSettings
 from mal.registry.model_registry import ModelRegistry
 from mal.registry.model_store import ModelStore, StoreState
-from mal.registry.promotion import Candidate, Outcome, list_versions, promote_version, settle
+from mal.registry.promotion import (
+    Candidate,
+    Outcome,
+    list_versions,
+    promote_version,
+    register_and_promote,
+)
 from mal.storage import ConflictError, list_files, put_file, replace_document
 
 LINEAGE = {"model": {"uri": "minio://b/model", "dataset_sha256": "d" * 64, "arch": "tiny"}}
@@ -71,16 +77,16 @@ def make(tmp_path: Path) -> Callable[..., Candidate]:
     return candidate
 
 
-def settle_by_gate(
+def register(
     found: Detection, candidate: Candidate, registry: ModelRegistry | None = None
 ) -> Outcome:
-    return settle(found, candidate, candidate.judge(GateSettings()), registry)
+    return register_and_promote(found, candidate, GateSettings(), registry)
 
 
-def test_the_first_candidate_with_figures_becomes_champion(
+def test_the_first_candidate_with_metrics_becomes_champion(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    outcome = settle_by_gate(detect(), make("one", 0.5))
+    outcome = register(detect(), make("one", 0.5))
     state = store.read()
     assert outcome.is_promoted
     assert state.champion_version == outcome.version
@@ -102,8 +108,8 @@ def test_encoder_and_decoder_of_points_come_with_a_version(
 ) -> None:
     candidate = make("one", 0.5)
     for name in ("mal_encoder.onnx", "mal_decoder.onnx"):
-        (candidate.onnx_dir / name).write_text(name)
-    outcome = settle_by_gate(detect(), candidate)
+        (Path(candidate.onnx_dir) / name).write_text(name)
+    outcome = register(detect(), candidate)
     assert set(list_files(store.version_uri(outcome.version, "onnx"))) == {
         "mal_decoder.onnx",
         "mal_encoder.onnx",
@@ -115,8 +121,8 @@ def test_encoder_and_decoder_of_points_come_with_a_version(
 def test_a_worse_candidate_is_kept_but_not_promoted(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5))
-    second = settle_by_gate(detect(), make("two", 0.4, champion=0.5))
+    first = register(detect(), make("one", 0.5))
+    second = register(detect(), make("two", 0.4, champion=0.5))
     state = store.read()
     assert (second.is_promoted, state.champion_version) == (False, first.version)
     assert "mIoU must be at least 0.4950" in second.sentence
@@ -125,13 +131,13 @@ def test_a_worse_candidate_is_kept_but_not_promoted(
     assert state.last_training.version == second.version
 
 
-def test_a_candidate_without_figures_is_never_promoted(
+def test_a_candidate_without_metrics_is_never_promoted(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    outcome = settle_by_gate(detect(), make("one", None))
+    outcome = register(detect(), make("one", None))
     assert not outcome.is_promoted
     assert store.read().champion is None
-    with pytest.raises(ArtifactError, match="must have figures to be promoted"):
+    with pytest.raises(ArtifactError, match="must have metrics to be promoted"):
         promote_version(store, outcome.version, reason="never mind")
 
 
@@ -139,9 +145,9 @@ def test_of_two_runs_at_once_the_later_one_is_refused(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
     found_by_one, found_by_another = detect(), detect()
-    first = settle_by_gate(found_by_one, make("one", 0.5))
-    with pytest.raises(ConflictError, match=f"champion '{first.version}'"):
-        settle_by_gate(found_by_another, make("two", 0.9))
+    first = register(found_by_one, make("one", 0.5))
+    with pytest.raises(ConflictError, match=f"champion is now '{first.version}'"):
+        register(found_by_another, make("two", 0.9))
     assert store.read().champion_version == first.version
 
 
@@ -157,28 +163,28 @@ def test_a_run_that_is_overtaken_between_reading_and_writing_is_refused(
 
     def overtake(entry: Any) -> None:
         monkeypatch.setattr(promotion, "_write_version", write_version)
-        settle_by_gate(found_by_another, fast)
+        register(found_by_another, fast)
         write_version(entry)
 
     monkeypatch.setattr(promotion, "_write_version", overtake)
     with pytest.raises(ConflictError, match="another writer changed it after it was read"):
-        settle_by_gate(found_by_one, slow)
+        register(found_by_one, slow)
     champion = store.read().champion
     assert champion is not None
     assert champion.version.endswith(hash_of(fast)[:12])
 
 
 def hash_of(candidate: Candidate) -> str:
-    return sha256_of_file(candidate.model_dir / "mal_model_latest.pth")
+    return sha256_of_file(Path(candidate.model_dir) / "mal_model_latest.pth")
 
 
 def test_a_step_that_is_retried_after_it_was_done_changes_nothing(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
     found, candidate = detect(), make("one", 0.5)
-    first = settle_by_gate(found, candidate)
+    first = register(found, candidate)
     state = store.read()
-    assert settle_by_gate(found, candidate) == first
+    assert register(found, candidate) == first
     assert store.read() == state
 
 
@@ -207,10 +213,10 @@ def test_wherever_it_dies_nothing_is_half_promoted_and_a_retry_ends_well(
         patch.setattr(promotion, "replace_document", dying(replace_document))
         patch.setattr(ModelStore, "write", dying(ModelStore.write))
         with pytest.raises(StorageError, match="the network is gone"):
-            settle_by_gate(found, candidate)
+            register(found, candidate)
     assert store.read() == StoreState()
     assert detect().is_changed
-    outcome = settle_by_gate(found, candidate)
+    outcome = register(found, candidate)
     assert store.read().champion_version == outcome.version
     assert list_versions(store) == [outcome.version]
 
@@ -218,8 +224,8 @@ def test_wherever_it_dies_nothing_is_half_promoted_and_a_retry_ends_well(
 def test_an_earlier_version_is_brought_back_and_the_history_tells(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5))
-    second = settle_by_gate(detect(), make("two", 0.6, champion=0.5))
+    first = register(detect(), make("one", 0.5))
+    second = register(detect(), make("two", 0.6, champion=0.5))
     promote_version(store, first.version, reason="two fails on dogs")
     state = store.read()
     assert state.champion is not None
@@ -236,12 +242,12 @@ def test_an_earlier_version_is_brought_back_and_the_history_tells(
 def test_a_run_that_started_before_a_rollback_does_not_undo_it(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5))
-    second = settle_by_gate(detect(), make("two", 0.6, champion=0.5))
+    first = register(detect(), make("one", 0.5))
+    second = register(detect(), make("two", 0.6, champion=0.5))
     running = detect()
     promote_version(store, first.version, reason="two fails")
     with pytest.raises(ConflictError):
-        settle_by_gate(running, make("three", 0.7, champion=0.6))
+        register(running, make("three", 0.7, champion=0.6))
     with pytest.raises(ConflictError):
         model_fetch.fetch_champion(running, Path("/nowhere"))
     assert second.version in list_versions(store)
@@ -256,13 +262,13 @@ def test_a_step_that_is_retried_after_the_champion_was_moved_by_hand_says_so_and
 ) -> None:
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {})
-        first = settle_by_gate(detect(), make("one", 0.5), registry).version
+        first = register(detect(), make("one", 0.5), registry).version
         found, candidate = detect(), make("two", miou, champion=0.5)
-        second = settle_by_gate(found, candidate, registry).version
+        second = register(found, candidate, registry).version
         by_hand = first if miou > 0.5 else second
         promote_version(store, by_hand, reason="two fails", registry=registry)
         before = store.read(), list_files(store.uri), repr(content.entities)
-        outcome = settle_by_gate(found, candidate, registry)
+        outcome = register(found, candidate, registry)
         assert (store.read(), list_files(store.uri), repr(content.entities)) == before
     was = "promoted" if miou > 0.5 else "refused"
     assert outcome.sentence.startswith(f"{second} was {was} before")
@@ -273,7 +279,7 @@ def test_a_step_that_is_retried_after_the_champion_was_moved_by_hand_says_so_and
 def test_an_unknown_version_is_answered_with_the_known_ones(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    version = settle_by_gate(detect(), make("one", 0.5)).version
+    version = register(detect(), make("one", 0.5)).version
     with pytest.raises(ArtifactError, match=f"got v9. It has: {version}"):
         promote_version(store, "v9", reason="")
 
@@ -283,8 +289,8 @@ def test_the_registry_hears_of_every_version_and_of_the_champion(
 ) -> None:
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {})
-        first = settle_by_gate(detect(), make("one", 0.5), registry)
-        second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
+        first = register(detect(), make("one", 0.5), registry)
+        second = register(detect(), make("two", 0.4, champion=0.5), registry)
         versions = {v["name"]: v for v in versions_in(content)}
         assert champion_in(content) == first.version
         assert versions.keys() == {first.version, second.version}
@@ -301,10 +307,10 @@ def test_a_registry_that_is_down_leaves_the_champion_and_a_retry_tells_it(
         registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
         content.is_broken = True
         with pytest.raises(ClusterError):
-            settle_by_gate(found, candidate, registry)
+            register(found, candidate, registry)
         assert store.read().champion is None
         content.is_broken = False
-        settle_by_gate(found, candidate, registry)
+        register(found, candidate, registry)
         assert store.read().champion is not None
         assert len(content.entities["model_versions"]) == 1
 
@@ -322,7 +328,7 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
 ) -> None:
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {}, patience_s=0)
-        first = settle_by_gate(detect(), make("one", 0.5), registry).version
+        first = register(detect(), make("one", 0.5), registry).version
         write = ModelStore.write
 
         def write_and_break(*arguments: Any) -> StoreState:
@@ -331,13 +337,13 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
 
         with monkeypatch.context() as patch:
             patch.setattr(ModelStore, "write", write_and_break)
-            outcome = settle_by_gate(detect(), make("two", 0.6, champion=0.5), registry)
+            outcome = register(detect(), make("two", 0.6, champion=0.5), registry)
         second = outcome.version
         assert store.read().champion_version == second
         assert outcome.is_promoted
-        assert f"--to {second} --registry {address}" in outcome.registry_trouble
-        assert outcome.registry_trouble in caplog.text
-        assert outcome.figures["registry trouble"] == 1.0
+        assert f"--to {second} --registry {address}" in outcome.registry_error
+        assert outcome.registry_error in caplog.text
+        assert outcome.metrics["registry trouble"] == 1.0
         command = ["promote", "--store", store.uri, "--to", second, "--registry", address]
         content.is_broken = False
         assert champion_in(content) == first
@@ -346,9 +352,7 @@ def test_a_registry_that_fails_after_the_promotion_fails_no_step_and_is_told_lat
         elif mended_by == "skipped run":
             skip(detect(), tmp_path, registry=address, model_name="nuclei")
         else:
-            assert not settle_by_gate(
-                detect(), make("three", 0.1, champion=0.6), registry
-            ).registry_trouble
+            assert not register(detect(), make("three", 0.1, champion=0.6), registry).registry_error
         assert champion_in(content) == second
 
 
@@ -371,14 +375,14 @@ def champion_in(content: RegistryContent) -> str:
 def test_a_registry_that_is_younger_than_the_champion_hears_of_it(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5)).version
+    first = register(detect(), make("one", 0.5)).version
     with serving_registry() as (address, content):
         registry = ModelRegistry(address, "nuclei", {"modelSourceId": "run-2"})
-        second = settle_by_gate(detect(), make("two", 0.4, champion=0.5), registry)
+        second = register(detect(), make("two", 0.4, champion=0.5), registry)
         facts = {v["name"]: v["customProperties"] for v in versions_in(content)}
         assert facts.keys() == {first, second.version}
         assert facts[first]["mIoU"]["double_value"] == 0.5
-        assert (champion_in(content), second.registry_trouble) == (first, "")
+        assert (champion_in(content), second.registry_error) == (first, "")
         sources = {a["uri"]: a.get("modelSourceId") for a in content.entities["artifacts"].values()}
         assert sources == {
             store.version_uri(first, "model"): None,
@@ -389,8 +393,8 @@ def test_a_registry_that_is_younger_than_the_champion_hears_of_it(
 def test_a_registry_that_is_down_does_not_hinder_going_back(
     store: ModelStore, detect: Callable[[], Detection], make: Callable[..., Candidate]
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5)).version
-    settle_by_gate(detect(), make("two", 0.6, champion=0.5))
+    first = register(detect(), make("one", 0.5)).version
+    register(detect(), make("two", 0.6, champion=0.5))
     registry = ModelRegistry("http://127.0.0.1:9", "nuclei", {}, patience_s=0)
     with pytest.raises(ClusterError, match=f"{first} is the champion of .* may name another"):
         promote_version(store, first, reason="dogs", registry=registry)
@@ -410,7 +414,7 @@ def test_the_champion_is_fetched_with_the_uri_to_start_training_from(
 ) -> None:
     assert model_fetch.fetch_champion(detect(), tmp_path / "none") is None
     assert list((tmp_path / "none").iterdir()) == []
-    version = settle_by_gate(detect(), make("one", 0.5)).version
+    version = register(detect(), make("one", 0.5)).version
     fetched = model_fetch.fetch_champion(detect(), tmp_path / "champion")
     assert fetched is not None
     assert (tmp_path / "champion" / "mal_model_latest.pth").read_text() == "one"
@@ -430,8 +434,8 @@ def test_a_model_is_fetched_by_version_and_from_a_plain_folder(
     tmp_path: Path,
     cache: Path,
 ) -> None:
-    settle_by_gate(detect(), make("one", 0.5))
-    refused = settle_by_gate(detect(), make("two", 0.1, champion=0.5))
+    register(detect(), make("one", 0.5))
+    refused = register(detect(), make("two", 0.1, champion=0.5))
     model_fetch.fetch_model(store.uri, tmp_path / "a", version=refused.version)
     assert (tmp_path / "a" / "mal_model_latest.pth").read_text() == "two"
     plain = model_fetch.fetch_model(str(tmp_path / "a"), tmp_path / "b")
@@ -453,8 +457,8 @@ def test_the_command_line_shows_a_store_and_moves_its_champion(
     make: Callable[..., Candidate],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first = settle_by_gate(detect(), make("one", 0.5)).version
-    second = settle_by_gate(detect(), make("two", 0.6, champion=0.5)).version
+    first = register(detect(), make("one", 0.5)).version
+    second = register(detect(), make("two", 0.6, champion=0.5)).version
     assert main(["promote", "--store", store.uri]) == 0
     assert f"champion: {second}" in capsys.readouterr().out
     command = ["promote", "--store", store.uri, "--to", first, "--reason", "dogs"]

@@ -124,8 +124,10 @@ def test_a_remote_set_is_pinned_without_fetching_its_images(
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
-        pytest.param({"bbox": [1, 1, 0, 0]}, "train_annotations must have boxes", id="no boxes"),
-        pytest.param({"iscrowd": 1}, "train_annotations must have boxes", id="crowds only"),
+        pytest.param(
+            {"bbox": [1, 1, 0, 0]}, "train_annotations must have usable boxes", id="no boxes"
+        ),
+        pytest.param({"iscrowd": 1}, "train_annotations must have usable boxes", id="crowds only"),
     ],
 )
 def test_a_set_without_boxes_is_refused(fields: dict[str, Any], rule: str, tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_set_whose_images_are_all_missing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["val_images", "label_annotations"])
 def test_half_a_part_is_refused(given: str, tmp_path: Path) -> None:
     part = given.partition("_")[0]
-    with pytest.raises(AnnotationError, match=f"{part}_\\w+ must be given"):
+    with pytest.raises(AnnotationError, match=f"{part}_\\w+ must be set"):
         take(*write_set(tmp_path), **{given: str(tmp_path)})
 
 
@@ -158,5 +160,5 @@ def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 )
 def test_another_file_is_no_manifest(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(ArtifactError, match="data set manifest must be"):
+    with pytest.raises(ArtifactError, match=r"Run (that step|snapshot_dataset) again"):
         read_dataset_manifest(tmp_path / "manifest.json")

@@ -1,4 +1,4 @@
-"""The metadata that tells where an artifact came from."""
+"""The metadata of a step's artifacts."""
 
 import dataclasses
 import hashlib
@@ -13,8 +13,8 @@ from mal.errors import ArtifactError
 from mal.registry.model_fetch import FetchedModel
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec
-from mal.steps import metadata as lineage
-from mal.steps import step as steps
+from mal.steps import Step, metadata
+from mal.steps import step as step_module
 
 SPLIT = dataclasses.replace(snapshots.SPLIT, images_uri="s3://bucket/images", has_masks=True)
 STEP = {"git_commit": "5" * 40, "image_digest": "sha256:55ee"}
@@ -23,7 +23,7 @@ BOXES_ONLY = DatasetManifest("c" * 64, SPLIT, None, SPLIT)
 
 @pytest.fixture
 def made_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "made_by", lambda: STEP)
+    monkeypatch.setattr(step_module, "made_by", lambda: STEP)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def model_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_figures_leave_out_what_was_not_measured() -> None:
+def test_metrics_leave_out_what_was_not_measured() -> None:
     metrics = {
         "mIoU": 0.5,
         "mIoU_small": None,
@@ -53,81 +53,42 @@ def test_figures_leave_out_what_was_not_measured() -> None:
         "note": "text",
         "per_category": {"star": {"iou": 0.25, "count": 4}, "ring": {"iou": None, "count": 0}},
     }
-    assert lineage.figures(metrics) == {"mIoU": 0.5, "num_instances": 4.0, "IoU star": 0.25}
+    assert metadata.flat_metrics(metrics) == {"mIoU": 0.5, "num_instances": 4.0, "IoU star": 0.25}
 
 
-def test_parents_are_named_by_uri_and_by_the_digest_of_their_files(
-    dataset: Artifact, model_dir: Path
-) -> None:
-    model = Artifact(str(model_dir))
-    assert lineage.parents(dataset, model) == {
-        "pipeline_name": "auto-label",
-        "dataset_uri": dataset.uri,
-        "dataset_sha256": "c" * 64,
-        "model_uri": model.uri,
-        "model_sha256": hashlib.sha256(b"weights").hexdigest(),
-    }
-
-
-def test_model_metadata_names_code_spec_and_figures(model_dir: Path) -> None:
+def test_model_metadata_names_code_spec_and_metrics(model_dir: Path) -> None:
     experiment = ExperimentSpec()
     experiment.train.pretrained_model_path = "s3://bucket/mae.pth"
-    facts = lineage.model_metadata(experiment, model_dir, {"val_mIoU": 0.7})
-    assert facts["git_sha"] == "0123abc"
-    assert facts["sha256"] == hashlib.sha256(b"weights").hexdigest()
-    assert facts["parent_model_uri"] == "s3://bucket/mae.pth"
-    assert facts["val_mIoU"] == 0.7
-    assert json.loads(str(facts["train_config"]))["train"]["lr"] == experiment.train.lr
-
-
-def test_an_artifact_names_the_commit_and_the_image_of_its_step(
-    dataset: Artifact, made_by_step: None
-) -> None:
-    steps.describe(dataset, {"display_name": "data set", "val_annotations_uri": ""})
-    assert dataset.metadata == {
-        "pipeline_name": "auto-label",
-        "display_name": "data set",
-        "git_sha": STEP["git_commit"],
-        "image_digest": STEP["image_digest"],
-    }
+    described = metadata.model_metadata(experiment, model_dir, {"val_mIoU": 0.7})
+    assert described["git_sha"] == "0123abc"
+    assert described["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert described["parent_model_uri"] == "s3://bucket/mae.pth"
+    assert described["val_mIoU"] == 0.7
+    assert json.loads(str(described["train_config"]))["train"]["lr"] == experiment.train.lr
 
 
 def test_a_model_names_what_trained_it_and_not_the_step_that_waited(
     model_dir: Path, made_by_step: None
 ) -> None:
     model = Artifact(str(model_dir))
-    facts = lineage.model_metadata(ExperimentSpec(), model_dir, {})
-    steps.describe(model, facts)
+    described = metadata.model_metadata(ExperimentSpec(), model_dir, {})
+    step = Step()
+    step.write_artifact(model, described)
     assert model.metadata["git_sha"] == "0123abc"
     assert "image_digest" not in model.metadata
-    steps.describe(model, facts, lineage.image_facts("mal/train:1"))
+    step.write_artifact(model, described | metadata.image_metadata("mal/train:1"))
     assert "image_digest" not in model.metadata
-    steps.describe(model, facts, lineage.image_facts("registry:5000/mal/train@sha256:12ab"))
+    image = metadata.image_metadata("registry:5000/mal/train@sha256:12ab")
+    step.write_artifact(model, described | image)
     assert model.metadata["image_digest"] == "sha256:12ab"
 
 
-def test_unknown_facts_are_left_out(model_dir: Path, made_by_step: None) -> None:
+def test_unknown_values_are_left_out(model_dir: Path, made_by_step: None) -> None:
     manifest = model_dir / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"0123abc"', "null"))
     model = Artifact(str(model_dir))
-    steps.describe(model, lineage.model_metadata(ExperimentSpec(), model_dir, {}))
+    Step().write_artifact(model, metadata.model_metadata(ExperimentSpec(), model_dir, {}))
     assert model.metadata.keys().isdisjoint({"git_sha", "image_digest", "parent_model_uri"})
-
-
-def test_a_summary_shares_parents_and_spec_but_was_made_by_its_own_step(
-    tmp_path: Path, made_by_step: None
-) -> None:
-    facts = {"git_sha": "other", "mIoU": 0.5, "model_sha256": "m", "train_config": "{}"}
-    summary = Artifact(str(tmp_path / "summary"))
-    steps.write_summary(summary, "text", report=Artifact("/report", facts))
-    assert summary.metadata == {
-        "display_name": "summary",
-        "pipeline_name": "mal",
-        "git_sha": STEP["git_commit"],
-        "image_digest": STEP["image_digest"],
-        "model_sha256": "m",
-        "train_config": "{}",
-    }
 
 
 def test_a_champion_names_what_its_record_says_made_it(
@@ -139,8 +100,9 @@ def test_a_champion_names_what_its_record_says_made_it(
     (version / "version.json").write_text(json.dumps({"lineage": {"model": made}}))
     fetched = FetchedModel("v1", f"{version}/model/mal_model_latest.pth", "f" * 64)
     champion = Artifact(str(tmp_path / "champion"))
-    store = str(tmp_path / "store")
-    steps.describe(champion, lineage.champion_metadata(fetched, dataset, store=store))
+    described = metadata.champion_metadata(fetched, str(tmp_path / "store"))
+    Step(snapshot=dataset).write_artifact(champion, described)
+    assert champion.metadata["pipeline_name"] == "auto-label"
     assert champion.metadata["git_sha"] == "0123abc"
     assert champion.metadata["train_config"] == "{}"
     assert "image_digest" not in champion.metadata
@@ -149,13 +111,12 @@ def test_a_champion_names_what_its_record_says_made_it(
 def test_a_folder_of_no_finished_training_is_no_model(model_dir: Path) -> None:
     (model_dir / "manifest.json").write_text('{"outputs": {}}')
     with pytest.raises(ArtifactError, match=r"whose manifest\.json names mal_model_latest\.pth"):
-        lineage.model_metadata(ExperimentSpec(), model_dir, {})
+        metadata.model_metadata(ExperimentSpec(), model_dir, {})
 
 
-def test_report_says_which_part_it_measured(tmp_path: Path) -> None:
-    (tmp_path / "report").write_text("<html>")
-    facts = lineage.report_metadata(BOXES_ONLY, tmp_path / "report", {})
-    assert "training part" in str(facts["display_name"])
+def test_report_names_the_part_that_it_measured() -> None:
+    described = metadata.report_metadata(BOXES_ONLY, {})
+    assert "training part" in str(described["display_name"])
 
 
 def test_every_value_is_text_or_a_plain_float(tmp_path: Path, model_dir: Path) -> None:
@@ -164,13 +125,13 @@ def test_every_value_is_text_or_a_plain_float(tmp_path: Path, model_dir: Path) -
     (model_dir / "mal_model.onnx").write_bytes(b"graph")
     experiment = ExperimentSpec()
     described = [
-        lineage.dataset_metadata(BOXES_ONLY, pipeline_name="auto-label"),
-        lineage.model_metadata(experiment, model_dir, {"val_mIoU": 0.7}),
-        lineage.report_metadata(BOXES_ONLY, page, {"mIoU": 0.7}),
-        lineage.labels_metadata(BOXES_ONLY, page, 4),
-        lineage.onnx_metadata(experiment, model_dir, 1e-6),
+        metadata.dataset_metadata(BOXES_ONLY),
+        metadata.model_metadata(experiment, model_dir, {"val_mIoU": 0.7}),
+        metadata.report_metadata(BOXES_ONLY, {"mIoU": 0.7}),
+        metadata.labels_metadata(BOXES_ONLY, page, 4),
+        metadata.onnx_metadata(experiment, model_dir, 1e-6),
     ]
-    for facts in described:
-        assert facts["display_name"]
-        steps.describe(Artifact("/a"), facts, lineage.spec_facts("export", experiment))
-        assert {type(value) for value in facts.values()} <= {str, float}
+    for values in described:
+        assert values["display_name"]
+        Step().write_artifact(Artifact("/a"), values | metadata.spec_metadata("export", experiment))
+        assert {type(value) for value in values.values()} <= {str, float}

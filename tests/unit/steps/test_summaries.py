@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_pipeline_steps import WITH_VAL, WITHOUT_VAL
+from test_specs import WITH_VAL, WITHOUT_VAL
 
 from mal.registry.box_index import BoxChanges
 from mal.registry.changes import Detection, SourcePart
@@ -12,8 +12,8 @@ from mal.registry.promotion import Outcome
 from mal.steps.summaries import (
     detection_markdown,
     evaluation_markdown,
-    facts_markdown,
     markdown_table,
+    metadata_markdown,
     outcome_markdown,
 )
 
@@ -77,8 +77,8 @@ def test_an_evaluation_without_masks_says_so() -> None:
     assert "training part" in text
 
 
-def test_long_facts_are_left_to_the_metadata() -> None:
-    text = facts_markdown("Model", {"sha256": "a" * 64, "train_config": "x" * 5000})
+def test_long_values_are_left_to_the_metadata() -> None:
+    text = metadata_markdown("Model", {"sha256": "a" * 64, "train_config": "x" * 5000})
     assert "sha256" in text
     assert "train_config" not in text
 

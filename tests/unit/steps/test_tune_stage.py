@@ -13,17 +13,17 @@ import torch
 import yaml
 from fake_searches import use_fake_trials
 from fake_trial import BEST_LR
-from kfp import dsl
+from kfp_artifact import Artifact
 from tiny_sets import TinySet, training_spec, write_tiny_set
 
 from mal.automl.settings import Budget, SearchSettings
 from mal.errors import MissingExtraError, SpecError
 from mal.model.checkpoint import read_checkpoint
-from mal.registry.snapshot import snapshot_dataset
 from mal.spec import ExperimentSpec, load_spec
 from mal.stages import run_train
+from mal.steps import Step
 from mal.steps import tune as tuning
-from mal.steps.tune import leave_outputs, search_here, train_or_search
+from mal.steps.tune import search_here, train_or_search, tuned_model_metadata
 from mal.steps.tuned_model import TunedModel, spec_text, take_model
 from mal.tao.parent_job import parent_model
 
@@ -134,7 +134,7 @@ def test_a_search_leaves_the_model_of_its_best_trial(searched: tuple[TunedModel,
     for name in ("mal_model_best.pth", "mal_model_latest.pth"):
         assert json.loads((folder / name).read_text()) == best_lr
     assert json.loads(Path(parent_model(folder)).read_text()) == best_lr
-    assert tuned.best_metric == tuned.figures["val_mIoU"] > tuned.figures["baseline_val_mIoU"]
+    assert tuned.best_metric == tuned.metrics["val_mIoU"] > tuned.metrics["baseline_val_mIoU"]
     assert tuned.leaderboard.count("\n") == 2 + 6
     assert "<h1>AutoML search</h1>" in tuned.report
 
@@ -150,13 +150,11 @@ def test_the_best_spec_is_for_other_steps_to_set_their_places(
     assert load_spec("train", content).train.lr == tuned.best_values["train.lr"]
 
 
-def metadata_of(tuned: TunedModel, data: TinySet, folder: Path) -> dict[str, Any]:
-    """Return the metadata of the model that the step leaves."""
-    manifest = folder.with_name("dataset")
-    images, annotations = str(data.images), str(data.annotations)
-    snapshot_dataset(train_images=images, train_annotations=annotations).write(manifest)
-    pages = (str(folder.with_name(name)) for name in ("leaderboard", "report"))
-    return leave_outputs(tuned, dsl.Dataset(uri=str(manifest)), str(folder), *pages)[0]
+def metadata_of(tuned: TunedModel, folder: Path) -> dict[str, Any]:
+    """Return the metadata of the model that the step writes."""
+    model = Artifact(str(folder))
+    Step().write_artifact(model, tuned_model_metadata(tuned, folder))
+    return model.metadata
 
 
 def test_a_model_names_the_commit_and_the_image_of_its_trial(
@@ -167,17 +165,17 @@ def test_a_model_names_the_commit_and_the_image_of_its_trial(
     maker = {"git_commit": "0123abc", "image_digest": "sha256:12ab"}
     (trial / "manifest.json").write_text(json.dumps(maker))
     take_model(trial, tmp_path / "model")
-    metadata = metadata_of(tuned, data, tmp_path / "model")
+    metadata = metadata_of(tuned, tmp_path / "model")
     assert (metadata["git_sha"], metadata["image_digest"]) == ("0123abc", "sha256:12ab")
     on_katib = dataclasses.replace(tuned, image="mal/train@sha256:34cd")
-    assert metadata_of(on_katib, data, tmp_path / "model")["image_digest"] == "sha256:34cd"
+    assert metadata_of(on_katib, tmp_path / "model")["image_digest"] == "sha256:34cd"
 
 
 def test_a_model_says_by_which_search_it_was_found(
     searched: tuple[TunedModel, Path], data: TinySet
 ) -> None:
     tuned, folder = searched
-    metadata = metadata_of(tuned, data, folder)
+    metadata = metadata_of(tuned, folder)
     assert json.loads(metadata["best_params"]) == tuned.best_values
     assert metadata["num_trials"] == 6
     assert metadata["val_mIoU"] > metadata["baseline_val_mIoU"]
@@ -191,7 +189,7 @@ def test_a_plainly_trained_model_names_no_search(data: TinySet, tmp_path: Path) 
         settings=SETTINGS,
         search=search_called,
     )
-    metadata = metadata_of(tuned, data, tmp_path / "model")
+    metadata = metadata_of(tuned, tmp_path / "model")
     assert metadata.keys().isdisjoint({"best_params", "num_trials", "baseline_val_mIoU"})
 
 

@@ -1,15 +1,14 @@
-"""Label a set too large for one pod: split by images, label shard by shard, merge in order.
+"""Label a data set that is too large for one pod: split it by images, label the shards, merge.
 
-    WORK_DIR/KEY/shard-00003/shard.json         what to label, with which model
-                            /annotations.json   its images and boxes
-                            /labels.json        appears when it is labelled
+    WORK_DIR/KEY/shard-00003/shard.json         model and counts
+                            /annotations.json   images and boxes of the shard
+                            /labels.json        written when the shard is labelled
 
-KEY names everything that decides the labels: annotations, images, weights and their spec, settings,
-version of mal. A run that is started again with the same inputs goes on where the last one ended,
-and with others it starts anew. The model's place decides nothing: it is written into the shards
-each time.
+KEY is a digest of everything that the labels depend on: annotations, images, weights and their
+spec, settings, version of mal. A second run with the same inputs continues the first; with other
+inputs it starts anew. The model's URI is not part of KEY: every run writes it into the shards.
 
-Annotations and labels pass through memory entry by entry. On disk split and merge have all of them.
+Annotations and labels are read and written entry by entry; the disk holds whole files.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from mal.registry.json_stream import list_keys, read_value, stream_entries, writ
 from mal.registry.model_fetch import FetchedModel, fetch_model
 from mal.registry.snapshot import sha256_of, sha256_of_images
 from mal.spec import ExperimentSpec
-from mal.steps import step as steps
+from mal.steps.specs import LABELS_FILE, step_spec
 from mal.storage import (
     child_uri,
     describe_source,
@@ -42,8 +41,7 @@ from mal.storage import (
 
 SHARD_FILE = "shard.json"
 ANNOTATIONS_FILE = "annotations.json"
-LABELS_FILE = "labels.json"
-MAX_SHARDS = 500  # the merge may have one open file a shard
+MAX_SHARDS = 500  # the merge opens one file for each shard
 
 _KEY_CHARS = 16
 _MAX_BUFFERED = 20_000
@@ -51,16 +49,16 @@ _MAX_BUFFERED = 20_000
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a set that one pod labels.
+    """A part of a data set that one pod labels.
 
     Attributes:
-        uri: Its folder.
-        images_uri: Images of the whole set.
-        model_uri: Of the model: what `fetch_model` takes.
-        model_version: Of the store; '' for what a training left.
-        model_sha256: Of its weights.
-        num_images: Of this shard.
-        num_boxes: Annotations of this shard.
+        uri: Folder of the shard.
+        images_uri: Images of the whole data set.
+        model_uri: Source for `fetch_model`.
+        model_version: Version of the model store; '' for a model from elsewhere.
+        model_sha256: Digest of the weights.
+        num_images: Images of this shard.
+        num_boxes: Annotations of this shard, usable or not.
     """
 
     uri: str
@@ -73,23 +71,23 @@ class Shard:
 
     @property
     def labels_uri(self) -> str:
-        """Where its labels are, once it is labelled."""
+        """URI of the label file of a labelled shard."""
         return child_uri(self.uri, LABELS_FILE)
 
     @property
     def is_labelled(self) -> bool:
-        """Whether an earlier run has labelled it."""
+        """True if an earlier run has labelled it."""
         return LABELS_FILE in list_files(self.uri)
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which shard each image, and with it each box, belongs to; what fits nowhere is the first's.
+    """The assignment of images, with their boxes, to shards.
 
     Attributes:
-        shard_of_image: By image id, as text.
-        num_images: By shard.
-        num_boxes: By shard.
+        shard_of_image: Shard number by image id, as text.
+        num_images: Number of images by shard.
+        num_boxes: Number of boxes by shard.
     """
 
     shard_of_image: Mapping[str, int]
@@ -97,16 +95,16 @@ class ShardPlan:
     num_boxes: Sequence[int]
 
     def shard_of_box(self, box: Any) -> int:
-        """Return the shard of an annotation."""
+        """Return the shard of an annotation; the first for an annotation without a known image."""
         image = box.get("image_id") if isinstance(box, dict) else None
         return self.shard_of_image.get(str(image), 0)
 
 
 def plan_shards(annotations: Path, boxes_per_shard: int) -> ShardPlan:
-    """Cut the images, in the file's order, into shards of about so many boxes.
+    """Split the images, in the order of the file, into shards of about `boxes_per_shard` boxes.
 
     Raises:
-        AnnotationError: There are no images, or the shards would be too many.
+        AnnotationError: There are no images, or too many shards.
     """
     boxes_of: dict[str, int] = {}
     for box in stream_entries(annotations, "annotations"):
@@ -123,7 +121,7 @@ def plan_shards(annotations: Path, boxes_per_shard: int) -> ShardPlan:
         if image not in shard_of_image:
             num_boxes[-1] += boxes_of.pop(image, 0)
         shard_of_image.setdefault(image, len(num_boxes) - 1)
-    num_boxes[0] += sum(boxes_of.values())  # boxes of images that are not listed
+    num_boxes[0] += sum(boxes_of.values())  # boxes without a known image
     if not shard_of_image:
         raise AnnotationError(f"annotation file must list images, got none in {annotations}.")
     if len(num_boxes) > MAX_SHARDS:
@@ -134,7 +132,7 @@ def plan_shards(annotations: Path, boxes_per_shard: int) -> ShardPlan:
     return ShardPlan(shard_of_image, num_images, num_boxes)
 
 
-def split_job(
+def split_data_set(
     annotations_uri: str,
     images_uri: str,
     *,
@@ -143,31 +141,31 @@ def split_job(
     boxes_per_shard: int,
     settings: Sequence[str],
 ) -> list[Shard]:
-    """Write the shards of a job; labels that an earlier run has written of the same job stay.
+    """Write the shards of a data set; labels that an earlier run wrote for them are kept.
 
-    A bucket folder of images is listed; a local one is read, for its checksums.
+    A bucket folder of images is listed; a local folder is read for its checksums.
 
     Args:
         annotations_uri: COCO JSON.
         images_uri: Folder, archive or bucket folder.
-        work_dir: Where the shards go.
-        model: What labels.
-        boxes_per_shard: About how many boxes a pod labels; an image is never cut.
-        settings: What else decides the labels: spec and overrides.
+        work_dir: Folder or s3:// for the shards.
+        model: The model of all shards.
+        boxes_per_shard: Approximate number of boxes; an image is never split.
+        settings: Spec and overrides of the labelling.
 
     Raises:
-        AnnotationError: The set cannot be split.
-        StorageError: A place cannot be read or written.
+        AnnotationError: The data set cannot be split.
+        StorageError: A URI cannot be read or written.
     """
     annotations = fetch_file(annotations_uri)
     plan = plan_shards(annotations, boxes_per_shard)
     images = describe_source(images_uri, _file_names(annotations))
-    facts = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
-    facts += [model.sha256, model.spec_sha256, str(boxes_per_shard), *settings]
-    job_uri = child_uri(work_dir, sha256_of(facts)[:_KEY_CHARS])
+    key = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
+    key += [model.sha256, model.spec_sha256, str(boxes_per_shard), *settings]
+    folder = child_uri(work_dir, sha256_of(key)[:_KEY_CHARS])
     shards = [
         Shard(
-            uri=child_uri(job_uri, f"shard-{number:05d}"),
+            uri=child_uri(folder, f"shard-{number:05d}"),
             images_uri=images_uri,
             model_uri=model.uri,
             model_version=model.version,
@@ -179,8 +177,8 @@ def split_job(
             zip(plan.num_images, plan.num_boxes, strict=True)
         )
     ]
-    there = list_files(job_uri)
-    if not all(f"{shard.uri.rpartition('/')[2]}/{SHARD_FILE}" in there for shard in shards):
+    existing = list_files(folder)
+    if not all(f"{shard.uri.rpartition('/')[2]}/{SHARD_FILE}" in existing for shard in shards):
         _put_annotations(annotations, plan, shards)
     with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
         for shard in shards:
@@ -190,123 +188,118 @@ def split_job(
 
 
 def read_shard(uri: str) -> Shard:
-    """Read what `split_job` wrote.
+    """Read a shard's file.
 
     Raises:
-        StorageError: It is not there.
-        ArtifactError: It is something else.
+        StorageError: The file cannot be read.
+        ArtifactError: The file has another content.
     """
     path = fetch_file(child_uri(uri, SHARD_FILE))
     try:
         return Shard(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"shard must be what the split wrote, got {uri} ({error}).") from error
+        raise ArtifactError(
+            f"{uri} is not a shard of split_boxes ({error}). Run that step again."
+        ) from error
 
 
 def shard_spec(
     shard: Shard, scratch: Path, *, spec: str, overrides: Sequence[str]
 ) -> ExperimentSpec:
-    """Bring what labelling a shard needs, and return the spec to label it with.
+    """Fetch the model and the images of a shard, and return the spec that labels it.
 
-    Of a bucket folder only the shard's own images are fetched.
+    From a bucket folder only the images of the shard are fetched.
 
     Args:
-        shard: What to label.
+        shard: The shard to label.
         scratch: Folder for the model, the images and the results.
-        spec: YAML text or `recipe:NAME`, over the one the model was trained with.
+        spec: YAML text or `recipe:NAME`, over the spec of the model's training.
         overrides: `dotted.key=value`.
 
     Raises:
-        ArtifactError: The model is another one than when the set was split.
+        ArtifactError: The model has changed since the data set was split.
         SpecError: With all problems found.
-        StorageError: Something cannot be read.
+        StorageError: A URI cannot be read.
     """
     annotations = fetch_file(child_uri(shard.uri, ANNOTATIONS_FILE))
     model = fetch_model(shard.model_uri, scratch / "model")
     if model.sha256 != shard.model_sha256:
         raise ArtifactError(
-            f"model must be the one that the set was split for, got another in {shard.model_uri}. "
-            "Run the pipeline again."
+            f"The model in {shard.model_uri} has changed since split_boxes ran. Run the pipeline "
+            "again."
         )
-    names = _file_names(annotations)
-    return steps.labelling_spec(
-        annotations,
-        fetch_images(shard.images_uri, names, scratch / "images"),
-        model_dir=scratch / "model",
+    images = fetch_images(shard.images_uri, _file_names(annotations), scratch / "images")
+    return step_spec(
+        "inference",
         spec=spec,
         overrides=overrides,
         results_dir=scratch / "results",
+        model_dir=scratch / "model",
+        paths={"inference.ann_path": str(annotations), "inference.img_dir": images},
     )
 
 
 def keep_labels(shard: Shard, labels: Path) -> None:
-    """Put a shard's labels beside its boxes, which makes it a labelled one."""
+    """Store a shard's label file beside its boxes; the shard is then labelled."""
     put_file(labels, shard.labels_uri)
 
 
 def merge_labels(
-    annotations_uri: str, labels: Sequence[str], *, boxes_per_shard: int, output: Path
+    annotations_uri: str, labels: Sequence[str], *, boxes_per_shard: int, output: str | Path
 ) -> int:
-    """Write the whole set's labels, in the order of its annotations.
+    """Write the labels of a whole data set, in the order of its annotations.
 
     Args:
         annotations_uri: The file that was split.
-        labels: uri of each shard's labels, in the order of the shards.
-        boxes_per_shard: As it was split.
-        output: Where the merged file goes.
+        labels: URIs of the label files, in the order of the shards.
+        boxes_per_shard: The value that `split_data_set` had.
+        output: The merged label file.
 
     Returns:
-        How many annotations it has: each of the file's exactly once.
+        The number of annotations; each occurs once.
 
     Raises:
-        ArtifactError: The labels are not those of the file.
-        StorageError: One cannot be read.
+        ArtifactError: The labels do not match the annotations.
+        StorageError: A URI cannot be read.
     """
     annotations = fetch_file(annotations_uri)
-    merged = _MergedLabels(annotations, labels, plan_shards(annotations, boxes_per_shard))
+    plan = plan_shards(annotations, boxes_per_shard)
+    if len(labels) != len(plan.num_boxes):
+        raise ArtifactError(
+            f"Cannot merge the labels of {len(labels)} shards: the annotations have "
+            f"{len(plan.num_boxes)} shards. Label all shards, and keep boxes_per_shard."
+        )
     content: dict[str, Any] = {}
     for key in list_keys(annotations):
         if key == "annotations":
-            content[key] = iter(merged)
+            content[key] = _in_order_of(annotations, labels, plan)
         elif key == "images":
             content[key] = stream_entries(annotations, key)
         else:
             content[key] = read_value(annotations, key)
-    write_stream(output, content)
-    return merged.num_boxes
+    write_stream(Path(output), content)
+    return sum(plan.num_boxes)
 
 
-class _MergedLabels:
-    """The labels of all shards in the order of the annotations they belong to."""
+def _in_order_of(annotations: Path, labels: Sequence[str], plan: ShardPlan) -> Iterator[Any]:
+    """Yield the labels of all shards in the order of the annotations."""
+    shards = [stream_entries(fetch_file(uri), "annotations") for uri in labels]
+    for box in stream_entries(annotations, "annotations"):
+        number = plan.shard_of_box(box)
+        label = next(shards[number], None)
+        if _identity(label) != _identity(box):
+            raise _mismatch(labels[number], f"{_identity(label)} instead of {_identity(box)}")
+        yield label
+    for uri, rest in zip(labels, shards, strict=True):
+        if next(rest, None) is not None:
+            raise _mismatch(uri, "more labels than boxes")
 
-    def __init__(self, annotations: Path, labels: Sequence[str], plan: ShardPlan) -> None:
-        if len(labels) != len(plan.num_boxes):
-            raise ArtifactError(
-                f"labels must be of {len(plan.num_boxes)} shards, got {len(labels)}. Label all."
-            )
-        self.num_boxes = 0
-        self._annotations = annotations
-        self._labels = labels
-        self._plan = plan
 
-    def __iter__(self) -> Iterator[Any]:
-        shards = [stream_entries(fetch_file(uri), "annotations") for uri in self._labels]
-        for box in stream_entries(self._annotations, "annotations"):
-            number = self._plan.shard_of_box(box)
-            label = next(shards[number], None)
-            if _identity(label) != _identity(box):
-                self._refuse(number, f"{_identity(label)} in the place of {_identity(box)}")
-            self.num_boxes += 1
-            yield label
-        for number, rest in enumerate(shards):
-            if next(rest, None) is not None:
-                self._refuse(number, "more labels than boxes")
-
-    def _refuse(self, number: int, got: str) -> None:
-        raise ArtifactError(
-            f"labels must be those of the annotations, got {got} in {self._labels[number]}. "
-            "Delete its folder and label again."
-        )
+def _mismatch(uri: str, found: str) -> ArtifactError:
+    return ArtifactError(
+        f"{uri} does not match the annotations: it has {found}. Delete its folder and run the "
+        "pipeline again."
+    )
 
 
 def _identity(box: Any) -> Any:
@@ -322,7 +315,7 @@ def _put_annotations(annotations: Path, plan: ShardPlan, shards: Sequence[Shard]
 
 
 def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
-    """Write `annotations.json` of every shard below `folder/NUMBER`, reading in a stream."""
+    """Write `folder/NUMBER/annotations.json` of every shard."""
     shards_of_images = (
         (plan.shard_of_image[str(image.get("id"))], image) for image in _images(annotations)
     )
@@ -341,10 +334,10 @@ def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
         _append(buffered, folder, key)
     categories = read_value(annotations, "categories")
     for number in range(len(plan.num_boxes)):
-        place = folder / str(number)
-        content = {key: _lines(place / f"{key}.jsonl") for key in ("images", "annotations")}
+        shard = folder / str(number)
+        content = {key: _lines(shard / f"{key}.jsonl") for key in ("images", "annotations")}
         write_stream(
-            place / ANNOTATIONS_FILE,
+            shard / ANNOTATIONS_FILE,
             content if categories is None else {"categories": categories, **content},
         )
 

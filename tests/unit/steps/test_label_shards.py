@@ -15,14 +15,14 @@ import pytest
 from mal.artifacts import sha256_of_file
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.model_fetch import FetchedModel
-from mal.steps import label_job
-from mal.steps.label_job import (
+from mal.steps import label_shards
+from mal.steps.label_shards import (
     Shard,
     merge_labels,
     plan_shards,
     read_shard,
     shard_spec,
-    split_job,
+    split_data_set,
 )
 
 MODEL = FetchedModel("v1", "/models/v1/mal_model_latest.pth", "a" * 64)
@@ -68,7 +68,7 @@ def write(tmp_path: Path) -> Callable[[Document], Path]:
 def split(
     path: Path, boxes_per_shard: int, *, model: FetchedModel = MODEL, settings: Sequence[str] = ()
 ) -> list[Shard]:
-    return split_job(
+    return split_data_set(
         str(path),
         str(path.parent / "images"),
         work_dir=str(path.parent / "work"),
@@ -156,7 +156,7 @@ def test_a_run_with_other_inputs_starts_anew(
     elif changed == "image":
         (path.parent / "images" / "2.png").write_text("3.png")
     elif changed == "mal":
-        monkeypatch.setattr(label_job, "__version__", "9.9")
+        monkeypatch.setattr(label_shards, "__version__", "9.9")
     other = split(
         path,
         3 if changed == "size" else 2,
@@ -172,7 +172,7 @@ def test_an_image_that_is_overwritten_in_a_bucket_is_labelled_anew(
     annotations = write(document_of([2, 2]))
 
     def split_bucket() -> list[Shard]:
-        return split_job(
+        return split_data_set(
             str(annotations),
             "s3://bucket/images",
             work_dir=str(tmp_path / "work"),
@@ -227,10 +227,16 @@ def double_a_label(labels: list[str]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        pytest.param(lambda labels: labels.pop(), "must be of 3 shards, got 2", id="one missing"),
-        pytest.param(lambda labels: labels.reverse(), "must be those of", id="wrong order"),
-        pytest.param(drop_a_label, r"got None in the place of \(201, 2\)", id="one too few"),
-        pytest.param(double_a_label, "got more labels than boxes", id="one too many"),
+        pytest.param(
+            lambda labels: labels.pop(),
+            "of 2 shards: the annotations have 3 shards",
+            id="one missing",
+        ),
+        pytest.param(
+            lambda labels: labels.reverse(), "does not match the annotations", id="wrong order"
+        ),
+        pytest.param(drop_a_label, r"it has None instead of \(201, 2\)", id="one too few"),
+        pytest.param(double_a_label, "it has more labels than boxes", id="one too many"),
     ],
 )
 def test_labels_that_are_not_those_of_the_set_are_refused_and_nothing_is_written(
@@ -247,7 +253,7 @@ def test_labels_that_are_not_those_of_the_set_are_refused_and_nothing_is_written
 def test_too_many_shards_are_refused_with_a_size_that_fits(
     write: Callable[[Document], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_job, "MAX_SHARDS", 3)
+    monkeypatch.setattr(label_shards, "MAX_SHARDS", 3)
     path = write(document_of([2] * 8))
     with pytest.raises(AnnotationError, match=r"at most 3 shards, got 8\. Set it to 6 or more"):
         plan_shards(path, 2)
@@ -262,7 +268,7 @@ def test_a_file_without_images_is_refused(write: Callable[[Document], Path]) -> 
 def test_memory_of_split_and_merge_does_not_grow_with_the_boxes(
     write: Callable[[Document], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_job, "_MAX_BUFFERED", 500)
+    monkeypatch.setattr(label_shards, "_MAX_BUFFERED", 500)
 
     def peak_of(boxes_per_image: int) -> int:
         path = write(document_of([boxes_per_image] * 10, seed=0))
@@ -294,7 +300,7 @@ def test_a_bucket_folder_is_fetched_only_for_the_images_of_the_shard(
     model.mkdir()
     (model / "mal_model_latest.pth").write_text("weights")
     sha256 = sha256_of_file(model / "mal_model_latest.pth")
-    shards = split_job(
+    shards = split_data_set(
         str(write(document_of([2, 2, 2]))),
         "s3://bucket/images/",
         work_dir="s3://bucket/work",
@@ -306,5 +312,5 @@ def test_a_bucket_folder_is_fetched_only_for_the_images_of_the_shard(
     assert [path.name for path in Path(work.inference.img_dir).iterdir()] == ["2.png"]
     assert Path(work.inference.checkpoint).read_text() == "weights"
     (model / "mal_model_latest.pth").write_text("others")
-    with pytest.raises(ArtifactError, match="must be the one that the set was split for"):
+    with pytest.raises(ArtifactError, match="has changed since split_boxes ran"):
         shard_spec(read_shard(shards[2].uri), tmp_path / "another", spec="", overrides=[])
