@@ -84,19 +84,19 @@ def attention_as_one_operator() -> Iterator[None]:
 
 def decode_by_size(
     network: MALNetwork,
-    levels: list[Tensor],
+    feature_maps: list[Tensor],
     image_BCSS: Tensor,
     unit_box_B4: Tensor,
     box_area_B: Tensor,
 ) -> Tensor:
     """Return logits as `MALNetwork.decode`, (B, M, M), in operations that can be exported."""
     if not network.is_scaled_by_size:
-        return network.decode(levels, image_BCSS, unit_box_B4, box_area_B)
-    vector_BC = network.roi_head(levels[-1], unit_box_B4)
+        return network.decode(feature_maps, image_BCSS, unit_box_B4, box_area_B)
+    vector_BC = network.roi_head(feature_maps[-1], unit_box_B4)
     size_class_B = size_class_of(box_area_B)
     rows, logits = [], []
     for size_class, scale in enumerate(SIZE_SCALES):
         rows.append((size_class_B == size_class).nonzero().squeeze(1))
-        features = levels[-1][rows[-1]]
-        logits.append(network.match_scaled_by(scale, vector_BC[rows[-1]], features))
+        features = feature_maps[-1][rows[-1]]
+        logits.append(network.mask_logits_at_scale(scale, vector_BC[rows[-1]], features))
     return torch.cat(logits)[torch.cat(rows).argsort()]

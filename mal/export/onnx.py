@@ -23,7 +23,7 @@ from mal.artifacts import (
     temporary_beside,
     writing_together,
 )
-from mal.errors import ArtifactError, MissingExtraError
+from mal.errors import ArtifactError, MissingExtraError, SpecError
 from mal.export.graph_file import write_graph
 from mal.export.int8 import attention_as_one_operator, decode_by_size, quantize_weights
 from mal.export.prompted import (
@@ -37,6 +37,7 @@ from mal.labeling.load import load_networks, resolve_checkpoint
 from mal.labeling.onnx_model import run_file
 from mal.model.checkpoint import read_size_prior
 from mal.model.network import MALNetwork, SharedBackbones
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ class ExportedGraph(nn.Module):
         networks = list(cast("Iterable[MALNetwork]", self.networks))
         encoded = self.backbones.encode_each(networks, image)
         probs = [
-            self.decode(network, levels, image, unit_box, box_area).sigmoid()
-            for network, levels in zip(networks, encoded, strict=True)
+            self.decode(network, feature_maps, image, unit_box, box_area).sigmoid()
+            for network, feature_maps in zip(networks, encoded, strict=True)
         ]
         return torch.stack(probs).mean(0)
 
@@ -97,10 +98,16 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
             much is reported; what it costs in IoU is for `mal evaluate` to say. Or ONNX Runtime
             cannot open it.
         MissingExtraError: onnx or onnxruntime is not installed.
+        SpecError: The backbone cannot be exported.
     """
     _require_onnx()
     checkpoint = resolve_checkpoint(spec.export.checkpoint)
     networks, spec = load_networks(checkpoint, spec.export, spec)
+    if not backbone_entry(spec.model.arch).can_export:
+        raise SpecError(
+            f"export.checkpoint must be of a backbone that ONNX supports, got one of "
+            f"{spec.model.arch}. Use the .pth checkpoint, or train another model.arch."
+        )
     graph = ExportedGraph(
         networks, spec.train.test_margin_rate[0], groups_by_size=spec.export.precision == "int8"
     ).eval()

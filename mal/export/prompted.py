@@ -46,11 +46,11 @@ class PromptEncoder(nn.Module):
         return torch.cat([part.flatten(1) for part in self.parts(image)], dim=1)
 
     def parts(self, image: Tensor) -> list[Tensor]:
-        """Return the image as the mask head's stem sees it, and the levels of each backbone."""
+        """Return the image at the mask head's stem size, and each backbone's feature maps."""
         networks = list(cast("Iterable[MALNetwork]", self.networks))
         parts = [resize_to(image, (self.stem_size, self.stem_size))]
-        for levels in self.backbones.encode(networks, image):
-            parts += levels
+        for feature_maps in self.backbones.encode(networks, image):
+            parts += feature_maps
         return parts
 
 
@@ -99,20 +99,20 @@ class PromptDecoder(nn.Module):
             point_labels: (N, K).
         """
         sizes = [math.prod(shape) for shape in self.shapes]
-        stem_image, *levels = [
+        stem_image, *feature_maps = [
             part.reshape(-1, *shape)
             for part, shape in zip(torch.split(features, sizes, dim=1), self.shapes, strict=True)
         ]
         unit_box = self.unit_box.expand(features.shape[0], 4)
         networks = list(cast("Iterable[MALNetwork]", self.networks))
-        num_levels = len(levels) // len(self.backbones.owners)
+        num_maps = len(feature_maps) // len(self.backbones.owners)
         probs = []
         for network, backbone in zip(networks, self.backbones.backbone_of, strict=True):
-            own = levels[backbone * num_levels :][:num_levels]
+            own = feature_maps[backbone * num_maps :][:num_maps]
             probs.append(self.decode(network, own, stem_image, unit_box, box_area).sigmoid())
         point_BK3 = torch.cat([points / self.crop_size, point_labels[:, :, None]], dim=2)
         return refine_by_points(
-            torch.stack(probs).mean(0), levels[num_levels - 1], point_BK3, self.thresholds
+            torch.stack(probs).mean(0), feature_maps[num_maps - 1], point_BK3, self.thresholds
         )
 
 

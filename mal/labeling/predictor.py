@@ -149,17 +149,17 @@ class NetworkEnsemble:
 
     @torch.inference_mode()
     def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return, for the crop and perhaps its mirror image, the image and each network's levels.
+        """Return the image and each network's feature maps; with flip test, of both views.
 
-        Of networks that share a backbone the levels are the same tensors.
+        Networks that share a backbone share the tensors of its feature maps.
         """
         image = normalized_on(self.device, image_BCSS)
         encoded: list[Tensor] = []
         with self._autocast():
             for view in [image, image.flip(3)] if self.use_flip else [image]:
                 encoded.append(view)
-                for levels in self.backbones.encode_each(self.networks, view):
-                    encoded += levels
+                for feature_maps in self.backbones.encode_each(self.networks, view):
+                    encoded += feature_maps
         return encoded
 
     @torch.inference_mode()
@@ -184,14 +184,14 @@ class NetworkEnsemble:
                 prob_BMM = (prob_BMM + mirrored.flip(2)) / 2
         if point_BK3 is None:
             return prob_BMM
-        deepest = encoded[self._num_levels]
+        deepest = encoded[self._num_feature_maps]
         return refine_by_points(
             prob_BMM, deepest, point_BK3.to(self.device, non_blocking=True), self.thresholds
         )
 
     @property
-    def _num_levels(self) -> int:
-        return len(self.networks[0].backbone.level_channels)
+    def _num_feature_maps(self) -> int:
+        return len(self.networks[0].backbone.feature_channels)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_type is None:
@@ -201,10 +201,10 @@ class NetworkEnsemble:
     def _mean_probability(
         self, encoded: Sequence[Tensor], unit_box: Tensor, area: Tensor
     ) -> Tensor:
-        image, *levels = encoded
+        image, *feature_maps = encoded
         total = torch.zeros((), device=self.device)
         for number, network in enumerate(self.networks):
-            own = levels[number * self._num_levels :][: self._num_levels]
+            own = feature_maps[number * self._num_feature_maps :][: self._num_feature_maps]
             total = total + network.decode(own, image, unit_box, area).float().sigmoid()
         return total / len(self.networks)
 

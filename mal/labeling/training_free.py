@@ -11,7 +11,7 @@ from torch import Tensor
 from mal.data.batch import box_mask_from_unit_box
 from mal.labeling.predictor import normalized_on
 from mal.model.affinity import prior_logits
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import Backbone
 from mal.model.color import lab_from_normalized
 from mal.model.heads import resize_to
 from mal.model.mean_field import mean_field
@@ -23,7 +23,7 @@ TEMPERATURE, ZETA, NUM_ITERS, DILATIONS = 0.1, 0.05, 10, (1, 2)
 class TrainingFreeModel:
     """Prior and mean field as a probability model; its probabilities are 0 or 1."""
 
-    def __init__(self, backbone: ViTBackbone, device: torch.device) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.backbone = backbone.to(device).eval()
         self.device = device
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from mal.data.size_prior import SizePrior
 from mal.errors import ArtifactError, StorageError
+from mal.model.backbone import Backbone
+from mal.model.network import MALNetwork
 from mal.model.pickles import read_pickled_checkpoint, reason_of
 from mal.model.weight_names import (
     State,
-    adapt_backbone,
     adapt_network,
     head_names,
     network_state,
@@ -118,7 +119,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
         )
 
 
-def load_pretrained_weights(network: nn.Module, source: str) -> bool:
+def load_pretrained_weights(network: MALNetwork, source: str) -> bool:
     """Load what a source has for a new student.
 
     Of a MAL checkpoint this is its student, with the heads unless they are of another make (they
@@ -143,13 +144,13 @@ def load_pretrained_weights(network: nn.Module, source: str) -> bool:
     if heads.given and not heads.problem():
         _load_checked(network, student, f"the student from {source}")
         return True
-    _load_backbone(network.get_submodule("backbone"), state, source)
+    _load_backbone(network.backbone, state, source)
     if heads.given:
         log.info("the heads start anew, those of %s are others: %s", source, heads.problem())
     return False
 
 
-def load_backbone_weights(backbone: nn.Module, source: str) -> None:
+def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """Load pretrained weights into a backbone; position embeddings are resized to its crop.
 
     Args:
@@ -163,11 +164,11 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
     _load_backbone(backbone, _read_source(source), source)
 
 
-def _load_backbone(backbone: nn.Module, state: State, source: str) -> None:
+def _load_backbone(backbone: Backbone, state: State, source: str) -> None:
     name = f"the backbone from {source}"
     state = network_state(state, "student") or state
     _require_plain(state, name)
-    _load_checked(backbone, adapt_backbone(state, backbone.state_dict()), name)
+    _load_checked(backbone, backbone.adapt_weights(state), name)
 
 
 def _require_plain(state: State, name: str) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 OBJECT_CHANNELS = 256
 
 
-class ObjectHead(nn.Module):
+class RoiHead(nn.Module):
     """Turns features averaged over the crop, or of the box against the rest, into a vector."""
 
     def __init__(self, in_channels: int, out_channels: int, pooling: str) -> None:
@@ -98,12 +98,12 @@ class ConvolutionalMaskHead(nn.Module):
         self.out_channels = out_channels
 
     def map_size_for(self, num_tokens_a_side: int) -> int:
-        """Return M."""
+        """Return the side of the mask map, px."""
         return self.MAP_CELLS_PER_TOKEN * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], *_: object) -> Tensor:
-        """Return the map of vectors, (B, C, scale * h, scale * w), of the deepest level."""
-        maps = resize_by(levels[-1], self.scale_pre)
+    def forward(self, feature_maps: list[Tensor], *_: object) -> Tensor:
+        """Return the map of vectors, (B, C, scale * h, scale * w), of the last feature map."""
+        maps = resize_by(feature_maps[-1], self.scale_pre)
         for position, conv in enumerate(self.convs):
             if position == self.upsampled_conv:
                 maps = resize_by(maps, self.scale)

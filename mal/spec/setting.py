@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ class Setting:
         exclusive_maximum: What every value lies below.
         is_odd: Whether even numbers are refused.
         choices: The known names; empty for any.
+        choice_pattern: Regular expression of further names; '' for none.
         lengths: How many values a list may have; empty for any.
         option_weights: Odds of each choice in a search; 0: not tried. Empty: all alike.
         search: AutoML's range by default; None: not varied unless the user asks.
@@ -45,13 +48,21 @@ class Setting:
     maximum: float | None = None
     exclusive_maximum: float | None = None
     is_odd: bool = False
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
+    choice_pattern: str = ""
     lengths: tuple[int, ...] = ()
     option_weights: tuple[float, ...] = ()
     search: SearchRange | None = None
     is_searchable: bool = True
     is_popular: bool = False
     is_ignored: bool = False
+
+    def is_choice(self, value: object) -> bool:
+        """Whether a value is one of the known names, or of the further ones."""
+        return isinstance(value, str) and (
+            value in self.choices
+            or bool(self.choice_pattern and re.search(self.choice_pattern, value))
+        )
 
 
 def setting(default: Any, description: str, **facts: Any) -> Any:

@@ -20,8 +20,8 @@ from mal.labeling.load import LoadedModel, load_model, prediction_settings
 from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
 from mal.labeling.training_free import TrainingFreeModel
-from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import on_every_device
@@ -95,7 +95,7 @@ def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingF
         SpecError: There is no ViT to ask; better said before the model is measured than after.
     """
     backbone = getattr(loaded.model, "backbone", None)
-    if not isinstance(backbone, ViTBackbone):
+    if backbone is None or not backbone_entry(loaded.spec.model.arch).has_token_prior:
         raise SpecError(
             "evaluate.training_free must be false without the checkpoint of a ViT, got true for "
             f"{loaded.path.name}. Set evaluate.training_free=false."

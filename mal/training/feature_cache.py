@@ -23,11 +23,11 @@ from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment, points_in_window
 from mal.data.crops import window_from_unit_box, xyxy_from_xywh
 from mal.errors import SpecError
+from mal.model.backbone import describe_backbone
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.rules import patch_size_of
 from mal.storage.cache import key_of
 from mal.storage.limited import limited_folder
 
@@ -116,6 +116,11 @@ def cached_crop_features(
         SpecError: They take more than that.
         StorageError: The cache folder cannot be written, or is full of what other runs use.
     """
+    if not describe_backbone(network.arch).can_cache_features:
+        raise SpecError(
+            f"train.cached_crops must be 0 with {network.arch}, got {num_crops}: its feature maps "
+            "have different channels. Set train.cached_crops=0."
+        )
     num_bytes = num_crops * bytes_per_crop(network, crops.spec)
     limit_bytes = int(crops.spec.train.feature_cache_gib * GIB)
     if num_bytes > limit_bytes:
@@ -138,8 +143,8 @@ def cached_crop_features(
 def bytes_per_crop(network: MALNetwork, spec: ExperimentSpec) -> int:
     """Return what a crop takes on the disk: features, image, true mask, box."""
     size = spec.dataset.crop_size
-    num_tokens = (size // patch_size_of(spec.model.arch)) ** 2
-    features = sum(network.backbone.level_channels) * num_tokens * torch.half.itemsize
+    num_tokens = (size // network.stride_px) ** 2
+    features = sum(network.backbone.feature_channels) * num_tokens * torch.half.itemsize
     num_planes = 3 + (spec.train.supervision == "mask")
     return features + num_planes * size**2 + ROW_BYTES
 
@@ -153,8 +158,8 @@ def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torc
     arrays: dict[str, NDArray[np.generic]] = {}
     first = 0
     for batch in track(loader, "features", len(loader), unit="batches"):
-        levels = network.encode(normalize_image(batch.image_BCSS.to(device)))
-        batch.features_BLDhw = torch.stack(levels, dim=1).half().cpu()
+        feature_maps = network.encode(normalize_image(batch.image_BCSS.to(device)))
+        batch.features_BLDhw = torch.stack(feature_maps, dim=1).half().cpu()
         for name, value in vars(batch).items():
             if value is None or name == "point_BK3":
                 continue
@@ -185,7 +190,7 @@ def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> s
         "images": [(file.st_size, file.st_mtime_ns) for file in files],
         "dataset": {key: spec["dataset"][key] for key in DRAWING_KEYS},
         "train": {key: spec["train"][key] for key in train_keys},
-        "levels": network.backbone.level_channels,
+        "levels": network.backbone.feature_channels,
         "num_crops": num_crops,
         "seed": crops.seed,
     }
