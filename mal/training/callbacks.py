@@ -24,12 +24,13 @@ from mal.artifacts import (
     writing_atomically,
 )
 from mal.distributed.group import share_buffers
-from mal.errors import MalError, StorageError
+from mal.errors import StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
 from mal.status import MONITORED_METRIC, Status, StatusLog
+from mal.training.loss_terms import diverged
 
 log = logging.getLogger(__name__)
 
@@ -279,10 +280,7 @@ def _require_finite(figures: Mapping[str, float]) -> None:
     """
     broken = [name for name, value in figures.items() if not math.isfinite(value)]
     if broken:
-        raise MalError(
-            f"{broken[0]} must be a finite number, got {figures[broken[0]]}. Lower train.lr, or "
-            "set train.clip_grad_norm=1.0 or train.precision=fp32."
-        )
+        raise diverged(broken[0], figures[broken[0]])
 
 
 def _last_figures(path: Path) -> dict[str, float]:
