@@ -16,7 +16,7 @@ from mal.data.annotations import CocoBoxes, Rle
 from mal.labeling.coco_rle import area_of_rle
 from mal.labeling.masks import InstanceMask
 
-AP_FIGURES = ("AP", "AP50", "AP75")
+AP_METRICS = ("AP", "AP50", "AP75")
 
 _ANY_AREA_PX2 = (0.0, float("inf"))
 _IOU_50_COLUMN, _IOU_75_COLUMN = 0, 5
@@ -39,7 +39,7 @@ def average_precision(
         AP over IoU 0.50 to 0.95, AP50 and AP75; None without true masks.
     """
     if not true_rles:
-        return dict.fromkeys(AP_FIGURES)
+        return dict.fromkeys(AP_METRICS)
     truths = [_coco_entry(boxes, index, rle) for index, rle in true_rles.items()]
     found = [
         {**_coco_entry(boxes, mask.index, mask.rle), "score": float(mask.score)} for mask in masks

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2, CocoBoxes, Rle
 from mal.errors import AnnotationError, ArtifactError
-from mal.evaluation.average_precision import AP_FIGURES, average_precision
+from mal.evaluation.average_precision import AP_METRICS, average_precision
 from mal.evaluation.baselines import compare_with_baselines
 from mal.labeling.coco_rle import area_of_rle, box_of_rle, box_rle, ellipse_rle, ious_with_rle
 from mal.labeling.masks import InstanceMask
@@ -69,7 +69,7 @@ def measure_masks(
     """Compare predicted with true masks.
 
     Crowds, boxes without a readable true mask and boxes outside the limits are not measured. Where
-    no true mask is left, the mask figures are None.
+    no true mask is left, the mask metrics are None.
 
     Args:
         boxes: The set, with its segmentations.
@@ -89,13 +89,13 @@ def measure_masks(
     precision = (
         average_precision(boxes, [mask_of[index] for index in true_rles], true_rles)
         if instances
-        else dict.fromkeys(AP_FIGURES)
+        else dict.fromkeys(AP_METRICS)
     )
     metrics = {
-        **_iou_figures(boxes, instances),
+        **_iou_metrics(boxes, instances),
         **precision,
-        **_baseline_figures(boxes, instances, "box", lambda score: score.box_iou),
-        **_baseline_figures(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
+        **_baseline_metrics(boxes, instances, "box", lambda score: score.box_iou),
+        **_baseline_metrics(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": len(rows) - len(instances),
         "num_outside_limits_skipped": (int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)),
@@ -156,7 +156,7 @@ def category_names(boxes: CocoBoxes) -> dict[int, str]:
     }
 
 
-def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[str, Any]:
+def _iou_metrics(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[str, Any]:
     by_size = instances_by_size(boxes, instances)
     return {
         "mIoU": mean_over_categories(boxes, instances),
@@ -167,7 +167,7 @@ def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[s
     }
 
 
-def _baseline_figures(
+def _baseline_metrics(
     boxes: CocoBoxes,
     instances: Sequence[InstanceScore],
     name: str,

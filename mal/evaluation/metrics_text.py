@@ -7,7 +7,7 @@ from typing import Any
 
 
 def reason_unmeasured(metrics: Mapping[str, Any]) -> str:
-    """Say why the mask figures of `metrics.json` are None."""
+    """Say why the mask metrics of `metrics.json` are None."""
     if metrics.get("reason_unmeasured"):
         return str(metrics["reason_unmeasured"])
     inside = ""

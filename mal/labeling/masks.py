@@ -34,7 +34,7 @@ class InstanceMask:
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """Many masks: their figures as arrays, each mask when it is asked for.
+    """Many masks: their metrics as arrays, each mask when it is asked for.
 
     Attributes:
         index_N: Rows of the boxes, each once.

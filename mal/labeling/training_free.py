@@ -1,6 +1,6 @@
 """Masks without training: a ViT's tokens like those of the box, sharpened by the colours.
 
-The baseline that a training has to beat: printed beside every figure of a frozen backbone.
+The baseline that a training has to beat: printed beside every metric of a frozen backbone.
 """
 
 from __future__ import annotations

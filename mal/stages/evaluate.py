@@ -74,7 +74,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         write_report(
             session.path / REPORT_FILE,
             title="Evaluation",
-            figures=metrics,
+            metrics=metrics,
             boxes=reader.boxes,
             masks=PredictedMasks.held(measured.masks),
             ious=measured.measurement.instances,

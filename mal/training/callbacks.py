@@ -35,7 +35,7 @@ from mal.training.loss_terms import diverged
 log = logging.getLogger(__name__)
 
 POSITION_KEY = "mal_position"
-VALIDATION_FIGURE = "val_mIoU"
+VALIDATION_METRIC = "val_mIoU"
 RECORD_KEYS = ("epoch", "step", "lr", "epoch_time_s")
 
 
@@ -80,13 +80,13 @@ class Checkpoints(Callback):
         self.stop = stop
         self.on_written = on_written
         self.num_steps = num_steps
-        self.best_figure = -math.inf
+        self.best_metric = -math.inf
         self._last_place: dict[str, Any] = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what a reader of the file needs: the spec, the place in the run, the best figure.
+        """Add what a reader of the file needs: the spec, the place in the run, the best metric.
 
         For Lightning the epoch in which the run's steps end is a finished one; a prolonged run
         goes on inside it.
@@ -97,7 +97,7 @@ class Checkpoints(Callback):
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
         checkpoint.update(self.facts)
         checkpoint[POSITION_KEY] = {
-            "best_figure": self.best_figure,
+            "best_figure": self.best_metric,
             "epoch": trainer.current_epoch + is_epoch_over,
             "batch": 0 if is_epoch_over else num_batches_done(trainer),
         }
@@ -134,12 +134,12 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         """Write by epochs or steps, at the end of the run and before a stop; remember the best."""
         train = self.spec.train
-        figure = trainer.callback_metrics.get(VALIDATION_FIGURE)
+        metric = trainer.callback_metrics.get(VALIDATION_METRIC)
         is_validated = is_validated_epoch(trainer, train.validation_interval)
-        is_best = is_validated and figure is not None and float(figure) > self.best_figure
+        is_best = is_validated and metric is not None and float(metric) > self.best_metric
         if is_best:
-            assert figure is not None
-            self.best_figure = float(figure)
+            assert metric is not None
+            self.best_metric = float(metric)
         is_last = is_last_epoch(trainer)
         must_stop = self.stop.agree()
         if (
@@ -150,7 +150,7 @@ class Checkpoints(Callback):
             or self._is_due(trainer, "step", trainer.global_step)
         ):
             path = self._write(trainer, is_best=is_best)
-            is_unmeasured = self.best_figure == -math.inf
+            is_unmeasured = self.best_metric == -math.inf
             has_best = (self.folder / BEST_CHECKPOINT).exists()
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
@@ -212,7 +212,7 @@ class Validation(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure when it is due; runs before `Checkpoints`.
 
-        A stop request ends the measurement; the epoch is then saved without its figures. Those of
+        A stop request ends the measurement; the epoch is then saved without its metrics. Those of
         an earlier epoch, which Lightning keeps, are dropped.
         """
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
@@ -230,7 +230,7 @@ class EpochRecords(Callback):
         self.path = folder / EPOCH_METRICS_FILE
         self.status = status
         self.num_steps = num_steps
-        self.last = _last_figures(self.path)
+        self.last = _last_metrics(self.path)
         self._epoch_started_s = 0.0
 
     def on_train_start(self, *_: Any) -> None:
@@ -242,49 +242,49 @@ class EpochRecords(Callback):
         self._epoch_started_s = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        """Write the epoch's figures."""
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        self.last = figures
+        """Write the epoch's metrics."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self.last = metrics
         line = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            **figures,
+            **metrics,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch_time_s": round(time.monotonic() - self._epoch_started_s, 3),
         }
-        _require_finite(figures)
+        _require_finite(metrics)
         append_record(self.path, line)
-        if VALIDATION_FIGURE in figures:  # in the form that Katib's collector reads
-            figure = figures[VALIDATION_FIGURE]
-            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, figure)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if VALIDATION_METRIC in metrics:  # in the form that Katib's collector reads
+            metric = metrics[VALIDATION_METRIC]
+            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, metric)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
-            kpi=kpi_of(figures),
+            kpi=kpi_of(metrics),
         )
 
 
-def kpi_of(figures: Mapping[str, float]) -> dict[str, float]:
-    """Return the figures for `status.json`, that of the validation under the watched name too."""
-    if VALIDATION_FIGURE not in figures:
-        return dict(figures)
-    return {**figures, MONITORED_METRIC: figures[VALIDATION_FIGURE]}
+def kpi_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics for `status.json`, that of the validation under the watched name too."""
+    if VALIDATION_METRIC not in metrics:
+        return dict(metrics)
+    return {**metrics, MONITORED_METRIC: metrics[VALIDATION_METRIC]}
 
 
-def _require_finite(figures: Mapping[str, float]) -> None:
+def _require_finite(metrics: Mapping[str, float]) -> None:
     """Stop a run that learns nothing any more; its last checkpoint is from before.
 
     Raises:
-        MalError: A figure is not a number.
+        MalError: A metric is not a number.
     """
-    broken = [name for name, value in figures.items() if not math.isfinite(value)]
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise diverged(broken[0], figures[broken[0]])
+        raise diverged(broken[0], metrics[broken[0]])
 
 
-def _last_figures(path: Path) -> dict[str, float]:
-    """Return the figures of the last line: those of a run that is found to be finished."""
+def _last_metrics(path: Path) -> dict[str, float]:
+    """Return the metrics of the last line: those of a run that is found to be finished."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     record: dict[str, float] = json.loads(next((s for s in reversed(lines) if s.strip()), "{}"))
     return {name: value for name, value in record.items() if name not in RECORD_KEYS}

@@ -44,7 +44,7 @@ from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
     POSITION_KEY,
-    VALIDATION_FIGURE,
+    VALIDATION_METRIC,
     Checkpoints,
     EpochRecords,
     PlainCheckpointIO,
@@ -75,7 +75,7 @@ class TrainingRun:
         device: Where to train.
         seed: Not negative.
         stop: Remembers signals.
-        measure: Figures of the networks on the validation set, or None without one.
+        measure: Metrics of the networks on the validation set, or None without one.
         on_start: Called before the first step, when nothing is left to check; never, where nothing
             is left to train.
         on_checkpoint: Called after each written checkpoint.
@@ -95,7 +95,7 @@ class TrainingRun:
 def train_network(
     reader: ImageReader, spec: ExperimentSpec, run: TrainingRun, resume_from: Path | None
 ) -> dict[str, float]:
-    """Train and write checkpoints; returns the figures of the last epoch.
+    """Train and write checkpoints; returns the metrics of the last epoch.
 
     Args:
         reader: The training set.
@@ -120,11 +120,11 @@ def train_network(
     drawn = TrainingCrops(reader, rows, spec, run.seed)
     with _training_crops(drawn, run, student, profiler) as crops:
         log.info("training on %d crops of %d boxes", len(crops), len(rows))
-        figures = _fit(
+        metrics = _fit(
             student, crops, spec, run, facts=_facts_of(reader.boxes),
             resume_from=resume_from, checkpoint=checkpoint, profiler=profiler,
         )  # fmt: skip
-    return {**figures, "train_time_s": round(time.monotonic() - started_s, 3)}
+    return {**metrics, "train_time_s": round(time.monotonic() - started_s, 3)}
 
 
 def _fit(
@@ -138,7 +138,7 @@ def _fit(
     checkpoint: Mapping[str, Any] | None,
     profiler: Profiler,
 ) -> dict[str, float]:
-    """Fit the student to the crops; returns the figures of the last epoch, steps and epochs."""
+    """Fit the student to the crops; returns the metrics of the last epoch, steps and epochs."""
     worker = Worker.current()
     sampler = EpochSampler(len(crops), seed=run.seed, rank=worker.rank, num_ranks=worker.num_ranks)
     loader = training_loader(crops, sampler, spec)
@@ -169,11 +169,11 @@ def _fit(
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     share_buffers(module)
     _require_same_weights(module, worker)
-    figures = value_of_first(records.last)
-    if run.measure and resume_from and VALIDATION_FIGURE not in figures:
-        figures |= run.measure(module)
+    metrics = value_of_first(records.last)
+    if run.measure and resume_from and VALIDATION_METRIC not in metrics:
+        metrics |= run.measure(module)
     return {
-        **figures,
+        **metrics,
         "num_steps": float(trainer.global_step),
         "num_epochs": float(trainer.fit_loop.epoch_progress.current.ready),
     }
@@ -240,7 +240,7 @@ def _place_sampler(
         )
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
-    checkpoints.best_figure = float(position["best_figure"])
+    checkpoints.best_metric = float(position["best_figure"])
 
 
 def _max_epochs(

@@ -219,7 +219,7 @@ class _TolerantLogger(WandbLogger):
         self._has_failed = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures."""
+        """Log metrics."""
         if self._has_failed:
             return
         try:
