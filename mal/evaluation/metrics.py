@@ -29,9 +29,9 @@ class InstanceScore:
 
     Attributes:
         index: Row of the box in its `CocoBoxes`.
-        iou: Of the predicted with the true mask, in [0, 1].
-        box_iou: Of the plain box with the true mask.
-        ellipse_iou: Of the ellipse inscribed in the box with the true mask.
+        iou: Predicted against true mask, in [0, 1].
+        box_iou: Plain box against true mask.
+        ellipse_iou: Ellipse inscribed in the box against true mask.
     """
 
     index: int
@@ -129,7 +129,7 @@ def mean_over_instances(
     instances: Sequence[InstanceScore],
     value_of: Callable[[InstanceScore], float] = lambda score: score.iou,
 ) -> float | None:
-    """Average over all instances alike; None without instances."""
+    """Average over all instances; None without instances."""
     return float(np.mean([value_of(score) for score in instances])) if instances else None
 
 
@@ -205,8 +205,8 @@ def rows_to_measure(
 ) -> NDArray[np.int64]:
     """Return the rows that are no crowds and inside the limits, in the file's order.
 
-    An object of points only is as large as its true mask: what is measured must not depend on what
-    a model takes for its box.
+    An object of points only counts with the size of its true mask, so that the choice does not
+    depend on the box that a model estimates.
     """
     side_N2 = _true_side_N2(boxes)
     return np.flatnonzero(
@@ -217,7 +217,7 @@ def rows_to_measure(
 
 
 def _true_side_N2(boxes: CocoBoxes) -> NDArray[np.float64]:  # noqa: N802 - a shape letter
-    """Return width and height of given boxes, and in the place of estimated ones, of true masks."""
+    """Return the sides of given boxes; for an object of points only, those of its true mask."""
     side_N2 = boxes.box_xywh_N4[:, 2:].copy()
     if boxes.points is not None:
         for row in np.flatnonzero(boxes.points.is_without_box_N).tolist():
@@ -270,7 +270,7 @@ def _mask_by_index(
 
 
 def _true_rles(boxes: CocoBoxes, indices: NDArray[np.int64]) -> Mapping[int, Rle]:
-    """Return the true mask by row; unreadable and empty ones are left out, and so counted."""
+    """Return the true mask by row, without unreadable and empty ones."""
     rles: dict[int, Rle] = {}
     for index in indices.tolist():
         try:

@@ -117,7 +117,7 @@ def write_report(
         masks: Predictions.
         ious: Measured instances, or None where nothing was measured: scores are shown instead.
         image_reader: Returns an image, H x W x 3 RGB, by index into `boxes.images`.
-        facts: What the page is about, by name: checkpoint, data, time, versions.
+        facts: Table at the page's end: checkpoint, data, time, versions.
         seed: Chooses the random sample.
     """
     page = _Page(boxes, masks, ious or None, image_reader)

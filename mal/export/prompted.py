@@ -1,9 +1,9 @@
-"""The model in two graphs, for clicking: the encoder runs once a crop, the decoder once a click.
+"""The model in two graphs, for clicking: the encoder runs once per crop, the decoder per click.
 
-What lies between, `features`, is all that the decoder needs of a crop, laid end to end: [N, F].
+The encoder's output `features`, [N, F], is all that the decoder needs of a crop, concatenated.
 Points are given in pixels of the crop, with labels 1 on the object, 0 off it, -1 for no point.
 
-Shape letters: N items, K points, S crop side (px), M side of the mask map, F numbers of features.
+Shape letters: N items, K points, S crop side (px), M side of the mask map, F length of features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PromptEncoder(nn.Module):
     """Image to features.
 
     Args:
-        networks: One, or student and teacher; a backbone that they share is run once.
+        networks: One, or student and teacher; a backbone that both share runs once.
     """
 
     def __init__(self, networks: Sequence[MALNetwork]) -> None:
@@ -58,11 +58,10 @@ class PromptDecoder(nn.Module):
     """Features and points to probabilities.
 
     Args:
-        encoder: Whose features they are.
-        unit_box: Where the box lies in a prediction crop, (1, 4).
-        crop_size: S.
-        thresholds: From which a pixel is mask.
-        decode: `MALNetwork.decode`, or what does the same.
+        encoder: Computes the features.
+        unit_box: Position of the box in a prediction crop, (1, 4), xyxy as 0..1.
+        thresholds: Probabilities from which a pixel is mask.
+        decode: `MALNetwork.decode` or an equivalent.
     """
 
     unit_box: Tensor
@@ -145,16 +144,9 @@ def largest_prompted_difference(
 ) -> float:
     """Return the largest difference of probabilities between the two files and PyTorch.
 
-    Asked with other numbers of items and points than they were traced with. Without points the two
-    must say what the whole graph says, but for the extremes 0 and 1 (see `refine_by_points`): a
-    mistake in how it was cut in two is in both files.
-
-    Args:
-        graph: Image and area of the box to probabilities.
-        encoder: What the first file was written from.
-        decoder: What the second file was written from.
-        encoder_path: The first file.
-        decoder_path: The second file.
+    The numbers of items and points differ from those of the tracing. Without points the two files
+    must also agree with the whole graph, except for the extremes 0 and 1 (see
+    `refine_by_points`): comparing each file with its own module would not find a wrong split.
     """
     differences = []
     for num_items, num_points in zip((3, 1), _PARITY_POINTS, strict=True):

@@ -81,8 +81,8 @@ class Predictor:
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None, for all or in the place
-                of a box: estimated of points.
+            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None, for all or for one of
+                them: estimated from the points.
             points: For each object its [[x, y, label], ...] in pixels, label 1 on the object and 0
                 off it; None or [] for none. One such list alone is of one object.
 
@@ -180,7 +180,7 @@ def checked_prompts(
         MalError: They are not what `Predictor.predict` takes.
     """
     if boxes is None and points is None:
-        raise MalError("predict must be told where objects are, got neither boxes nor points.")
+        raise MalError("predict needs boxes or points, got neither. Give one of them.")
     points_of_each = [] if points is None else _parse_points_of_each(points, image)
     box_xyxy_N4 = _checked_boxes([None] * len(points_of_each) if boxes is None else boxes)
     if points is None:

@@ -49,12 +49,10 @@ class PredictionSettings:
     """How boxes are cut and masks are made of probabilities.
 
     Attributes:
-        crop_size: S.
-        margin_rate: Of the window, `train.test_margin_rate[0]`.
+        margin_rate: `train.test_margin_rate[0]`: margin of the prediction window.
         thresholds: One, or three for small, medium and large boxes.
         keep_largest_part: Drop all but the largest connected part of a mask.
-        batch_size: Boxes a forward pass.
-        num_workers: Loader processes.
+        batch_size: Boxes per forward pass.
         crop_sizes: Each box gets the one that suits its window; empty: `crop_size` for all.
     """
 
@@ -85,10 +83,10 @@ def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
 
 
 class PromptableModel(Protocol):
-    """A probability model that can keep what it knows of a crop while points are added."""
+    """A probability model whose features of a crop can be kept while points are added."""
 
     def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return all that `decode` needs of crops, an item a row in each."""
+        """Return what `decode` needs of the crops; the first axis of each tensor is the item."""
         ...
 
     def decode(
@@ -276,10 +274,10 @@ def probability_in_window(
     """Resize a map to the crop and that to its window; return a part of it, (H, W).
 
     Args:
-        prob_MM: Probabilities.
-        window: Of the crop.
-        crop_size: S.
-        part_xyxy: Inside the window: pixels outside the box never count.
+        prob_MM: Probabilities of the crop.
+        window: The crop's window, image pixels.
+        crop_size: Side of the network's input, px.
+        part_xyxy: The part inside the window: pixels outside the box never count.
     """
     left, top, right, bottom = window
     x0, y0, x1, y1 = part_xyxy

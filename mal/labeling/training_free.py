@@ -1,6 +1,6 @@
-"""Masks without training: a ViT's tokens like those of the box, sharpened by the colours.
+"""Masks without training, from similar tokens of a pretrained backbone and from the colours.
 
-The baseline that a training has to beat: printed beside every metric of a frozen backbone.
+This is the baseline for trained models: it is reported beside the metrics of a frozen backbone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrainingFreeModel:
         _box_area_B: Tensor,
         _point_BK3: Tensor | None = None,
     ) -> Tensor:
-        """Return the mask, (B, M, M); it knows nothing of points."""
+        """Return the mask, (B, M, M); points are ignored."""
         image, unit_box = normalized_on(self.device, image_BCSS), unit_box_B4.to(self.device)
         prior = prior_logits(self.backbone(image)[-1], unit_box, TEMPERATURE)
         size = MAP_CELLS_PER_TOKEN * prior.shape[-1]

@@ -1,8 +1,8 @@
 """A mask head for frozen ViTs.
 
-It joins several levels of the backbone, what their tokens already know, and a thin stem of the
-image: the tokens know what is object but are coarse, and the stem gives the edges back at twice
-the map's size.
+It joins several feature maps of the backbone, the training-free prior, and a thin convolutional
+stem: the tokens separate object from background but are coarse, and the stem, which reads the image
+at twice the map's size, adds the edges.
 
 Shape letters: B items, D backbone width, C channels of the joined tokens, G channels of the map,
 h w token grid, M side of the mask map, S crop side (px).
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from mal.model.affinity import TokenAffinity
 from mal.model.heads import initialize_convolutions, match_scaled, resize_to
 
-# The stem looks at the image at so many times the map's size.
+# Side of the stem's input image as a multiple of the map's side.
 STEM_SCALE = 2
 TOKEN_CHANNELS, MAP_CHANNELS, STEM_CHANNELS = 96, 48, 24
 PRIOR_TEMPERATURE = 0.1
 
 
 class FusedMaskHead(nn.Module):
-    """Levels summed, convolved with the training-free prior, upsampled, joined with the stem.
+    """Sums the feature maps, convolves them with the prior, upsamples, and adds the stem.
 
     The prior is added to the logits as well: training starts from it instead of from noise.
     """

@@ -83,9 +83,9 @@ class MALNetwork(nn.Module):
             feature_maps: What `encode` returned.
             image_BCSS: Normalised RGB.
             unit_box_B4: Box, xyxy as 0..1 of the crop.
-            box_area_B: w * h in original pixels. Best on the host: they choose the items that are
-                computed together, and reading them back would make the host wait for the device.
-            affinity: Of the last feature map, if it is computed already.
+            box_area_B: w * h in original pixels, on the host: they select the items that are
+                computed together, and reading them from a GPU would make the host wait for it.
+            affinity: Token affinity of the last feature map, if it is computed already.
         """
         vector_BC = self.roi_head(feature_maps[-1], unit_box_B4)
         if not self.is_scaled_by_size:
@@ -111,7 +111,7 @@ class MALNetwork(nn.Module):
     def _decode_every_size(
         self, vector_BC: Tensor, features_BDhw: Tensor, box_area_B: Tensor
     ) -> Tensor:
-        """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
+        """Compute all sizes and select: an exported graph cannot group the items of a batch."""
         logits_KBMM = torch.stack(
             [self.mask_logits_at_scale(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
         )
@@ -127,10 +127,7 @@ class MALNetwork(nn.Module):
         return self._match(vector_BC, maps)
 
     def _match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
-        """Return how well every place of the map matches the object, at the map size, float32.
-
-        PyTorch does not shrink half precision on a CPU.
-        """
+        """Return logits at the map size, float32: a CPU cannot resize half precision."""
         logits = self.mask_head.match(vector_BC, maps_BCHW).float()
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
 
@@ -139,12 +136,12 @@ class MALNetwork(nn.Module):
 class SharedBackbones:
     """Which networks share a backbone, as plain numbers.
 
-    It is found before the networks are traced: to `torch.export` (2.14) one module that two others
-    hold is two objects, so that a comparison by identity in traced code finds no sharing.
+    This is determined before tracing: `torch.export` (2.14) copies a module that two others hold,
+    so a comparison by identity in traced code finds no sharing.
 
     Attributes:
-        owners: By backbone, the position of the first network that has it.
-        backbone_of: By network, the position of its backbone in `owners`.
+        owners: For each backbone, the index of the first network that has it.
+        backbone_of: For each network, the index of its backbone in `owners`.
     """
 
     owners: tuple[int, ...]

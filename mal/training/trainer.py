@@ -43,6 +43,7 @@ from mal.runtime import StopRequest, node_devices
 from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
+    BEST_KEY,
     POSITION_KEY,
     VALIDATION_METRIC,
     Checkpoints,
@@ -68,17 +69,12 @@ Measure = Callable[[LightningModule], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run needs beside its spec.
+    """What a run needs in addition to its spec.
 
     Attributes:
         folder: Result folder, local.
-        device: Where to train.
-        seed: Not negative.
-        stop: Remembers signals.
-        measure: Metrics of the networks on the validation set, or None without one.
-        on_start: Called before the first step, when nothing is left to check; never, where nothing
-            is left to train.
-        on_checkpoint: Called after each written checkpoint.
+        measure: Returns the metrics on the validation set; None without one.
+        on_start: Called before the first step; never, if nothing is left to train.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
 
@@ -97,16 +93,10 @@ def train_network(
 ) -> dict[str, float]:
     """Train and write checkpoints; returns the metrics of the last epoch.
 
-    Args:
-        reader: The training set.
-        spec: The experiment.
-        run: Where and how.
-        resume_from: A checkpoint of this very experiment to go on from.
-
     Raises:
         AnnotationError: No box can be trained on.
         ArtifactError: Weights cannot be loaded.
-        SpecError: Nothing can be compiled here, or features take more room than allowed.
+        SpecError: There is no compiler, or the cached features exceed their limit.
     """
     started_s = time.monotonic()
     torch.manual_seed(run.seed)
@@ -156,7 +146,7 @@ def _fit(
     )  # fmt: skip
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
     if checkpoint is not None:
-        _place_sampler(checkpoint, sampler, checkpoints, spec)
+        _restore_position(checkpoint, sampler, checkpoints, spec)
     max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
@@ -180,7 +170,7 @@ def _fit(
 
 
 def _facts_of(boxes: CocoBoxes) -> dict[str, Any]:
-    """Return what a checkpoint says of its training set."""
+    """Return what a checkpoint stores about its training set."""
     return {SIZE_PRIOR_KEY: SizePrior.from_boxes(boxes).to_json()}
 
 
@@ -225,13 +215,13 @@ def _training_crops(
         yield cached
 
 
-def _place_sampler(
+def _restore_position(
     checkpoint: Mapping[str, Any],
     sampler: EpochSampler,
     checkpoints: Checkpoints,
     spec: ExperimentSpec,
 ) -> None:
-    """Let the sampler go on where the checkpoint was written."""
+    """Continue at the epoch and batch of the checkpoint."""
     position = checkpoint.get(POSITION_KEY)
     if not isinstance(position, Mapping):
         raise SpecError(
@@ -240,7 +230,7 @@ def _place_sampler(
         )
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
-    checkpoints.best_metric = float(position["best_figure"])
+    checkpoints.best_metric = float(position[BEST_KEY])
 
 
 def _max_epochs(

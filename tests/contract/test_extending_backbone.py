@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from extending_pages import PAGES, run, write_files
 from torch import Tensor, nn
 
 from mal.errors import SpecError
@@ -17,7 +18,6 @@ from mal.model.network import MALNetwork
 from mal.spec import load_spec
 from mal.spec.backbones import BACKBONES, BackboneEntry, register_backbone
 from mal.spec.experiment import ModelSpec
-from tests.support.extending_pages import PAGES, run, write_files
 
 ENTRY = BackboneEntry("half-made/8", builder=f"{__name__}:HalfMade", stride_px=8)
 TABLE = ("<!-- generated", "<!-- end -->")

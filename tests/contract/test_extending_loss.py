@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from extending_pages import run, write_files
 
 from mal.data.batch import CropBatch
 from mal.errors import MalError, SpecError
 from mal.training.loss_terms import LOSS_TERMS, LossInputs, LossTerm, register_loss_term
-from tests.support.extending_pages import run, write_files
 
 
 @pytest.fixture(autouse=True)
