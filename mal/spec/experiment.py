@@ -35,7 +35,9 @@ class DatasetSpec:
     min_obj_side: float = setting(
         0.0, "Ours. Train on boxes whose both sides reach this, px.", minimum=0
     )
-    num_workers_per_gpu: int = setting(2, "Loader processes a device; 0 loads inline.", minimum=0)
+    num_workers_per_gpu: int = setting(
+        2, "Loader processes per device; 0 loads in the main process.", minimum=0
+    )
     load_mask: bool = setting(True, "Read true masks of the validation set, to measure.")
     crop_size: int = setting(
         512,
@@ -45,22 +47,22 @@ class DatasetSpec:
     )
     window_rate: list[float] = setting(
         [],
-        "Ours. [low, high]: side of the training window as a multiple of the box's, drawn per "
-        "axis. Empty: TAO's train.margin_rate.",
+        "Ours. [low, high]: side of the training window as a multiple of the box's side, drawn "
+        "for each axis. Empty: TAO's train.margin_rate.",
         lengths=(0, 2),
         minimum=1,
         is_searchable=False,
     )
     box_jitter: float = setting(
         0.0,
-        "Ours. Shift of the training window against the box, as a part of the box's side, "
-        "drawn from [-v, v] per axis. Breaks the fill-the-box shortcut.",
+        "Ours. Shift of the training window against the box, as a fraction of the box's side, "
+        "drawn from [-v, v] for each axis, so that masks cannot simply fill the crop's centre.",
         minimum=0,
         maximum=1,
     )
     photometric_rate: float = setting(
         1.0,
-        "Ours. Strength of the student's colour augmentation: 1 is the paper's, 0 none.",
+        "Ours. Strength of the student's colour augmentation, 0-1: 1 is the paper's, 0 none.",
         minimum=0,
         maximum=1,
     )
@@ -133,18 +135,18 @@ class TrainSpec:
 
     num_gpus: int = setting(
         1,
-        "Devices a node; on CPU the number of processes.",
+        "Devices per node; on CPU the number of processes.",
         minimum=1,
         is_popular=True,
     )
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(
         1,
-        "Nodes; the environment of a launcher beats it.",
+        "Nodes; a launcher's environment variables take precedence.",
         minimum=1,
         is_popular=True,
     )
-    seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
+    seed: int = setting(1234, "Seed of all random numbers; -1 draws one.", minimum=-1)
     cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
     num_epochs: int = setting(
         10,
@@ -154,13 +156,13 @@ class TrainSpec:
     )
     max_steps: int = setting(
         0,
-        "Ours. Optimiser steps of the run; 0: by num_epochs. Beats num_epochs.",
+        "Ours. Optimiser steps of the run; takes precedence over num_epochs. 0: num_epochs.",
         minimum=0,
         is_searchable=False,
     )
     checkpoint_interval: int = setting(
         1,
-        "Write a checkpoint every so many units.",
+        "Write a checkpoint after this many epochs or steps.",
         minimum=1,
         is_popular=True,
     )
@@ -169,25 +171,25 @@ class TrainSpec:
     )
     validation_interval: int = setting(
         1,
-        "Validate every so many epochs, and at the end.",
+        "Validate after this many epochs, and at the end.",
         minimum=1,
         is_popular=True,
     )
     max_val_boxes: int = setting(
         0,
-        "Ours. Validate during training on so many boxes at most; 0: on all.",
+        "Ours. Most boxes to validate on during training; 0: all.",
         minimum=0,
         is_searchable=False,
     )
     resume_training_checkpoint_path: str = setting(
         "",
-        "Checkpoint to go on from, where the results folder has none: its own latest comes first.",
+        "Checkpoint to resume from if the results folder has none of its own.",
     )
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/train.")
     overwrite: bool = setting(
         False,
-        "Ours. Where the results folder holds another run: remove that one's results and train "
-        "anew, instead of ending with an error. The same run goes on.",
+        "Ours. If the results folder holds another run: delete its results and train anew, "
+        "instead of failing. The same run resumes.",
         is_searchable=False,
     )
     pretrained_model_path: str = setting(
@@ -196,9 +198,11 @@ class TrainSpec:
         "timm) or of a whole MAL network (ours, TAO's: heads too), or timm:NAME of the hub.",
         is_popular=True,
     )
-    batch_size: int = setting(1, "Boxes a device and step.", minimum=1, is_popular=True)
-    accum_grad_batches: int = setting(1, "Batches a step.", minimum=1)
-    clip_grad_norm: float = setting(0.0, "Ours. Largest norm of the gradient; 0: any.", minimum=0)
+    batch_size: int = setting(1, "Boxes per device and step.", minimum=1, is_popular=True)
+    accum_grad_batches: int = setting(1, "Batches per step.", minimum=1)
+    clip_grad_norm: float = setting(
+        0.0, "Ours. Largest norm of the gradient; 0: no limit.", minimum=0
+    )
     use_amp: bool = setting(True, "Mixed precision on CUDA (train.precision auto).")
     precision: str = setting(
         "auto",
@@ -207,8 +211,8 @@ class TrainSpec:
     )
     supervision: str = setting(
         "box",
-        "Ours. box: learn from boxes alone; mask: train the same network on true masks, the "
-        "upper bound that tells what the boxes cost.",
+        "Ours. box: learn from boxes alone; mask: train the same network on true masks, as an "
+        "upper bound for boxes.",
         choices=("box", "mask"),
         is_searchable=False,
     )
@@ -220,7 +224,7 @@ class TrainSpec:
     )
     feature_cache_gib: float = setting(
         20.0,
-        "Ours. Most that the cached features of all runs may take, GiB; the longest unused go.",
+        "Ours. Limit of the cached features of all runs, GiB; the least recently used are removed.",
         exclusive_minimum=0,
         is_searchable=False,
     )
@@ -231,33 +235,35 @@ class TrainSpec:
     )
     profile: bool = setting(
         False,
-        "Ours. Tell at the end where the time went: a table, and profile.json.",
+        "Ours. Report at the end how long each part took: a table, and profile.json.",
         is_searchable=False,
     )
     oom_fallback: bool = setting(
         False,
-        "Ours. When memory runs out, train again by itself at the next smaller crop, backbone or "
-        "batch. A run of several processes does not.",
+        "Ours. When memory runs out, train again with the next smaller crop, backbone or batch. "
+        "Only for a run of one process.",
         is_searchable=False,
     )
     optim_type: str = setting("adamw", "Optimiser.", choices=("adamw",))
     optim_momentum: float = setting(0.9, "No effect with adamw.", minimum=0, maximum=1)
     lr: float = setting(
         1e-6,
-        "Learning rate a box: the effective rate is lr * devices * nodes * batch_size.",
+        "Learning rate per box: the effective rate is lr * devices * nodes * batch_size.",
         minimum=0,
         search=SearchRange(1e-7, 1e-2, log=True),
         is_popular=True,
     )
-    min_lr: float = setting(0.0, "Lower end of the cosine; 0: lr * min_lr_rate.", minimum=0)
-    min_lr_rate: float = setting(0.02, "Lower end as a part of the rate.", minimum=0, maximum=1)
-    num_wave: float = setting(
-        1.0, "Half periods of the cosine; 1 falls once to the lower end, 0 never.", minimum=0
+    min_lr: float = setting(0.0, "Lowest learning rate; 0: min_lr_rate * the highest.", minimum=0)
+    min_lr_rate: float = setting(
+        0.02, "Lowest learning rate, as a fraction of the highest, 0-1.", minimum=0, maximum=1
     )
-    warmup_epochs: int = setting(1, "Linear warm-up of the rate, epochs.", minimum=0)
+    num_wave: float = setting(
+        1.0, "Half periods of the cosine: 1 falls once to the lowest rate, 0 never.", minimum=0
+    )
+    warmup_epochs: int = setting(1, "Epochs in which the learning rate rises linearly.", minimum=0)
     warmup_rate: float = setting(
         0.0,
-        "Ours. Linear warm-up as a part of the run; 0: by warmup_epochs.",
+        "Ours. Fraction of the run in which the learning rate rises linearly; 0: warmup_epochs.",
         minimum=0,
         maximum=1,
     )
@@ -279,48 +285,53 @@ class TrainSpec:
     )
     margin_rate: list[float] = setting(
         [0.0, 1.2],
-        "[low, high]: margin of the training window as a part of the half box; opposite sides "
-        "share it at random.",
+        "[low, high]: margin of the training window as a fraction of half the box's side, drawn "
+        "and split at random between opposite sides.",
         lengths=(2,),
         minimum=0,
         is_searchable=False,
     )
     test_margin_rate: list[float] = setting(
         [0.6, 0.6],
-        "Margin of both sides of the prediction window together; the first value counts.",
+        "Margin of the prediction window, both sides together, as a fraction of half the box's "
+        "side; the first value counts.",
         lengths=(2,),
         minimum=0,
         is_searchable=False,
     )
     mask_thres: list[float] = setting(
         [0.1],
-        "Probability from which a pixel is mask: one value, or three for small, medium, large.",
+        "Lowest probability of a mask pixel: one value, or three for small, medium, large boxes.",
         lengths=(1, 3),
         minimum=0,
         maximum=1,
         is_searchable=False,
     )
     loss_mil_weight: float = setting(4.0, "Weight of the multiple-instance loss.", minimum=0)
-    loss_mil_step: int = setting(1000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_mil_step: int = setting(
+        1000, "Optimiser steps in which this weight rises linearly.", minimum=0
+    )
     loss_crf_weight: float = setting(0.5, "Weight of the CRF loss.", minimum=0)
-    loss_crf_step: int = setting(4000, "Its linear warm-up, optimiser steps.", minimum=0)
+    loss_crf_step: int = setting(
+        4000, "Optimiser steps in which this weight rises linearly.", minimum=0
+    )
     loss_crf_window: list[float] = setting(
         [],
-        "Ours. [begin, end] as parts of the run: the CRF weight is 0 before begin and full from "
-        "end on. Empty: loss_crf_step.",
+        "Ours. [begin, end] as fractions of the run, 0-1: the CRF weight rises from 0 at begin to "
+        "its full value at end. Empty: loss_crf_step.",
         lengths=(0, 2),
         minimum=0,
         maximum=1,
         is_searchable=False,
     )
     loss_point_weight: float = setting(
-        3.0, "Ours. Weight of the loss of labelled points, where annotations have any.", minimum=0
+        3.0, "Ours. Weight of the loss at labelled points.", minimum=0
     )
     crf_zeta: float = setting(0.1, "Colour bandwidth of the CRF.", exclusive_minimum=0)
     crf_kernel_size: int = setting(3, "Side of the CRF's neighbourhood.", minimum=1, is_odd=True)
     crf_dilations: list[int] = setting(
         [1],
-        "Ours. Distances of the neighbourhoods, map pixels; several are summed.",
+        "Ours. Distances of the CRF's neighbours, map pixels; several are summed.",
         lengths=(1, 2, 3, 4),
         minimum=1,
         is_searchable=False,
@@ -340,33 +351,34 @@ class TrainSpec:
     )
     crf_view: str = setting(
         "student",
-        "Ours. Whose crop the CRF takes its colours from: the student's augmented one (the "
-        "paper) or the teacher's clean one.",
+        "Ours. Crop that the CRF takes its colours from: the student's augmented one (the paper) "
+        "or the teacher's unaugmented one.",
         choices=("student", "teacher"),
     )
     crf_start: str = setting(
         "clamped",
-        "Ours. clamped: the probabilities, clamped (the paper); balanced: only their side of "
-        "0.5, at the clamps; soft: another name of clamped. The outside is at the lower clamp.",
+        "Ours. Initial probabilities of the CRF. clamped: the predicted ones, clamped (the paper); "
+        "balanced: the upper clamp above 0.5, the lower one below; soft: the same as clamped. "
+        "Outside the box: the lower clamp.",
         choices=("clamped", "balanced", "soft"),
         option_weights=(1, 1, 0),
     )
     crf_start_thres: float = setting(
         0.5,
-        "Ours. Probability from which the CRF starts a pixel as object.",
+        "Ours. Probability from which the CRF initialises a pixel as object.",
         exclusive_minimum=0,
         maximum=0.99,
     )
     prior_weight: float = setting(
         0.0,
-        "Ours. Part of the training-free prior (the box spread over like tokens) in the pseudo "
-        "label's start.",
+        "Ours. Weight of the training-free prior (the box, propagated over similar tokens) in the "
+        "initial pseudo label, 0-1.",
         minimum=0,
         maximum=1,
     )
     affinity_weight: float = setting(
         0.0,
-        "Ours. Part of the pseudo label's start that is propagated over similar tokens.",
+        "Ours. Weight, in the initial pseudo label, of its propagation over similar tokens, 0-1.",
         minimum=0,
         maximum=1,
     )
@@ -384,8 +396,8 @@ class PredictionSpec:
         "Checkpoint (.pth), exported model (.onnx) or a train job's results folder.",
         is_popular=True,
     )
-    batch_size: int = setting(3, "Boxes a forward pass.", minimum=1, is_popular=True)
-    num_gpus: int = setting(1, "Devices a node.", minimum=1)
+    batch_size: int = setting(3, "Boxes per forward pass.", minimum=1, is_popular=True)
+    num_gpus: int = setting(1, "Devices per node.", minimum=1)
     gpu_ids: list[int] = setting([0], "CUDA devices to use.", is_searchable=False)
     num_nodes: int = setting(1, "Nodes.", minimum=1)
     results_dir: str = setting("", "Result folder. Empty: <results_dir>/<action>.")
@@ -395,8 +407,8 @@ class PredictionSpec:
     use_teacher_test: bool = setting(False, "Predict with the teacher.")
     precision: str = setting(
         "auto",
-        "Ours. Of the network: auto is fp16 on CUDA with train.use_amp, else fp32. On a CPU "
-        "without bf16 units bf16 is slower than fp32.",
+        "Ours. auto: fp16 on CUDA with train.use_amp, else fp32. On a CPU without bf16 units bf16 "
+        "is slower than fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     crop_sizes: list[int] = setting(
