@@ -1,4 +1,4 @@
-"""COCO's average precision of masks over given boxes, with pycocotools as the judge."""
+"""COCO's average precision of masks over given boxes, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def average_precision(
 ) -> dict[str, float | None]:
     """Rank the masks of each category by score and average precision over recall and IoU.
 
-    Unlike COCO's own setting, no instance of a crowded image is dropped: the limit of 100
-    detections an image is lifted to the largest number that occurs.
+    COCO's limit of 100 detections per image is raised to the largest number that occurs, so that no
+    instance is dropped.
 
     Args:
         boxes: The set.
-        masks: Predictions, at most one a box.
-        true_rles: True mask by row of `boxes`; nothing else is a positive.
+        masks: Predictions, at most one per box.
+        true_rles: True mask by row of `boxes`; only these are positives.
 
     Returns:
         AP over IoU 0.50 to 0.95, AP50 and AP75; None without true masks.

@@ -101,14 +101,14 @@ class PromptableModel(Protocol):
 
 
 class NetworkEnsemble:
-    """One or two networks, optionally with the mirrored crop, as a probability model.
+    """One or two networks, optionally with flip test, as a probability model.
 
     Args:
-        networks: Student, teacher or both; a backbone that they share is run once.
+        networks: Student, teacher or both; a backbone that both share runs once.
         use_flip: Average with the mirrored crop.
-        device: Where to compute.
+        device: The networks are moved there.
         autocast_type: bfloat16 or float16; None: float32.
-        thresholds: From which a pixel is mask; points are held beyond them.
+        thresholds: Lowest probabilities of a mask pixel; points are corrected beyond them.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class NetworkEnsemble:
         num_views = 2 if self.use_flip else 1
         size = len(encoded) // num_views
         with self._autocast():
-            # The areas stay on the host, where the network chooses by them.
+            # The areas stay on the host: by them the network groups the items.
             prob_BMM = self._mean_probability(encoded[:size], unit_box, box_area_B)
             if self.use_flip:
                 mirrored = self._mean_probability(

@@ -1,7 +1,7 @@
 """A small hybrid of convolutions and a transformer, for training from scratch on small sets.
 
-A plain ViT needs far more steps than a few hundred boxes allow; a convolutional stem sees edges and
-textures from the first step (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
+A plain ViT needs more steps than a few hundred boxes allow; a convolutional stem learns edges and
+textures early (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
 
 Shape letters: B items, S crop side (px), D width, C channels of the mask map; numbers are strides
 of the crop.
@@ -84,7 +84,7 @@ class PyramidMaskHead(nn.Module):
 
     def map_size_for(self, num_tokens_a_side: int) -> int:
         """Return the side of the mask map, px."""
-        # The token grid of a hybrid is its stride-8 map; the mask map has stride 2.
+        # The last feature map has stride 8, the mask map stride 2.
         return 4 * num_tokens_a_side
 
     def forward(self, feature_maps: list[Tensor], *_: object) -> Tensor:
