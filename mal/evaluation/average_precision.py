@@ -1,4 +1,4 @@
-"""COCO's average precision of masks over given boxes, with pycocotools as the judge."""
+"""COCO's average precision of masks over given boxes, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mal.data.annotations import CocoBoxes, Rle
 from mal.labeling.coco_rle import area_of_rle
 from mal.labeling.masks import InstanceMask
 
-AP_FIGURES = ("AP", "AP50", "AP75")
+AP_METRICS = ("AP", "AP50", "AP75")
 
 _ANY_AREA_PX2 = (0.0, float("inf"))
 _IOU_50_COLUMN, _IOU_75_COLUMN = 0, 5
@@ -27,19 +27,19 @@ def average_precision(
 ) -> dict[str, float | None]:
     """Rank the masks of each category by score and average precision over recall and IoU.
 
-    Unlike COCO's own setting, no instance of a crowded image is dropped: the limit of 100
-    detections an image is lifted to the largest number that occurs.
+    COCO's limit of 100 detections per image is raised to the largest number that occurs, so that no
+    instance is dropped.
 
     Args:
         boxes: The set.
-        masks: Predictions, at most one a box.
-        true_rles: True mask by row of `boxes`; nothing else is a positive.
+        masks: Predictions, at most one per box.
+        true_rles: True mask by row of `boxes`; only these are positives.
 
     Returns:
         AP over IoU 0.50 to 0.95, AP50 and AP75; None without true masks.
     """
     if not true_rles:
-        return dict.fromkeys(AP_FIGURES)
+        return dict.fromkeys(AP_METRICS)
     truths = [_coco_entry(boxes, index, rle) for index, rle in true_rles.items()]
     found = [
         {**_coco_entry(boxes, mask.index, mask.rle), "score": float(mask.score)} for mask in masks

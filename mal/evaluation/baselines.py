@@ -1,4 +1,4 @@
-"""Masks that need no training: a model that is not better than the best of them is not worth using.
+"""Masks that need no training: a useful model is better than the best of them.
 
 All are measured on the same boxes as the model: mean IoU over instances.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# In metrics.json each has its own key `<name>_iou`, and a place in `baselines`.
+# In metrics.json each has its own key `<name>_iou`, and a key in `baselines`.
 BASELINES = {
     "box": "plain box",
     "ellipse": "inscribed ellipse",
@@ -39,7 +39,7 @@ def compare_with_baselines(metrics: Mapping[str, Any], prefix: str = "") -> dict
 
     Args:
         metrics: `mean_iou_instances` and what is known of `<baseline>_iou`.
-        prefix: Of these keys: `val_` for the metrics of a training.
+        prefix: Before these keys: `val_` for the metrics of a training.
 
     Returns:
         `baselines`: IoU by name, None where it was not measured. `is_useful`: whether the model is
@@ -62,7 +62,7 @@ def best_baseline(baselines: Mapping[str, Any]) -> tuple[str, float] | None:
 
 
 def usefulness_warning(metrics: Mapping[str, Any], prefix: str = "") -> str:
-    """Say that a model is not better than masks without training, and what to try; '' if it is."""
+    """Return the warning for a model that is not better than the best baseline; '' if it is."""
     compared = compare_with_baselines(metrics, prefix)
     best = best_baseline(compared["baselines"])
     if compared["is_useful"] is not False or best is None:

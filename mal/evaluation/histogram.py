@@ -32,7 +32,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Tick:
-    """One mark of an axis: its place along it, and its text."""
+    """One mark of an axis: its position along the axis, and its text."""
 
     at: float
     text: str
@@ -43,15 +43,13 @@ class Histogram:
     """Everything that the template draws, in px of the SVG's view box.
 
     Attributes:
-        width: Of the view box.
-        height: Of the view box.
         left, right, top, bottom: Edges of the plot.
-        bars: One a bin.
+        bars: One per bin.
         x_ticks, y_ticks: Marks of the axes.
         reference_points: `points` of a stepped line for the reference, or ''.
-        mean: Place and text of the mean, or None without values.
+        mean: Position and text of the mean, or None without values.
         x_title: What is counted.
-        summary: The picture in words.
+        summary: Text for screen readers.
     """
 
     width: int
@@ -70,7 +68,7 @@ class Histogram:
 
 
 def lay_out_histogram(values: Values, x_title: str, reference: Values = ()) -> Histogram:
-    """Place bars, axes and, as a stepped line, a second set of values to compare with.
+    """Lay out bars, axes and, as a stepped line, a second set of values to compare with.
 
     Args:
         values: In [0, 1].

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2, CocoBoxes, Rle
 from mal.errors import AnnotationError, ArtifactError
-from mal.evaluation.average_precision import AP_FIGURES, average_precision
+from mal.evaluation.average_precision import AP_METRICS, average_precision
 from mal.evaluation.baselines import compare_with_baselines
 from mal.labeling.coco_rle import area_of_rle, box_of_rle, box_rle, ellipse_rle, ious_with_rle
 from mal.labeling.masks import InstanceMask
@@ -29,9 +29,9 @@ class InstanceScore:
 
     Attributes:
         index: Row of the box in its `CocoBoxes`.
-        iou: Of the predicted with the true mask, in [0, 1].
-        box_iou: Of the plain box with the true mask.
-        ellipse_iou: Of the ellipse inscribed in the box with the true mask.
+        iou: Predicted against true mask, in [0, 1].
+        box_iou: Plain box against true mask.
+        ellipse_iou: Ellipse inscribed in the box against true mask.
     """
 
     index: int
@@ -69,7 +69,7 @@ def measure_masks(
     """Compare predicted with true masks.
 
     Crowds, boxes without a readable true mask and boxes outside the limits are not measured. Where
-    no true mask is left, the mask figures are None.
+    no true mask is left, the mask metrics are None.
 
     Args:
         boxes: The set, with its segmentations.
@@ -89,13 +89,13 @@ def measure_masks(
     precision = (
         average_precision(boxes, [mask_of[index] for index in true_rles], true_rles)
         if instances
-        else dict.fromkeys(AP_FIGURES)
+        else dict.fromkeys(AP_METRICS)
     )
     metrics = {
-        **_iou_figures(boxes, instances),
+        **_iou_metrics(boxes, instances),
         **precision,
-        **_baseline_figures(boxes, instances, "box", lambda score: score.box_iou),
-        **_baseline_figures(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
+        **_baseline_metrics(boxes, instances, "box", lambda score: score.box_iou),
+        **_baseline_metrics(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": len(rows) - len(instances),
         "num_outside_limits_skipped": (int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)),
@@ -129,7 +129,7 @@ def mean_over_instances(
     instances: Sequence[InstanceScore],
     value_of: Callable[[InstanceScore], float] = lambda score: score.iou,
 ) -> float | None:
-    """Average over all instances alike; None without instances."""
+    """Average over all instances; None without instances."""
     return float(np.mean([value_of(score) for score in instances])) if instances else None
 
 
@@ -156,7 +156,7 @@ def category_names(boxes: CocoBoxes) -> dict[int, str]:
     }
 
 
-def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[str, Any]:
+def _iou_metrics(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[str, Any]:
     by_size = instances_by_size(boxes, instances)
     return {
         "mIoU": mean_over_categories(boxes, instances),
@@ -167,7 +167,7 @@ def _iou_figures(boxes: CocoBoxes, instances: Sequence[InstanceScore]) -> dict[s
     }
 
 
-def _baseline_figures(
+def _baseline_metrics(
     boxes: CocoBoxes,
     instances: Sequence[InstanceScore],
     name: str,
@@ -205,8 +205,8 @@ def rows_to_measure(
 ) -> NDArray[np.int64]:
     """Return the rows that are no crowds and inside the limits, in the file's order.
 
-    An object of points only is as large as its true mask: what is measured must not depend on what
-    a model takes for its box.
+    An object of points only counts with the size of its true mask, so that the choice does not
+    depend on the box that a model estimates.
     """
     side_N2 = _true_side_N2(boxes)
     return np.flatnonzero(
@@ -217,7 +217,7 @@ def rows_to_measure(
 
 
 def _true_side_N2(boxes: CocoBoxes) -> NDArray[np.float64]:  # noqa: N802 - a shape letter
-    """Return width and height of given boxes, and in the place of estimated ones, of true masks."""
+    """Return the sides of given boxes; for an object of points only, those of its true mask."""
     side_N2 = boxes.box_xywh_N4[:, 2:].copy()
     if boxes.points is not None:
         for row in np.flatnonzero(boxes.points.is_without_box_N).tolist():
@@ -270,7 +270,7 @@ def _mask_by_index(
 
 
 def _true_rles(boxes: CocoBoxes, indices: NDArray[np.int64]) -> Mapping[int, Rle]:
-    """Return the true mask by row; unreadable and empty ones are left out, and so counted."""
+    """Return the true mask by row, without unreadable and empty ones."""
     rles: dict[int, Rle] = {}
     for index in indices.tolist():
         try:

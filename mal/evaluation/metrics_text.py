@@ -1,4 +1,4 @@
-"""What `metrics.json` says, in words. Needs no package: steps in the control image use it too."""
+"""Sentences about `metrics.json`; imports no package, since steps in the control image use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def reason_unmeasured(metrics: Mapping[str, Any]) -> str:
-    """Say why the mask figures of `metrics.json` are None."""
+    """Return why the mask metrics of `metrics.json` are None."""
     if metrics.get("reason_unmeasured"):
         return str(metrics["reason_unmeasured"])
     inside = ""
@@ -19,7 +19,7 @@ def reason_unmeasured(metrics: Mapping[str, Any]) -> str:
 
 
 def skipped_objects(metrics: Mapping[str, Any]) -> list[str]:
-    """Say how many objects of `metrics.json` were not measured, and why; a phrase a reason."""
+    """Return one phrase per reason why objects were not measured, with their number."""
     return [
         f"{metrics[key]:,} {reason}"
         for key, reason in (
@@ -36,7 +36,7 @@ def skipped_objects(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def measured_objects(metrics: Mapping[str, Any]) -> str:
-    """Say on one line how many objects were measured, and how many were left out for what."""
+    """Return how many objects were measured, and how many were left out for which reason."""
     skipped = skipped_objects(metrics)
     left_out = f"; left out: {', '.join(skipped)}" if skipped else ""
     return f"measured {metrics['num_instances']:,} objects{left_out}"

@@ -24,7 +24,7 @@ CONTEXT_RATE = 0.2
 MAX_ENLARGEMENT = 8.0
 JPEG_QUALITY = 80
 
-# Orange and blue stay apart for every kind of colour vision; the page's legend repeats them.
+# Orange and blue differ for every kind of colour vision; the page's legend uses them too.
 PREDICTED_RGB = (255, 140, 0)
 TRUE_RGB = (40, 190, 255)
 BOX_RGB = (255, 255, 255)
@@ -52,7 +52,7 @@ def draw_object(
     *,
     max_side_px: int = PICTURE_SIDE_PX,
 ) -> Picture:
-    """Crop an image around a box and draw what was predicted there.
+    """Crop an image around a box and draw its masks.
 
     Args:
         image_HW3: The whole image. If its size is not that of the masks, it is resized to theirs.
@@ -137,7 +137,7 @@ def _draw_box(
     window_xyxy: tuple[int, int, int, int],
     scale: float,
 ) -> None:
-    """Draw the box dashed in white and black, to be seen on any ground."""
+    """Draw the box dashed in white and black, visible on any background."""
     height, width = canvas_HW3.shape[:2]
     x, y, box_width, box_height = box_xywh
     left, right = (

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about predicted masks: figures, distribution, pictures, facts.
+"""One self-contained HTML page about predicted masks: metrics, distribution, pictures, facts.
 
 The page fetches nothing and runs no script, so that it shows in Kubeflow's sandboxed viewer.
 """
@@ -47,7 +47,7 @@ _SIZE_RULES = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure at the head of the page; `notes` compare it with something."""
+    """One metric at the head of the page; `notes` compare it with something."""
 
     label: str
     value: str
@@ -98,7 +98,7 @@ def write_report(
     path: Path,
     *,
     title: str,
-    figures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     boxes: CocoBoxes,
     masks: PredictedMasks,
     ious: Sequence[InstanceScore] | None,
@@ -111,28 +111,28 @@ def write_report(
     Args:
         path: The HTML file.
         title: Heading of the page.
-        figures: The content of `metrics.json`; for labels any figures by name. With `mIoU` among
+        metrics: The content of `metrics.json`; for labels any metrics by name. With `mIoU` among
             them but None, the page says why nothing was measured.
         boxes: The set; its true masks, where loaded, are drawn too.
         masks: Predictions.
         ious: Measured instances, or None where nothing was measured: scores are shown instead.
         image_reader: Returns an image, H x W x 3 RGB, by index into `boxes.images`.
-        facts: What the page is about, by name: checkpoint, data, time, versions.
+        facts: Table at the page's end: checkpoint, data, time, versions.
         seed: Chooses the random sample.
     """
     page = _Page(boxes, masks, ious or None, image_reader)
-    is_unmeasured = _MEASURED_KEY in figures and figures[_MEASURED_KEY] is None
+    is_unmeasured = _MEASURED_KEY in metrics and metrics[_MEASURED_KEY] is None
     if page.is_measured:
-        tiles = _measured_tiles(figures)
+        tiles = _measured_tiles(metrics)
     else:
-        tiles = page.label_tiles() if is_unmeasured else _plain_tiles(figures)
+        tiles = page.label_tiles() if is_unmeasured else _plain_tiles(metrics)
     content = {
         "title": title,
         "tiles": tiles,
-        "notice": _unmeasured_notice(figures, masks)
+        "notice": _unmeasured_notice(metrics, masks)
         if is_unmeasured
-        else _as_sentence(usefulness_warning(figures)),
-        "tables": page.tables(figures),
+        else _as_sentence(usefulness_warning(metrics)),
+        "tables": page.tables(metrics),
         "histogram": page.histogram(),
         "has_reference": page.is_measured,
         "facts": facts,
@@ -140,9 +140,9 @@ def write_report(
     write_text(path, _render_within_budget(content, page.galleries(PICTURES_PER_GALLERY, seed)))
 
 
-def _unmeasured_notice(figures: Mapping[str, Any], masks: PredictedMasks) -> str:
+def _unmeasured_notice(metrics: Mapping[str, Any], masks: PredictedMasks) -> str:
     shown = "predictions shown, " if len(masks) else ""
-    return _as_sentence(f"{reason_unmeasured(figures)}: {shown}nothing measured.")
+    return _as_sentence(f"{reason_unmeasured(metrics)}: {shown}nothing measured.")
 
 
 def _as_sentence(text: str) -> str:
@@ -209,10 +209,10 @@ class _Page:
             [score.box_iou for score in self._scores],
         )
 
-    def tables(self, figures: Mapping[str, Any]) -> tuple[Table, ...]:
+    def tables(self, metrics: Mapping[str, Any]) -> tuple[Table, ...]:
         if self._scores is None:
             return (self._labels_by_category(),)
-        return (self._ious_by_size(self._scores), *_ious_by_category(figures["per_category"]))
+        return (self._ious_by_size(self._scores), *_ious_by_category(metrics["per_category"]))
 
     def galleries(self, num_pictures: int, seed: int) -> tuple[Gallery, ...]:
         """Draw both ends of the ranking and a sample of the rest; few objects are all drawn."""
@@ -350,44 +350,44 @@ def _ious_by_category(per_category: Mapping[str, Mapping[str, Any]]) -> tuple[Ta
     )
 
 
-def _measured_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
+def _measured_tiles(metrics: Mapping[str, Any]) -> tuple[Tile, ...]:
     return (
-        Tile("mIoU", _decimal(figures[_MEASURED_KEY]), _against(figures, "mIoU", "mIoU")),
+        Tile("mIoU", _decimal(metrics[_MEASURED_KEY]), _against(metrics, "mIoU", "mIoU")),
         Tile(
             "Mean IoU of objects",
-            _decimal(figures.get("mean_iou_instances")),
-            _against(figures, "mean_iou_instances", "iou"),
+            _decimal(metrics.get("mean_iou_instances")),
+            _against(metrics, "mean_iou_instances", "iou"),
         ),
         Tile(
             "AP of masks",
-            _decimal(figures.get("AP")),
-            tuple(f"{key} {_decimal(figures[key])}" for key in ("AP50", "AP75") if key in figures),
+            _decimal(metrics.get("AP")),
+            tuple(f"{key} {_decimal(metrics[key])}" for key in ("AP50", "AP75") if key in metrics),
         ),
         Tile(
             "Objects measured",
-            f"{figures['num_instances']:,}",
-            tuple(f"left out: {phrase}" for phrase in skipped_objects(figures)),
+            f"{metrics['num_instances']:,}",
+            tuple(f"left out: {phrase}" for phrase in skipped_objects(metrics)),
         ),
     )
 
 
-def _against(figures: Mapping[str, Any], key: str, baseline_suffix: str) -> tuple[str, ...]:
-    """Compare a figure with what needs no training."""
+def _against(metrics: Mapping[str, Any], key: str, baseline_suffix: str) -> tuple[str, ...]:
+    """Compare a metric with what needs no training."""
     return tuple(
-        f"{figures[key] - value:+.3f} vs {name} {value:.3f}"
+        f"{metrics[key] - value:+.3f} vs {name} {value:.3f}"
         for baseline, name in BASELINES.items()
-        if (value := figures.get(f"{baseline}_{baseline_suffix}")) is not None
+        if (value := metrics.get(f"{baseline}_{baseline_suffix}")) is not None
     )
 
 
-def _plain_tiles(figures: Mapping[str, Any]) -> tuple[Tile, ...]:
+def _plain_tiles(metrics: Mapping[str, Any]) -> tuple[Tile, ...]:
     """Show every number given, under its own name."""
     return tuple(
         Tile(
             name.removeprefix("num_").replace("_", " ").capitalize(),
             f"{value:,}" if isinstance(value, int) else _decimal(float(value)),
         )
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     )
 

@@ -1,4 +1,4 @@
-"""What a finished action says on the terminal."""
+"""The lines that a finished action prints on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mal.evaluation.metrics_text import measured_objects, reason_unmeasured
 
 
 def result_lines(action: str, result: Any) -> Iterator[str]:
-    """Yield the lines that `mal <action>` prints: figures first, the place of the results last."""
+    """Yield the lines that `mal <action>` prints: metrics first, the results folder last."""
     match action:
         case "train":
             yield from _train_lines(result.metrics)
@@ -39,7 +39,7 @@ def _train_lines(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def evaluation_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the figures, each beside what needs no model."""
+    """Yield the metrics of the model and of the baselines."""
     if metrics["mIoU"] is None:
         yield f"{reason_unmeasured(metrics)}: nothing is measured"
         return

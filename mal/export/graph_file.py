@@ -23,24 +23,24 @@ def write_graph(
     opset_version: int,
     dynamic_axes: dict[str, dict[int, Any]] | None,
 ) -> None:
-    """Trace a module and write it.
+    """Trace a module and write it as an ONNX file.
 
     Args:
         module: Takes the inputs in their order.
         inputs: Examples, by the names of the module's parameters.
         output: Name of its output.
         path: The file.
-        opset_version: Of ONNX.
+        opset_version: ONNX opset, at least 18.
         dynamic_axes: By input, which axes may be of any size; None: none.
 
     Raises:
         SpecError: The exporter does not know the opset.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # It logs a traceback when it cannot convert to an opset, and goes on with another.
+    # onnxscript logs a traceback when it cannot convert to an opset, and uses another one.
     logging.getLogger("onnxscript").setLevel(logging.CRITICAL)
     with torch.no_grad(), warnings.catch_warnings():
-        # The exporter says that it renames the batch axis, which nobody asks for by name.
+        # The exporter warns that it renames the batch axis; no program reads that name.
         warnings.filterwarnings("ignore", message=".*axis name")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)

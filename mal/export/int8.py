@@ -1,8 +1,8 @@
-"""What makes an exported graph fast on a CPU: 8-bit products, one operator for attention, no waste.
+"""Fast ONNX graphs for a CPU: 8-bit matrix products, and attention as one operator.
 
-Such a file is for ONNX Runtime: its attention operator is not of the ONNX standard. The plain graph
-computes the mask head at all three scales of object size and chooses; here each item of a batch
-takes its own scale only.
+Such a file needs ONNX Runtime: its attention operator is not part of the ONNX standard. The plain
+graph computes the mask head at all three scales of object size and selects one; here each item of a
+batch is computed at its own scale only.
 
 Shape letters: B items, M side of the mask map, H heads, N tokens, D channels of a head.
 """
@@ -22,20 +22,20 @@ from torch.nn import functional as F
 from mal.model.network import SIZE_SCALES, MALNetwork, size_class_of
 
 ORT_ATTENTION = "com.microsoft::MultiHeadAttention"
-# Convolutions in 8 bits are slower than in fp32 there.
+# ONNX Runtime's 8-bit convolutions are slower on a CPU than those in fp32.
 QUANTIZED_OPERATORS = ["MatMul", "Gemm"]
 
 
 def quantize_weights(source: Path, target: Path) -> None:
     """Write a model whose linear layers multiply in 8 bits.
 
-    Weights get a scale a channel. Activations are quantised as they come, each with the range it
-    has, so that no calibration images are needed.
+    Weights have one scale per channel. Activations are quantised at run time by their own range, so
+    no calibration images are needed.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it recommends, on the root logger, a preparation not needed here
+    root.setLevel(logging.ERROR)  # onnxruntime logs advice on the root logger
     try:
         quantize_dynamic(
             source,
@@ -51,9 +51,9 @@ def quantize_weights(source: Path, target: Path) -> None:
 
 @contextmanager
 def attention_as_one_operator() -> Iterator[None]:
-    """Trace attention as ONNX Runtime's own operator, which never holds all its weights.
+    """Trace attention as ONNX Runtime's own operator, which needs less memory than products.
 
-    Older PyTorch cannot write foreign operators: attention is then written out as products.
+    An older PyTorch cannot write custom operators; attention is then written as products.
     """
     symbolic = getattr(getattr(torch.onnx, "ops", None), "symbolic", None)
     if symbolic is None:
@@ -84,19 +84,19 @@ def attention_as_one_operator() -> Iterator[None]:
 
 def decode_by_size(
     network: MALNetwork,
-    levels: list[Tensor],
+    feature_maps: list[Tensor],
     image_BCSS: Tensor,
     unit_box_B4: Tensor,
     box_area_B: Tensor,
 ) -> Tensor:
     """Return logits as `MALNetwork.decode`, (B, M, M), in operations that can be exported."""
     if not network.is_scaled_by_size:
-        return network.decode(levels, image_BCSS, unit_box_B4, box_area_B)
-    vector_BC = network.roi_head(levels[-1], unit_box_B4)
+        return network.decode(feature_maps, image_BCSS, unit_box_B4, box_area_B)
+    vector_BC = network.roi_head(feature_maps[-1], unit_box_B4)
     size_class_B = size_class_of(box_area_B)
     rows, logits = [], []
     for size_class, scale in enumerate(SIZE_SCALES):
         rows.append((size_class_B == size_class).nonzero().squeeze(1))
-        features = levels[-1][rows[-1]]
-        logits.append(network.match_scaled_by(scale, vector_BC[rows[-1]], features))
+        features = feature_maps[-1][rows[-1]]
+        logits.append(network.mask_logits_at_scale(scale, vector_BC[rows[-1]], features))
     return torch.cat(logits)[torch.cat(rows).argsort()]

@@ -1,7 +1,7 @@
 """A checkpoint as an ONNX model: crop and box area in, probabilities out.
 
-The graph takes no box: the window of prediction is a fixed multiple of the box, so the box always
-lies at the same place of the crop, and that place is a constant of the graph.
+The graph takes no box: the prediction window is a fixed multiple of the box, so the box has the
+same position in every crop, and that position is a constant of the graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mal.artifacts import (
     temporary_beside,
     writing_together,
 )
-from mal.errors import ArtifactError, MissingExtraError
+from mal.errors import ArtifactError, MissingExtraError, SpecError
 from mal.export.graph_file import write_graph
 from mal.export.int8 import attention_as_one_operator, decode_by_size, quantize_weights
 from mal.export.prompted import (
@@ -37,6 +37,7 @@ from mal.labeling.load import load_networks, resolve_checkpoint
 from mal.labeling.onnx_model import run_file
 from mal.model.checkpoint import read_size_prior
 from mal.model.network import MALNetwork, SharedBackbones
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ class ExportedGraph(nn.Module):
     """The networks of a checkpoint as one graph.
 
     Args:
-        networks: One, or student and teacher whose probabilities are averaged; a backbone that they
-            share is run once.
-        margin_rate: Of the prediction window; fixes the box's place in the crop.
+        networks: One, or student and teacher whose probabilities are averaged; a backbone that both
+            share runs once.
+        margin_rate: Margin of the prediction window; fixes the box's position in the crop.
         groups_by_size: Compute the mask head at an item's own scale only.
     """
 
@@ -74,8 +75,8 @@ class ExportedGraph(nn.Module):
         networks = list(cast("Iterable[MALNetwork]", self.networks))
         encoded = self.backbones.encode_each(networks, image)
         probs = [
-            self.decode(network, levels, image, unit_box, box_area).sigmoid()
-            for network, levels in zip(networks, encoded, strict=True)
+            self.decode(network, feature_maps, image, unit_box, box_area).sigmoid()
+            for network, feature_maps in zip(networks, encoded, strict=True)
         ]
         return torch.stack(probs).mean(0)
 
@@ -87,23 +88,32 @@ def centred_unit_box(margin_rate: float) -> Tensor:
 
 
 def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
-    """Write model, description, encoder and decoder; all appear when all agree with PyTorch.
+    """Write model, description, encoder and decoder, all or none of them.
 
     Returns:
         Largest difference of probabilities from PyTorch.
 
     Raises:
-        ArtifactError: A model in fp32 differs by more than 1e-3. One in int8 always differs: by how
-            much is reported; what it costs in IoU is for `mal evaluate` to say. Or ONNX Runtime
-            cannot open it.
+        ArtifactError: A model in fp32 differs by more than 1e-3, or ONNX Runtime cannot open it.
+            For int8 the difference is only reported: `mal evaluate` measures what it costs in IoU.
         MissingExtraError: onnx or onnxruntime is not installed.
+        SpecError: The backbone cannot be exported.
     """
     _require_onnx()
     checkpoint = resolve_checkpoint(spec.export.checkpoint)
     networks, spec = load_networks(checkpoint, spec.export, spec)
+    if not backbone_entry(spec.model.arch).can_export:
+        raise SpecError(
+            f"export.checkpoint must be of a backbone that ONNX supports, got one of "
+            f"{spec.model.arch}. Use the .pth checkpoint, or train another model.arch."
+        )
     graph = ExportedGraph(
         networks, spec.train.test_margin_rate[0], groups_by_size=spec.export.precision == "int8"
     ).eval()
+    with torch.no_grad():
+        # timm's TinyViT keeps its attention biases at the first forward pass: if that is the
+        # tracing, it keeps tensors without values.
+        graph(*parity_inputs(1, spec.dataset.crop_size))
     companions = companions_of(onnx_path.name)
     names = (companions.encoder, companions.decoder, companions.sidecar, onnx_path.name)
     with writing_together([onnx_path.with_name(name) for name in names]) as temporaries:
@@ -123,7 +133,7 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
 
 
 def _describe(spec: ExperimentSpec, checkpoint: Path) -> dict[str, Any]:
-    """Return what the description says of the model, whatever its file."""
+    """Return the content of `mal_model.json` that does not depend on the ONNX file."""
     return {
         "arch": spec.model.arch,
         "crop_size": spec.dataset.crop_size,
@@ -153,7 +163,7 @@ def _write_prompted(
 ) -> float:
     """Write encoder and decoder; returns their largest difference from PyTorch.
 
-    The decoder stays in fp32: its part of the time is small.
+    The decoder stays in fp32: it takes a small part of the time.
     """
     opset, size = spec.export.opset_version, spec.dataset.crop_size
     encoder = PromptEncoder(list(cast("Iterable[MALNetwork]", graph.networks))).eval()
@@ -174,9 +184,9 @@ def _write_prompted(
 
 @contextmanager
 def _naming_the_opset(spec: ExperimentSpec) -> Iterator[None]:
-    """Say what to do about a new file that ONNX Runtime cannot open.
+    """Name the opset in the error for a file that ONNX Runtime cannot open.
 
-    A file that it opens but cannot run is a fault of the export: its error stays as it is.
+    A file that opens but cannot run is a bug of the export; that error is not changed.
     """
     try:
         yield

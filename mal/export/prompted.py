@@ -1,9 +1,9 @@
-"""The model in two graphs, for clicking: the encoder runs once a crop, the decoder once a click.
+"""The model in two graphs, for clicking: the encoder runs once per crop, the decoder per click.
 
-What lies between, `features`, is all that the decoder needs of a crop, laid end to end: [N, F].
+The encoder's output `features`, [N, F], is all that the decoder needs of a crop, concatenated.
 Points are given in pixels of the crop, with labels 1 on the object, 0 off it, -1 for no point.
 
-Shape letters: N items, K points, S crop side (px), M side of the mask map, F numbers of features.
+Shape letters: N items, K points, S crop side (px), M side of the mask map, F length of features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PromptEncoder(nn.Module):
     """Image to features.
 
     Args:
-        networks: One, or student and teacher; a backbone that they share is run once.
+        networks: One, or student and teacher; a backbone that both share runs once.
     """
 
     def __init__(self, networks: Sequence[MALNetwork]) -> None:
@@ -46,11 +46,11 @@ class PromptEncoder(nn.Module):
         return torch.cat([part.flatten(1) for part in self.parts(image)], dim=1)
 
     def parts(self, image: Tensor) -> list[Tensor]:
-        """Return the image as the mask head's stem sees it, and the levels of each backbone."""
+        """Return the image at the mask head's stem size, and each backbone's feature maps."""
         networks = list(cast("Iterable[MALNetwork]", self.networks))
         parts = [resize_to(image, (self.stem_size, self.stem_size))]
-        for levels in self.backbones.encode(networks, image):
-            parts += levels
+        for feature_maps in self.backbones.encode(networks, image):
+            parts += feature_maps
         return parts
 
 
@@ -58,11 +58,10 @@ class PromptDecoder(nn.Module):
     """Features and points to probabilities.
 
     Args:
-        encoder: Whose features they are.
-        unit_box: Where the box lies in a prediction crop, (1, 4).
-        crop_size: S.
-        thresholds: From which a pixel is mask.
-        decode: `MALNetwork.decode`, or what does the same.
+        encoder: Computes the features.
+        unit_box: Position of the box in a prediction crop, (1, 4), xyxy as 0..1.
+        thresholds: Probabilities from which a pixel is mask.
+        decode: `MALNetwork.decode` or an equivalent.
     """
 
     unit_box: Tensor
@@ -99,20 +98,20 @@ class PromptDecoder(nn.Module):
             point_labels: (N, K).
         """
         sizes = [math.prod(shape) for shape in self.shapes]
-        stem_image, *levels = [
+        stem_image, *feature_maps = [
             part.reshape(-1, *shape)
             for part, shape in zip(torch.split(features, sizes, dim=1), self.shapes, strict=True)
         ]
         unit_box = self.unit_box.expand(features.shape[0], 4)
         networks = list(cast("Iterable[MALNetwork]", self.networks))
-        num_levels = len(levels) // len(self.backbones.owners)
+        num_maps = len(feature_maps) // len(self.backbones.owners)
         probs = []
         for network, backbone in zip(networks, self.backbones.backbone_of, strict=True):
-            own = levels[backbone * num_levels :][:num_levels]
+            own = feature_maps[backbone * num_maps :][:num_maps]
             probs.append(self.decode(network, own, stem_image, unit_box, box_area).sigmoid())
         point_BK3 = torch.cat([points / self.crop_size, point_labels[:, :, None]], dim=2)
         return refine_by_points(
-            torch.stack(probs).mean(0), levels[num_levels - 1], point_BK3, self.thresholds
+            torch.stack(probs).mean(0), feature_maps[num_maps - 1], point_BK3, self.thresholds
         )
 
 
@@ -145,16 +144,9 @@ def largest_prompted_difference(
 ) -> float:
     """Return the largest difference of probabilities between the two files and PyTorch.
 
-    Asked with other numbers of items and points than they were traced with. Without points the two
-    must say what the whole graph says, but for the extremes 0 and 1 (see `refine_by_points`): a
-    mistake in how it was cut in two is in both files.
-
-    Args:
-        graph: Image and area of the box to probabilities.
-        encoder: What the first file was written from.
-        decoder: What the second file was written from.
-        encoder_path: The first file.
-        decoder_path: The second file.
+    The numbers of items and points differ from those of the tracing. Without points the two files
+    must also agree with the whole graph, except for the extremes 0 and 1 (see
+    `refine_by_points`): comparing each file with its own module would not find a wrong split.
     """
     differences = []
     for num_items, num_points in zip((3, 1), _PARITY_POINTS, strict=True):

@@ -1,18 +1,18 @@
-"""Boxes of objects that have points only: the model itself says how far they reach.
+"""Estimates boxes for objects that have points only, from the masks that the model predicts.
 
-The network is asked about windows of several sizes around the points. Of each answer the connected
-part that holds the points on the object is kept, and its extent is a better box. The network is
-asked about that one, twice. A box is right when it comes back: the one chosen has the highest
+The network predicts masks for windows of several sizes around the points. In each mask the
+connected part that holds the points on the object is kept; its extent is a better box. The network
+runs again with that box, twice. A good box reproduces itself: the one chosen has the highest
 
-    consistency = IoU(box asked about, extent of the part found)
+    consistency = IoU(box given, extent of the part found)
                   * (mean probability of the part)^2 * exp(-z^2 / 20)
 
 with z the distance of its size from those of real boxes of the category, in standard deviations of
-the logarithm. What an object's points contradict (a part with a point off the object) counts a
-tenth. The extent found for the chosen box is the estimate. docs/results.md compares criteria.
+the logarithm. A part that contains a point off the object counts a tenth. The extent found for the
+chosen box is the estimate. docs/results.md compares criteria.
 
 Shape letters: N objects, C candidate windows, K points, M side of the mask map, R side of the map
-in which extents are looked for.
+on which extents are measured.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class BoxEstimator:
     def _ask(
         self, reader: ImageReader, row: int, candidates: Sequence[NDArray[np.float64]]
     ) -> list[_Answer]:
-        """Return what the network finds when it is told that each of these is the box."""
+        """Run the network with each candidate as the box; return the parts that it finds."""
         boxes, settings = reader.boxes, self.settings
         assert boxes.points is not None
         pixels = reader(int(boxes.image_index_N[row]))
@@ -159,7 +159,7 @@ class BoxEstimator:
     def _weigh(
         self, answer: _Answer, box_xyxy: NDArray[np.float64], boxes: CocoBoxes, row: int
     ) -> _Answer:
-        """Lower the consistency of a part that is not what the box said, or of odd size."""
+        """Lower the consistency of a part that differs from its box, or has an unusual size."""
         image = boxes.image_of(row)
         asked, found = (_clip(box, image) for box in (box_xyxy, answer.extent_xyxy))
         deviation = self.prior.deviations(category_of(boxes, row), found)
@@ -173,7 +173,7 @@ class BoxEstimator:
 def part_with_points(
     is_mask_RR: NDArray[np.bool_], point_K3: NDArray[np.float32]
 ) -> tuple[NDArray[np.bool_], bool]:
-    """Return the part of a mask that holds the points on the object, and if one off it is there."""
+    """Return the part with the points on the object, and whether it has one off the object."""
     size = len(is_mask_RR)
     cell_K2 = np.minimum((point_K3[:, :2] * size).astype(int), size - 1)
     on, off = (cell_K2[point_K3[:, 2] == label] for label in (ON, OFF))
@@ -200,13 +200,13 @@ def rows_without_box(boxes: CocoBoxes) -> NDArray[np.int64]:
 
 
 def has_boxes(boxes: CocoBoxes) -> bool:
-    """Whether any object has a real box; crowds count for nothing."""
+    """Whether any object that is no crowd has a real box."""
     is_real_N = ~boxes.is_crowd_N & ~np.isnan(boxes.box_area_N)
     return bool(is_real_N.any())
 
 
 def with_boxes(boxes: CocoBoxes, estimates: Sequence[tuple[int, EstimatedBox]]) -> CocoBoxes:
-    """Return the set with estimated boxes in the place of missing ones; real ones stay."""
+    """Return the set with estimated boxes for objects without one; real boxes stay."""
     missing = set(rows_without_box(boxes).tolist())
     box_xywh_N4 = boxes.box_xywh_N4.copy()
     for row, estimate in estimates:

@@ -1,7 +1,7 @@
-"""Which boxes go through the network together, and at which crop size.
+"""Groups boxes into batches of one crop size (`crop_sizes`).
 
-An object of 40 px gains nothing from a crop of 512: its window is enlarged, not seen better. Boxes
-are therefore sorted by the longer side of their window, and each crop size has batches of its own.
+An object of 40 px gains nothing from a crop of 512 px, which only enlarges it. The crop size of a
+box follows from the longer side of its window, and a batch has one crop size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mal.data.crop_dataset import PredictionCrops
 
 MAX_WAITING_BOXES = 256
 Item = tuple[int, int]
-"""(crop size, position among the boxes asked for)."""
+"""(crop size, position among the rows to predict)."""
 
 
 class SizedCrops(Dataset[CropBatch | None]):
@@ -30,13 +30,9 @@ class SizedCrops(Dataset[CropBatch | None]):
 
 
 class BatchPlan(Iterable[list[Item]]):
-    """The batches of `plan_batches`, worked out anew whenever they are gone through.
+    """The batches of `plan_batches`, computed on each iteration.
 
-    Loader and reader of the batches each do: a list of a million boxes would take 200 MiB.
-
-    Args:
-        crops_of_size: Prediction crops, of which each box gets those that suit its window.
-        batch_size: Boxes a batch.
+    The loader and its reader both iterate: a list for a million boxes would take 200 MiB.
     """
 
     def __init__(self, crops_of_size: dict[int, PredictionCrops], batch_size: int) -> None:
@@ -58,7 +54,7 @@ class BatchPlan(Iterable[list[Item]]):
 
 
 def crop_size_for(window_side_px: int, crop_sizes: Sequence[int]) -> int:
-    """Return the smallest crop that does not shrink the window, or else the largest."""
+    """Return the smallest crop that does not shrink the window, or the largest."""
     enough = [size for size in crop_sizes if size >= window_side_px]
     return min(enough) if enough else max(crop_sizes)
 
@@ -68,8 +64,8 @@ def plan_batches(
 ) -> Iterator[list[Item]]:
     """Yield batches of one crop size, each box once.
 
-    A box waits for at most `max_waiting` later ones, so that images stay decoded and masks can be
-    handed on in the order of the boxes out of a bounded memory.
+    A box waits for at most `max_waiting` later ones, so that its image stays decoded and masks can
+    be returned in the order of the boxes with bounded memory.
     """
     waiting: dict[int, list[Item]] = {}
     for position, crop_size in enumerate(crop_size_of_box):

@@ -1,4 +1,4 @@
-"""`mal.Predictor`: masks of the boxes and points of one image in memory."""
+"""`mal.Predictor`: masks for boxes and points of one image in memory."""
 
 from __future__ import annotations
 
@@ -39,22 +39,21 @@ Boxes = ArrayLike | Sequence[ArrayLike | None]
 
 
 class Predictor:
-    """A trained or exported model, ready to label as `mal inference` does, and to be clicked on.
+    """A trained or exported model that predicts masks as `mal inference` does, also from clicks.
 
-    Windows, thresholds and the choice of networks are those the model was trained (`inference.*`,
-    `train.*` of its spec) or exported (`mal_model.json`) with.
+    Windows, thresholds and networks are those of the model's own spec (`inference.*`, `train.*`) or
+    of `mal_model.json`.
 
-    Features of the latest crops are kept: the same boxes with other points cost a decoding only.
-    So are the boxes that were estimated for objects without one. Points that begin with those a
-    box was estimated of are further clicks on its object, and keep the box while those on the
-    object lie inside. All others start over: as in `mal inference`, a box is estimated of all that
-    are given. So do the same points in another order.
+    The features of the latest crops are kept, so that the same boxes with other points only run the
+    decoder. Boxes that were estimated for objects of points only are kept too: points that begin
+    with those of an earlier estimate are further clicks on that object, and keep its box while
+    those on the object lie inside it. Any other points get a new estimate.
 
     Args:
         path: A .pth of mal train or a .onnx of mal export, local or s3://, or a result folder.
 
     Raises:
-        MalError: It cannot be loaded, or does not say how it wants to be used.
+        MalError: It cannot be loaded, or has no settings for prediction.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,13 +61,13 @@ class Predictor:
         loaded = load_model_alone(str(path), device)
         assert isinstance(loaded.model, NetworkEnsemble | OnnxModel)
         self._prompted = KeptFeatures(loaded.model)
-        # The whole graph of an exported model is faster than its two parts, and always there.
+        # The whole graph of an exported model is faster than encoder and decoder.
         is_exported = isinstance(loaded.model, OnnxModel)
         self._plain: ProbabilityModel = loaded.model if is_exported else self._prompted
         settings = prediction_settings(loaded.spec, loaded.spec.inference, loaded.crop_size)
         self._settings = dataclasses.replace(settings, num_workers=0)
         self._estimator = BoxEstimator(self._prompted, self._settings, loaded.size_prior)
-        # By the image's hash and the points.
+        # Keys: hash of the image, and the points.
         self._estimated: OrderedDict[tuple[bytes, bytes], NDArray[np.float64]] = OrderedDict()
 
     def predict(
@@ -81,8 +80,8 @@ class Predictor:
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None, for all or in the place
-                of a box: estimated of points.
+            boxes: (N, 4), xyxy in pixels; may reach beyond the image. None, for all or for one of
+                them: estimated from the points.
             points: For each object its [[x, y, label], ...] in pixels, label 1 on the object and 0
                 off it; None or [] for none. One such list alone is of one object.
 
@@ -123,7 +122,7 @@ class Predictor:
         return with_boxes(reader.boxes, estimates)
 
     def _kept_box(self, digest: bytes, point_K3: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """Return the box of the most first points that have one, if it holds the further ones."""
+        """Return the box of the longest known prefix of the points, if it holds the others."""
         for count in range(len(point_K3), 0, -1):
             box_xywh = self._estimated.get((digest, point_K3[:count].tobytes()))
             if box_xywh is not None:
@@ -139,7 +138,7 @@ def _are_inside(xy_K2: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> bo
 
 
 class _GivenImage(ImageReader):
-    """An annotation file of one image that never was on a disk."""
+    """One image in memory in the form of an annotation file."""
 
     def __init__(
         self,
@@ -180,7 +179,7 @@ def checked_prompts(
         MalError: They are not what `Predictor.predict` takes.
     """
     if boxes is None and points is None:
-        raise MalError("predict must be told where objects are, got neither boxes nor points.")
+        raise MalError("predict needs boxes or points, got neither. Give one of them.")
     points_of_each = [] if points is None else _parse_points_of_each(points, image)
     box_xyxy_N4 = _checked_boxes([None] * len(points_of_each) if boxes is None else boxes)
     if points is None:
@@ -214,7 +213,7 @@ def _check_that_each_has_a_point_on_it(
 def _check_that_boxes_hold_their_points(
     box_xyxy_N4: NDArray[np.float64], points_of_each: list[list[LabelledPoint]]
 ) -> None:
-    """Refuse what would be left out of a file: a mask never reaches beyond its box."""
+    """Refuse points on the object outside its box, since a mask ends at its box."""
     for number, own in enumerate(points_of_each):
         x0, y0, x1, y1 = box_xyxy_N4[number].tolist()
         for x, y, label in own:
@@ -246,7 +245,7 @@ def _parse_points_of_each(
 
 
 def _without_numpy(value: Any) -> Any:
-    """Return lists and numbers as JSON has them for arrays and NumPy's numbers, at any depth."""
+    """Convert NumPy arrays and numbers to lists and Python numbers, at any depth."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return [*map(_without_numpy, value)] if isinstance(value, list | tuple) else value

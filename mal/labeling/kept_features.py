@@ -1,4 +1,4 @@
-"""Keeps the features of recent crops: a further click on an object costs a decoding only."""
+"""Keeps the features of recent crops, so that a further click only runs the decoder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_KEPT_BYTES = 512 << 20
 
 
 class KeptFeatures:
-    """A probability model that encodes each crop once, while it is among the latest.
+    """A probability model that encodes each of the latest crops once.
 
     Args:
         model: Encodes and decodes.
-        max_bytes: Of features that are kept.
+        max_bytes: Limit of the kept features.
     """
 
     def __init__(self, model: PromptableModel, max_bytes: int = MAX_KEPT_BYTES) -> None:
@@ -39,11 +39,11 @@ class KeptFeatures:
 
     def _encode(self, image_BCSS: Tensor) -> list[Tensor]:
         keys = [hashlib.blake2b(crop.numpy().tobytes()).digest() for crop in image_BCSS]
-        new = [place for place, key in enumerate(keys) if key not in self._kept]
+        new = [row for row, key in enumerate(keys) if key not in self._kept]
         encoded = self.model.encode(image_BCSS[new]) if new else []
-        for number, place in enumerate(new):
+        for number, row in enumerate(new):
             # Clones: a view would keep the whole batch in memory.
-            self._kept[keys[place]] = [part[number : number + 1].clone() for part in encoded]
+            self._kept[keys[row]] = [part[number : number + 1].clone() for part in encoded]
         for key in keys:
             self._kept.move_to_end(key)
         if len(new) < len(keys):

@@ -30,6 +30,7 @@ from mal.model.checkpoint import (
 )
 from mal.model.network import MALNetwork
 from mal.spec import load_spec
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import (
     EvaluateSpec,
     ExperimentSpec,
@@ -37,7 +38,6 @@ from mal.spec.experiment import (
     PredictionSpec,
     TrainSpec,
 )
-from mal.spec.rules import is_hybrid, patch_size_of
 from mal.storage import fetch_file
 from mal.storage.uris import parse_remote_uri
 
@@ -268,11 +268,12 @@ def prediction_settings(
 
 
 def _check_crop_sizes(crop_sizes: list[int], arch: str) -> None:
-    if crop_sizes and is_hybrid(arch):
+    entry = backbone_entry(arch)
+    if crop_sizes and not entry.takes_any_crop:
         raise SpecError(
             f"crop_sizes must be [] for {arch}, got {crop_sizes}: its crop is fixed. Use a ViT."
         )
-    patch = patch_size_of(arch)
+    patch = entry.crop_multiple_px
     if unsuited := [size for size in crop_sizes if size % patch]:
         raise SpecError(
             f"crop_sizes must be multiples of the patch size {patch} of {arch}, got {unsuited}. "

@@ -32,10 +32,10 @@ def resize_map(
 
     Args:
         map_MM: Probabilities.
-        crop_size: S.
+        crop_size: Side of the network's input, px.
         window_height_width: Pixels.
-        rows: First and end of the rows wanted, counted from the window's top.
-        columns: Likewise from its left.
+        rows: First and end row of the part, counted from the window's top.
+        columns: First and end column, counted from the window's left.
     """
     height, width = window_height_width
     seen_rows = _cells_under(rows, len(map_MM), height)

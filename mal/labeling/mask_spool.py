@@ -1,4 +1,4 @@
-"""Masks kept on disk until they are written: a million of them take no memory."""
+"""Keeps predicted masks on disk until the label file is written."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ from mal.labeling.masks import InstanceMask, PredictedMasks
 
 
 class MaskSpool:
-    """Masks in a file without a name, which is gone when the process is.
+    """Masks in an unnamed temporary file, which the system removes with the process.
 
-    Boxes are predicted image by image, while the label file lists them as its input does: the masks
-    wait here, about 200 bytes each, and any of them can be read.
-
-    Args:
-        boxes: What they are the masks of.
-        folder: Where there is room.
+    Masks are predicted image by image, but the label file has the order of its input. A mask takes
+    about 200 bytes on disk, and any of them can be read back.
     """
 
     def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
@@ -42,7 +38,7 @@ class MaskSpool:
         self._file.close()
 
     def fill(self, masks: Iterable[InstanceMask]) -> PredictedMasks:
-        """Take the masks in; return them."""
+        """Write the masks to the file and return them."""
         for mask in masks:
             counts = mask.rle["counts"]
             self._file.write(counts)

@@ -34,12 +34,11 @@ class InstanceMask:
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """Many masks: their figures as arrays, each mask when it is asked for.
+    """Many masks: scores and areas as arrays, each mask on request.
 
     Attributes:
         index_N: Rows of the boxes, each once.
-        score_N: Of each.
-        area_N: Of each, px.
+        area_N: Pixels of each mask.
         mask_of: Returns the mask of a row.
     """
 

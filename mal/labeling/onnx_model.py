@@ -23,13 +23,13 @@ class OnnxModel:
     """An exported model as a probability model.
 
     Attributes:
-        crop_size: S.
+        crop_size: Side of the input, px.
         description: The content of `mal_model.json`, or {} where it is absent.
 
     Args:
         path: The .onnx file.
         sidecar: Its `mal_model.json` where that does not lie beside it.
-        num_threads: Of the CPU; 0: one a core.
+        num_threads: CPU threads; 0: one per core.
         uri: Where the file came from; encoder and decoder lie beside it. They are opened when
             points are given.
     """

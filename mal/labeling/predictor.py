@@ -49,12 +49,10 @@ class PredictionSettings:
     """How boxes are cut and masks are made of probabilities.
 
     Attributes:
-        crop_size: S.
-        margin_rate: Of the window, `train.test_margin_rate[0]`.
+        margin_rate: `train.test_margin_rate[0]`: margin of the prediction window.
         thresholds: One, or three for small, medium and large boxes.
         keep_largest_part: Drop all but the largest connected part of a mask.
-        batch_size: Boxes a forward pass.
-        num_workers: Loader processes.
+        batch_size: Boxes per forward pass.
         crop_sizes: Each box gets the one that suits its window; empty: `crop_size` for all.
     """
 
@@ -85,10 +83,10 @@ def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
 
 
 class PromptableModel(Protocol):
-    """A probability model that can keep what it knows of a crop while points are added."""
+    """A probability model whose features of a crop can be kept while points are added."""
 
     def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return all that `decode` needs of crops, an item a row in each."""
+        """Return what `decode` needs of the crops; the first axis of each tensor is the item."""
         ...
 
     def decode(
@@ -103,14 +101,14 @@ class PromptableModel(Protocol):
 
 
 class NetworkEnsemble:
-    """One or two networks, optionally with the mirrored crop, as a probability model.
+    """One or two networks, optionally with flip test, as a probability model.
 
     Args:
-        networks: Student, teacher or both; a backbone that they share is run once.
+        networks: Student, teacher or both; a backbone that both share runs once.
         use_flip: Average with the mirrored crop.
-        device: Where to compute.
+        device: The networks are moved there.
         autocast_type: bfloat16 or float16; None: float32.
-        thresholds: From which a pixel is mask; points are held beyond them.
+        thresholds: Lowest probabilities of a mask pixel; points are corrected beyond them.
     """
 
     def __init__(
@@ -149,17 +147,17 @@ class NetworkEnsemble:
 
     @torch.inference_mode()
     def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return, for the crop and perhaps its mirror image, the image and each network's levels.
+        """Return the image and each network's feature maps; with flip test, of both views.
 
-        Of networks that share a backbone the levels are the same tensors.
+        Networks that share a backbone share the tensors of its feature maps.
         """
         image = normalized_on(self.device, image_BCSS)
         encoded: list[Tensor] = []
         with self._autocast():
             for view in [image, image.flip(3)] if self.use_flip else [image]:
                 encoded.append(view)
-                for levels in self.backbones.encode_each(self.networks, view):
-                    encoded += levels
+                for feature_maps in self.backbones.encode_each(self.networks, view):
+                    encoded += feature_maps
         return encoded
 
     @torch.inference_mode()
@@ -175,7 +173,7 @@ class NetworkEnsemble:
         num_views = 2 if self.use_flip else 1
         size = len(encoded) // num_views
         with self._autocast():
-            # The areas stay on the host, where the network chooses by them.
+            # The areas stay on the host: by them the network groups the items.
             prob_BMM = self._mean_probability(encoded[:size], unit_box, box_area_B)
             if self.use_flip:
                 mirrored = self._mean_probability(
@@ -184,14 +182,14 @@ class NetworkEnsemble:
                 prob_BMM = (prob_BMM + mirrored.flip(2)) / 2
         if point_BK3 is None:
             return prob_BMM
-        deepest = encoded[self._num_levels]
+        deepest = encoded[self._num_feature_maps]
         return refine_by_points(
             prob_BMM, deepest, point_BK3.to(self.device, non_blocking=True), self.thresholds
         )
 
     @property
-    def _num_levels(self) -> int:
-        return len(self.networks[0].backbone.level_channels)
+    def _num_feature_maps(self) -> int:
+        return len(self.networks[0].backbone.feature_channels)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_type is None:
@@ -201,10 +199,10 @@ class NetworkEnsemble:
     def _mean_probability(
         self, encoded: Sequence[Tensor], unit_box: Tensor, area: Tensor
     ) -> Tensor:
-        image, *levels = encoded
+        image, *feature_maps = encoded
         total = torch.zeros((), device=self.device)
         for number, network in enumerate(self.networks):
-            own = levels[number * self._num_levels :][: self._num_levels]
+            own = feature_maps[number * self._num_feature_maps :][: self._num_feature_maps]
             total = total + network.decode(own, image, unit_box, area).float().sigmoid()
         return total / len(self.networks)
 
@@ -276,10 +274,10 @@ def probability_in_window(
     """Resize a map to the crop and that to its window; return a part of it, (H, W).
 
     Args:
-        prob_MM: Probabilities.
-        window: Of the crop.
-        crop_size: S.
-        part_xyxy: Inside the window: pixels outside the box never count.
+        prob_MM: Probabilities of the crop.
+        window: The crop's window, image pixels.
+        crop_size: Side of the network's input, px.
+        part_xyxy: The part inside the window: pixels outside the box never count.
     """
     left, top, right, bottom = window
     x0, y0, x1, y1 = part_xyxy

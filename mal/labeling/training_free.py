@@ -1,6 +1,6 @@
-"""Masks without training: a ViT's tokens like those of the box, sharpened by the colours.
+"""Masks without training, from similar tokens of a pretrained backbone and from the colours.
 
-The baseline that a training has to beat: printed beside every figure of a frozen backbone.
+This is the baseline for trained models: it is reported beside the metrics of a frozen backbone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from mal.data.batch import box_mask_from_unit_box
 from mal.labeling.predictor import normalized_on
 from mal.model.affinity import prior_logits
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import Backbone
 from mal.model.color import lab_from_normalized
 from mal.model.heads import resize_to
 from mal.model.mean_field import mean_field
@@ -23,7 +23,7 @@ TEMPERATURE, ZETA, NUM_ITERS, DILATIONS = 0.1, 0.05, 10, (1, 2)
 class TrainingFreeModel:
     """Prior and mean field as a probability model; its probabilities are 0 or 1."""
 
-    def __init__(self, backbone: ViTBackbone, device: torch.device) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.backbone = backbone.to(device).eval()
         self.device = device
 
@@ -35,7 +35,7 @@ class TrainingFreeModel:
         _box_area_B: Tensor,
         _point_BK3: Tensor | None = None,
     ) -> Tensor:
-        """Return the mask, (B, M, M); it knows nothing of points."""
+        """Return the mask, (B, M, M); points are ignored."""
         image, unit_box = normalized_on(self.device, image_BCSS), unit_box_B4.to(self.device)
         prior = prior_logits(self.backbone(image)[-1], unit_box, TEMPERATURE)
         size = MAP_CELLS_PER_TOKEN * prior.shape[-1]

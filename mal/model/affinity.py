@@ -1,8 +1,7 @@
-"""What the tokens of a pretrained ViT already know of an object, before anything is trained.
+"""A coarse mask without training, from the similarity of a pretrained ViT's tokens.
 
-Tokens of one thing are alike. Spreading the box over the tokens like those inside it, against those
-like the rest, gives a coarse mask without training: a baseline to beat, and an anchor for the
-pseudo label.
+Tokens of one object are similar. Each token is compared with the tokens inside the box and with
+those outside; the result is a coarse mask: a baseline, and an anchor for the pseudo label.
 
 Shape letters: B items, D width, h w token grid, N = h * w tokens, M side of a map.
 """
@@ -22,11 +21,10 @@ _MIN_TOKENS = 1e-3
 
 
 class TokenAffinity:
-    """How alike the tokens of a batch are, each figure computed once.
+    """The similarity of a batch's tokens; each result is computed once and kept.
 
-    Student, teacher and pseudo label ask for the same of the same tokens: of a frozen backbone's
-    cached features up to four times a step. Gradients do not flow, and autocast changes nothing:
-    half precision tells near tokens badly apart.
+    Student, teacher and pseudo label need the same results, with cached features up to four times a
+    step. No gradient flows. Autocast is off: half precision cannot separate similar tokens.
 
     Args:
         tokens_BDhw: Deep features.
@@ -68,7 +66,7 @@ class TokenAffinity:
         return logits_BN.clamp(-PRIOR_MAX_LOGIT, PRIOR_MAX_LOGIT).view(-1, size, size)
 
     def spread(self, map_BMM: Tensor, temperature: float) -> Tensor:
-        """Replace each place of a map by how much its token is like the map's object, (B, M, M)."""
+        """Replace each value of a map by its token's similarity to the map's object, (B, M, M)."""
         height, width = self.tokens_BDhw.shape[-2:]
         object_BN = F.adaptive_avg_pool2d(map_BMM[:, None], (height, width)).flatten(1)
         with without_autocast(map_BMM.device):
@@ -77,7 +75,7 @@ class TokenAffinity:
 
 
 def token_affinity(tokens_BDhw: Tensor, temperature: float) -> Tensor:
-    """Return how alike each pair of tokens is, exp((cos - 1) / T), rows summing to 1; (B, N, N)."""
+    """Return the similarity of token pairs, exp((cos - 1) / T), rows sum to 1; (B, N, N)."""
     unit_BDN = F.normalize(tokens_BDhw.float().flatten(2), dim=1)
     cosine_BNN = unit_BDN.transpose(1, 2) @ unit_BDN
     weight_BNN = ((cosine_BNN - 1) / temperature).exp()
@@ -85,10 +83,10 @@ def token_affinity(tokens_BDhw: Tensor, temperature: float) -> Tensor:
 
 
 def share_of_object(affinity_BNN: Tensor, object_BN: Tensor) -> Tensor:
-    """Return how much more alike each token is to the object's than to the rest, 0..1; (B, N).
+    """Return each token's similarity to the object relative to the rest, 0..1; (B, N).
 
-    Both sides are averaged over their own size: without that the larger side, most often the
-    background, draws every token to itself and the object erodes.
+    Each side is averaged over its own size: otherwise the larger side, mostly the background,
+    wins every token and the object erodes.
     """
     rest_BN = 1 - object_BN
     inside_BN = torch.bmm(affinity_BNN, object_BN[:, :, None])[:, :, 0]

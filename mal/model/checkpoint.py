@@ -1,4 +1,4 @@
-"""Weights in and out: our checkpoints, TAO's and NVlabs', MAE's, DeiT's, timm's and safetensors.
+"""Reads weights: our checkpoints, TAO's and NVlabs', MAE's, DeiT's, timm's and safetensors.
 
 Our checkpoint is Lightning's dictionary, with keys as in TAO (`student.backbone...`,
 `student.mask_head...`, `student.roi_head...`, `teacher...`) under `state_dict`, and the resolved
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from mal.data.size_prior import SizePrior
 from mal.errors import ArtifactError, StorageError
+from mal.model.backbone import Backbone
+from mal.model.network import MALNetwork
 from mal.model.pickles import read_pickled_checkpoint, reason_of
 from mal.model.weight_names import (
     State,
-    adapt_backbone,
     adapt_network,
     head_names,
     network_state,
@@ -36,7 +37,7 @@ HUB_PREFIX = "timm:"
 SPEC_KEY = "mal_spec"
 SIZE_PRIOR_KEY = "mal_size_prior"
 MAX_NAMED_KEYS = 4
-_ENCRYPTED_KEY = "state_dict_encrypted"  # TAO's mark of a checkpoint that was written with a key
+_ENCRYPTED_KEY = "state_dict_encrypted"  # TAO marks encrypted checkpoints with it
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -62,24 +63,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_training_spec(path: Path) -> Mapping[str, Any] | None:
-    """Return the spec that a checkpoint of ours carries, None for any other; tensors stay on disk.
+    """Return the spec in a checkpoint of mal train, None for any other; tensors stay on disk.
 
     Raises:
         ArtifactError: It is missing or unreadable.
     """
-    return _read_facts(path, SPEC_KEY)
+    return _read_entry(path, SPEC_KEY)
 
 
 def read_size_prior(path: Path) -> SizePrior:
-    """Return how large the objects of its training were; empty where a checkpoint is silent.
+    """Return the sizes of the objects it was trained on; empty if the checkpoint has none.
 
     Raises:
         ArtifactError: It is missing or unreadable.
     """
-    return SizePrior.from_json(_read_facts(path, SIZE_PRIOR_KEY))
+    return SizePrior.from_json(_read_entry(path, SIZE_PRIOR_KEY))
 
 
-def _read_facts(path: Path, key: str) -> Mapping[str, Any] | None:
+def _read_entry(path: Path, key: str) -> Mapping[str, Any] | None:
     if path.suffix == ".safetensors":
         return None
     content = read_pickled_checkpoint(path, leaves_tensors_on_disk=True)
@@ -91,13 +92,13 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
     """Load the student or the teacher of a checkpoint; positions are resized to the crop.
 
     Args:
-        network: What gets the weights.
-        content: A read checkpoint.
+        network: Gets the weights.
+        content: A checkpoint as `read_checkpoint` returns it.
         role: student or teacher.
 
     Raises:
-        ArtifactError: The checkpoint has no such network, not all of its weights, other heads, or
-            weights that are no plain finite numbers.
+        ArtifactError: The checkpoint has no such network, misses weights, has other heads, or has
+            weights that are not finite.
     """
     state = tensors_of(content)
     mine = network_state(state, role)
@@ -110,7 +111,7 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
     _require_plain(mine, f"the {role}")
     mine = adapt_network(mine, wanted)
     _load_checked(network, mine, f"the {role}")
-    surplus = _Fit(wanted, weights_of(mine, head_names(wanted))).ignored
+    surplus = StateDictDiff(wanted, weights_of(mine, head_names(wanted))).unexpected
     if surplus:
         raise ArtifactError(
             f"weights of the {role} must be this network's, got heads with more: "
@@ -118,14 +119,14 @@ def load_network_weights(network: nn.Module, content: Mapping[str, Any], role: s
         )
 
 
-def load_pretrained_weights(network: nn.Module, source: str) -> bool:
-    """Load what a source has for a new student.
+def load_pretrained_weights(network: MALNetwork, source: str) -> bool:
+    """Load the weights that a source has for a new student.
 
-    Of a MAL checkpoint this is its student, with the heads unless they are of another make (they
-    read each other's channels, so both fit or none); of anything else the backbone.
+    A MAL checkpoint gives its student, with the heads if both fit (one reads the other's channels);
+    anything else gives the backbone.
 
     Args:
-        network: What gets the weights.
+        network: Gets the weights.
         source: A local or s3:// .pth, .ckpt or .safetensors file, or `timm:NAME` of the hub.
 
     Returns:
@@ -139,21 +140,22 @@ def load_pretrained_weights(network: nn.Module, source: str) -> bool:
     student = network_state(state, "student")
     _require_plain(student, f"the student from {source}")
     student = adapt_network(student, wanted)
-    heads = _Fit(*(weights_of(weights, head_names(wanted)) for weights in (wanted, student)))
-    if heads.given and not heads.problem():
+    parts = head_names(wanted)
+    heads = StateDictDiff(weights_of(wanted, parts), weights_of(student, parts))
+    if heads.given and not heads.describe():
         _load_checked(network, student, f"the student from {source}")
         return True
-    _load_backbone(network.get_submodule("backbone"), state, source)
+    _load_backbone(network.backbone, state, source)
     if heads.given:
-        log.info("the heads start anew, those of %s are others: %s", source, heads.problem())
+        log.info("the heads start anew, those of %s are others: %s", source, heads.describe())
     return False
 
 
-def load_backbone_weights(backbone: nn.Module, source: str) -> None:
+def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """Load pretrained weights into a backbone; position embeddings are resized to its crop.
 
     Args:
-        backbone: What gets the weights.
+        backbone: Gets the weights.
         source: As for `load_pretrained_weights`.
 
     Raises:
@@ -163,11 +165,11 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
     _load_backbone(backbone, _read_source(source), source)
 
 
-def _load_backbone(backbone: nn.Module, state: State, source: str) -> None:
+def _load_backbone(backbone: Backbone, state: State, source: str) -> None:
     name = f"the backbone from {source}"
     state = network_state(state, "student") or state
     _require_plain(state, name)
-    _load_checked(backbone, adapt_backbone(state, backbone.state_dict()), name)
+    _load_checked(backbone, backbone.adapt_weights(state), name)
 
 
 def _require_plain(state: State, name: str) -> None:
@@ -180,7 +182,7 @@ def _require_plain(state: State, name: str) -> None:
 
 
 def _special_kind_of(value: Tensor) -> str:
-    """Say in which way a tensor is not just numbers in a row; '' if it is."""
+    """Name the kind of a tensor that is not a plain dense one; '' if it is."""
     if value.is_meta:
         return "a meta tensor, without values,"
     if value.is_quantized:
@@ -191,7 +193,7 @@ def _special_kind_of(value: Tensor) -> str:
 
 
 def _require_finite(module: nn.Module, state: State, name: str) -> None:
-    """Refuse NaN and infinities, also those that the module's own precision makes."""
+    """Refuse NaN and infinity, also those that converting to the module's dtype makes."""
     for key, wanted in module.state_dict().items():
         if not wanted.is_floating_point() or not wanted.numel():
             continue
@@ -205,14 +207,14 @@ def _require_finite(module: nn.Module, state: State, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """The weights that a module wants beside those that it is given."""
+class StateDictDiff:
+    """How given weights differ from those that a module needs."""
 
     wanted: State
     given: State
 
     @property
-    def misfits(self) -> list[str]:
+    def shape_mismatches(self) -> list[str]:
         return [k for k, v in self.given.items() if k in self.wanted and v.shape != self._shape(k)]
 
     @property
@@ -220,46 +222,47 @@ class _Fit:
         return [key for key in self.wanted if key not in self.given]
 
     @property
-    def ignored(self) -> list[str]:
+    def unexpected(self) -> list[str]:
         return [key for key in self.given if key not in self.wanted]
 
-    def describe_misfits(self) -> str:
-        """Name the first of the weights of another shape."""
-        key, num_others = self.misfits[0], len(self.misfits) - 1
+    def describe_shape_mismatches(self) -> str:
+        """Name the first of them, and the number of the others."""
+        key, num_others = self.shape_mismatches[0], len(self.shape_mismatches) - 1
         shapes = f"{tuple(self.given[key].shape)} instead of {tuple(self._shape(key))}"
         return f"{key} of {shapes} and {num_others} more"
 
-    def problem(self) -> str:
-        """Say what keeps these from being the module's weights, all and no others; '' if none."""
-        if self.misfits:
-            return self.describe_misfits()
+    def describe(self) -> str:
+        """Name the first difference; '' if there is none."""
+        if self.shape_mismatches:
+            return self.describe_shape_mismatches()
         if self.missing:
             return f"without {_name_some(self.missing)}"
-        return f"with {_name_some(self.ignored)}" if self.ignored else ""
+        return f"with {_name_some(self.unexpected)}" if self.unexpected else ""
 
     def _shape(self, key: str) -> Any:
         return self.wanted[key].shape
 
 
 def _load_checked(module: nn.Module, state: State, name: str) -> None:
-    fit = _Fit(module.state_dict(), state)
-    misfits = set(fit.misfits)
-    fitting = {k: v for k, v in state.items() if k in fit.wanted and k not in misfits}
+    diff = StateDictDiff(module.state_dict(), state)
+    mismatches = set(diff.shape_mismatches)
+    fitting = {k: v for k, v in state.items() if k in diff.wanted and k not in mismatches}
     others = "".join(
         f", {len(keys)} {what} ({_name_some(keys)})"
-        for what, keys in (("missing", fit.missing), ("ignored", fit.ignored))
+        for what, keys in (("missing", diff.missing), ("ignored", diff.unexpected))
         if keys
     )
     log.info("%s: %d weights loaded%s", name, len(fitting), others)
-    if misfits:
+    if mismatches:
         raise ArtifactError(
-            f"weights of {name} must have this network's shapes, got {fit.describe_misfits()}. "
+            f"weights of {name} must have this network's shapes, got "
+            f"{diff.describe_shape_mismatches()}. "
             "Set model.arch, the other model.* keys and dataset.crop_size as they were in training."
         )
-    if fit.missing:
+    if diff.missing:
         raise ArtifactError(
-            f"weights of {name} must be complete, got {len(fitting)} of {len(fit.wanted)}; "
-            f"missing: {_name_some(fit.missing)}. Set model.arch to the network in the file."
+            f"weights of {name} must be complete, got {len(fitting)} of {len(diff.wanted)}; "
+            f"missing: {_name_some(diff.missing)}. Set model.arch to the network in the file."
         )
     _require_finite(module, fitting, name)
     module.load_state_dict(fitting, strict=False)

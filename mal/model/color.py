@@ -18,8 +18,8 @@ _XYZ_FROM_RGB = torch.tensor(
 def lab_from_normalized(image_BCHW: Tensor) -> Tensor:
     """Convert ImageNet-normalised RGB to CIELAB / 100: L in [0, 1], a and b about [-1, 1].
 
-    Equal distances look about equally different, which RGB's do not: the CRF then joins shades
-    and shadows of one thing.
+    Equal distances are about equally visible, unlike in RGB, so the CRF joins shades and shadows of
+    one object.
     """
     mean, std = imagenet_constants_on(image_BCHW.device)
     rgb = (image_BCHW.float() * std + mean).clamp(0, 1)
@@ -33,5 +33,5 @@ def lab_from_normalized(image_BCHW: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _xyz_from_rgb_on(device: torch.device) -> Tensor:
-    """Return the matrix, sent once: each sending makes the host wait."""
+    """Return the matrix on a device; copied once, since each copy makes the host wait."""
     return _XYZ_FROM_RGB.to(device)

@@ -1,4 +1,4 @@
-"""The heads of MAL: which object (a vector), and where its pixels are (a map of vectors).
+"""The heads of MAL: a vector for the object, and a map of vectors for the pixels.
 
 Shape letters: B items, D backbone width, C channels of vector and map, h w token grid, M map side,
 S crop side (px).
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 OBJECT_CHANNELS = 256
 
 
-class ObjectHead(nn.Module):
+class RoiHead(nn.Module):
     """Turns features averaged over the crop, or of the box against the rest, into a vector."""
 
     def __init__(self, in_channels: int, out_channels: int, pooling: str) -> None:
@@ -42,7 +42,7 @@ class ObjectHead(nn.Module):
 
 
 def box_coverage(unit_box_B4: Tensor, size: int) -> Tensor:
-    """Return which part of each cell of a size x size grid the box covers, (B, size, size)."""
+    """Return the fraction of each cell of a size x size grid that the box covers."""
     edge = torch.arange(size + 1, device=unit_box_B4.device) / size
 
     def cover(low_B: Tensor, high_B: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class ConvolutionalMaskHead(nn.Module):
         self.out_channels = out_channels
 
     def map_size_for(self, num_tokens_a_side: int) -> int:
-        """Return M."""
+        """Return the side of the mask map, px."""
         return self.MAP_CELLS_PER_TOKEN * num_tokens_a_side
 
-    def forward(self, levels: list[Tensor], *_: object) -> Tensor:
-        """Return the map of vectors, (B, C, scale * h, scale * w), of the deepest level."""
-        maps = resize_by(levels[-1], self.scale_pre)
+    def forward(self, feature_maps: list[Tensor], *_: object) -> Tensor:
+        """Return the map of vectors, (B, C, scale * h, scale * w), of the last feature map."""
+        maps = resize_by(feature_maps[-1], self.scale_pre)
         for position, conv in enumerate(self.convs):
             if position == self.upsampled_conv:
                 maps = resize_by(maps, self.scale)
@@ -118,15 +118,15 @@ class ConvolutionalMaskHead(nn.Module):
 def match_scaled(vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
     """Return logits (B, H, W): scaled dot product plus a bias, the vector's last channel.
 
-    Scaling keeps the first steps of a short run from saturating; the bias lets an object decide
-    how certain it is without a channel of the map.
+    Without scaling the first steps of a short run saturate; the bias sets an object's certainty
+    without using a channel of the map.
     """
     dot_BHW = torch.einsum("bc,bchw->bhw", vector_BC[:, :-1], maps_BCHW)
     return dot_BHW / math.sqrt(maps_BCHW.shape[1]) + vector_BC[:, -1, None, None]
 
 
 def initialize_convolutions(module: nn.Module) -> None:
-    """Draw convolution weights as Kaiming He does for ReLU, biases zero."""
+    """Initialise convolution weights as He et al. do for ReLU, biases with zero."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, nonlinearity="relu")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DICE_EPSILON = 0.002
-# PointSup labels ten points of an object: fewer say less, and weigh less.
+# PointSup labels ten points per object; fewer points weigh less.
 POINTS_OF_FULL_WEIGHT = 10
 
 
@@ -18,7 +18,7 @@ def dice_loss(pred: Tensor, target: Tensor) -> Tensor:
 
     Args:
         pred: (B, ...), in [0, 1].
-        target: The same shape, in [0, 1].
+        target: Shape as `pred`, in [0, 1].
 
     Returns:
         1 - 2 sum(ab) / (sum(a^2) + sum(b^2) + 0.002) of each item, shape (B,).
@@ -46,12 +46,11 @@ def mil_loss(prob_BHW: Tensor, box_mask_BHW: Tensor) -> Tensor:
 def point_loss(logits_BHW: Tensor, point_BK3: Tensor) -> Tensor:
     """Compare logits at labelled points with their labels by binary cross-entropy.
 
-    The map is read between its pixels, bilinearly (Cheng et al. 2022, PointSup). Each point counts
-    a tenth until there are ten: a single point on the object, at full weight, is met by masks that
-    are too large everywhere.
+    The map is sampled bilinearly (Cheng et al. 2022, PointSup). Each point counts a tenth until
+    there are ten: a single point at full weight would favour masks that are too large.
 
     Args:
-        logits_BHW: Of the mask.
+        logits_BHW: Mask logits.
         point_BK3: x and y as 0..1 of the map, and 1 on the object, 0 off it, -1 no point.
 
     Returns:

@@ -96,9 +96,9 @@ def mean_field(
 
 
 def _share_regions(regions: Mapping[int, Region]) -> Iterator[tuple[slice, Region]]:
-    """Yield items to iterate together, and where: all at once where their regions are much alike.
+    """Yield items to iterate together, and their region: all at once where regions nearly agree.
 
-    An operation for all of them costs less than one for each.
+    One operation on all items is faster than one per item.
     """
     if not regions:
         return
@@ -121,9 +121,9 @@ def _num_pixels(region: Region) -> int:
 
 
 def _region_around(is_inside_HW: Tensor, reach: int) -> Region | None:
-    """Return rows and columns of a mask and of all that its pixels look at; None if it is empty.
+    """Return the rows and columns of a mask and its pixels' neighbours; None if it is empty.
 
-    Outside the mask nothing ever changes, so that the labels are the same without the rest.
+    Outside the mask no label changes, so the rest need not be computed.
     """
     sides = []
     for axis in (1, 0):
@@ -254,7 +254,7 @@ def _weigh_pairs(
 ) -> dict[int, Tensor]:
     """Return the weight of each pixel and the one at a distance behind it, by distance.
 
-    Both see each other alike, so that distances ahead need none. Padding weighs nothing.
+    The weight is symmetric, so distances ahead need none. Padding has weight 0.
     """
     image_CP = layout.line_of(image_BCHW.float().transpose(0, 1))
     is_inside_P = layout.line_of(torch.ones_like(image_BCHW[:, 0], dtype=torch.float32))

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from mal.data.annotations import MEDIUM_MAX_AREA_PX2, SMALL_MAX_AREA_PX2
 from mal.model.affinity import TokenAffinity
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import build_backbone, describe_backbone, require_feature_maps
 from mal.model.fused_head import FusedMaskHead
-from mal.model.heads import ConvolutionalMaskHead, ObjectHead, resize_by, resize_to
-from mal.model.hybrid import HybridBackbone, PyramidMaskHead
+from mal.model.heads import ConvolutionalMaskHead, RoiHead, resize_by, resize_to
+from mal.model.hybrid import PyramidMaskHead
 from mal.spec.experiment import ModelSpec
-from mal.spec.rules import is_hybrid, patch_size_of
 
 # Features of small, medium and large objects are resized by these before the mask head.
 SIZE_SCALES = (0.5, 1.0, 2.0)
+# How many feature maps each mask head reads.
+NUM_FEATURE_MAPS = {"convolutional": 1, "fused": 2, "pyramid": 3}
 
 
 def size_class_of(box_area_B: Tensor) -> Tensor:
@@ -40,15 +41,17 @@ class MALNetwork(nn.Module):
 
     def __init__(self, model: ModelSpec, crop_size: int) -> None:
         super().__init__()
-        self.backbone = _build_backbone(model, crop_size)
-        self.mask_head = _build_mask_head(model, self.backbone.level_channels)
-        self.roi_head = ObjectHead(
-            self.backbone.level_channels[-1],
+        self.arch = model.arch
+        self.stride_px = describe_backbone(model.arch).stride_px
+        self.backbone = build_backbone(model, crop_size, NUM_FEATURE_MAPS[model.mask_head])
+        self.mask_head = _build_mask_head(model, self.backbone.feature_channels)
+        self.roi_head = RoiHead(
+            self.backbone.feature_channels[-1],
             self.mask_head.out_channels + self.mask_head.num_bias_channels,
             model.object_pooling,
         )
         self.is_scaled_by_size = model.mask_head == "convolutional" and not model.not_adjust_scale
-        self.map_size = self.mask_head.map_size_for(crop_size // patch_size_of(model.arch))
+        self.map_size = self.mask_head.map_size_for(crop_size // self.stride_px)
 
     def forward(self, image_BCSS: Tensor, unit_box_B4: Tensor, box_area_B: Tensor) -> Tensor:
         """Return logits of the mask, (B, M, M).
@@ -61,44 +64,46 @@ class MALNetwork(nn.Module):
         return self.decode(self.encode(image_BCSS), image_BCSS, unit_box_B4, box_area_B)
 
     def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return the backbone's levels, deepest last: what a frozen backbone need compute once."""
-        levels: list[Tensor] = self.backbone(image_BCSS)
-        return levels
+        """Return the backbone's feature maps; those of a frozen backbone can be cached."""
+        feature_maps = self.backbone(image_BCSS)
+        grid_side = image_BCSS.shape[-1] // self.stride_px
+        return require_feature_maps(feature_maps, self.backbone, self.arch, grid_side)
 
     def decode(
         self,
-        levels: list[Tensor],
+        feature_maps: list[Tensor],
         image_BCSS: Tensor,
         unit_box_B4: Tensor,
         box_area_B: Tensor,
         affinity: TokenAffinity | None = None,
     ) -> Tensor:
-        """Return logits of the mask, (B, M, M), from the backbone's levels.
+        """Return logits of the mask, (B, M, M), from the backbone's feature maps.
 
         Args:
-            levels: Of `encode`.
+            feature_maps: What `encode` returned.
             image_BCSS: Normalised RGB.
             unit_box_B4: Box, xyxy as 0..1 of the crop.
-            box_area_B: w * h in original pixels. Best on the host: they choose the items that are
-                computed together, and reading them back would make the host wait for the device.
-            affinity: Of the deepest level's tokens, where somebody else needs it too.
+            box_area_B: w * h in original pixels, on the host: they select the items that are
+                computed together, and reading them from a GPU would make the host wait for it.
+            affinity: Token affinity of the last feature map, if it is computed already.
         """
-        vector_BC = self.roi_head(levels[-1], unit_box_B4)
+        vector_BC = self.roi_head(feature_maps[-1], unit_box_B4)
         if not self.is_scaled_by_size:
-            return self._match(vector_BC, self.mask_head(levels, image_BCSS, unit_box_B4, affinity))
+            maps = self.mask_head(feature_maps, image_BCSS, unit_box_B4, affinity)
+            return self._match(vector_BC, maps)
         if torch.compiler.is_exporting():
-            return self._decode_every_size(vector_BC, levels[-1], box_area_B)
+            return self._decode_every_size(vector_BC, feature_maps[-1], box_area_B)
         size_class_B = size_class_of(box_area_B.cpu())
         classes = sorted(set(size_class_B.tolist()))
         if len(classes) == 1:
-            return self.match_scaled_by(SIZE_SCALES[classes[0]], vector_BC, levels[-1])
+            return self.mask_logits_at_scale(SIZE_SCALES[classes[0]], vector_BC, feature_maps[-1])
         shape = (len(vector_BC), self.map_size, self.map_size)
         logits_BMM: Tensor = vector_BC.new_zeros(shape, dtype=torch.float32)
         for size_class in classes:
             rows = (size_class_B == size_class).nonzero().squeeze(1)
-            rows = _without_waiting(rows, vector_BC.device)
-            logits = self.match_scaled_by(
-                SIZE_SCALES[size_class], vector_BC[rows], levels[-1][rows]
+            rows = to_device_async(rows, vector_BC.device)
+            logits = self.mask_logits_at_scale(
+                SIZE_SCALES[size_class], vector_BC[rows], feature_maps[-1][rows]
             )
             logits_BMM = logits_BMM.index_copy(0, rows, logits)
         return logits_BMM
@@ -106,24 +111,23 @@ class MALNetwork(nn.Module):
     def _decode_every_size(
         self, vector_BC: Tensor, features_BDhw: Tensor, box_area_B: Tensor
     ) -> Tensor:
-        """Compute all sizes and choose: an exported graph cannot group the items of a batch."""
+        """Compute all sizes and select: an exported graph cannot group the items of a batch."""
         logits_KBMM = torch.stack(
-            [self.match_scaled_by(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
+            [self.mask_logits_at_scale(scale, vector_BC, features_BDhw) for scale in SIZE_SCALES]
         )
         size_class_B = size_class_of(box_area_B)
         chosen_KB = torch.stack([size_class_B == k for k in range(len(SIZE_SCALES))])
         return (logits_KBMM * chosen_KB[:, :, None, None]).sum(0)
 
-    def match_scaled_by(self, scale: float, vector_BC: Tensor, features_BDhw: Tensor) -> Tensor:
-        """Return the paper's head's logits of features resized by the scale of a size class."""
+    def mask_logits_at_scale(
+        self, scale: float, vector_BC: Tensor, features_BDhw: Tensor
+    ) -> Tensor:
+        """Return the convolutional head's logits for features resized by a size class's scale."""
         maps = self.mask_head([resize_by(features_BDhw, scale)])
         return self._match(vector_BC, maps)
 
     def _match(self, vector_BC: Tensor, maps_BCHW: Tensor) -> Tensor:
-        """Return how well every place of the map matches the object, at the map size, float32.
-
-        PyTorch does not shrink half precision on a CPU.
-        """
+        """Return logits at the map size, float32: a CPU cannot resize half precision."""
         logits = self.mask_head.match(vector_BC, maps_BCHW).float()
         return resize_to(logits[:, None], (self.map_size, self.map_size))[:, 0]
 
@@ -132,12 +136,12 @@ class MALNetwork(nn.Module):
 class SharedBackbones:
     """Which networks share a backbone, as plain numbers.
 
-    It is found before the networks are traced: to `torch.export` (2.14) one module that two others
-    hold is two objects, so that a comparison by identity in traced code finds no sharing.
+    This is determined before tracing: `torch.export` (2.14) copies a module that two others hold,
+    so a comparison by identity in traced code finds no sharing.
 
     Attributes:
-        owners: By backbone, the position of the first network that has it.
-        backbone_of: By network, the position of its backbone in `owners`.
+        owners: For each backbone, the index of the first network that has it.
+        backbone_of: For each network, the index of its backbone in `owners`.
     """
 
     owners: tuple[int, ...]
@@ -157,48 +161,31 @@ class SharedBackbones:
         return cls(tuple(owners), tuple(backbone_of))
 
     def encode(self, networks: Sequence[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
-        """Return the levels of each backbone, in the order of `owners`."""
+        """Return the feature maps of each backbone, in the order of `owners`."""
         return [networks[owner].encode(image_BCSS) for owner in self.owners]
 
     def encode_each(self, networks: Sequence[MALNetwork], image_BCSS: Tensor) -> list[list[Tensor]]:
-        """Return the levels of each network; a backbone that several share is run once."""
-        levels = self.encode(networks, image_BCSS)
-        return [levels[backbone] for backbone in self.backbone_of]
+        """Return the feature maps of each network; a backbone that several share is run once."""
+        feature_maps = self.encode(networks, image_BCSS)
+        return [feature_maps[backbone] for backbone in self.backbone_of]
 
 
-def _without_waiting(rows: Tensor, device: torch.device) -> Tensor:
-    """Move indices to a device while that works on."""
+def to_device_async(rows: Tensor, device: torch.device) -> Tensor:
+    """Copy indices to a device without making the host wait for it."""
     if device.type == "cuda":
         rows = rows.pin_memory()
     return rows.to(device, non_blocking=True)
 
 
-def _build_backbone(model: ModelSpec, crop_size: int) -> ViTBackbone | HybridBackbone:
-    backbone: ViTBackbone | HybridBackbone
-    if is_hybrid(model.arch):
-        backbone = HybridBackbone(crop_size)
-    else:
-        backbone = ViTBackbone(
-            model.arch,
-            crop_size,
-            num_levels=2 if model.mask_head == "fused" else 1,
-            drop_path_rate=model.vit_dpr,
-        )
-        backbone.freeze_stages(model.frozen_stages)
-    if model.freeze_backbone:
-        backbone.requires_grad_(False)
-    return backbone
-
-
 def _build_mask_head(
-    model: ModelSpec, level_channels: list[int]
+    model: ModelSpec, feature_channels: list[int]
 ) -> ConvolutionalMaskHead | FusedMaskHead | PyramidMaskHead:
     if model.mask_head == "pyramid":
-        return PyramidMaskHead(level_channels)
+        return PyramidMaskHead(feature_channels)
     if model.mask_head == "fused":
-        return FusedMaskHead(level_channels, model.mask_scale_ratio)
+        return FusedMaskHead(feature_channels, model.mask_scale_ratio)
     return ConvolutionalMaskHead(
-        level_channels[-1],
+        feature_channels[-1],
         hidden_channels=model.mask_head_hidden_channel,
         out_channels=model.mask_head_out_channel,
         num_convs=model.mask_head_num_convs,

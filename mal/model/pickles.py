@@ -1,8 +1,8 @@
-"""Read checkpoints without ever running what their pickle asks for.
+"""Reads checkpoints without executing their pickles.
 
-A checkpoint of a Lightning program carries pickled objects of its own classes (hyper-parameters,
-configs) that are not installed here. Tensors and plain values are read; everything else becomes an
-inert placeholder.
+A checkpoint of a Lightning program contains pickled objects of its own classes (hyper-parameters,
+configs) that are not installed here. Tensors and plain values are read; everything else becomes a
+placeholder that does nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _rebuild_tensor_with_attributes(rebuild: Any, _type: Any, args: Any, _state:
     return rebuild(*args)
 
 
-# Attributes that a program hung on its tensors are dropped.
+# Attributes that a program added to its tensors are dropped.
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
@@ -57,7 +57,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class Placeholder(dict[Any, Any]):
-    """Stands for a pickled object of a class that is not trusted; holds nothing that runs."""
+    """Replaces a pickled object of a class that is not trusted; does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False)
 
     Args:
         path: The file.
-        leaves_tensors_on_disk: Map tensors where the format allows it, for who wants the rest.
+        leaves_tensors_on_disk: Memory-map the tensors if the format allows it.
 
     Raises:
         ArtifactError: It is missing, encrypted or no checkpoint of PyTorch's.
@@ -121,7 +121,7 @@ def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False)
     except (pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError):
         log.debug("%s holds more than tensors and plain values", path)
     except (OSError, RuntimeError, EOFError, MemoryError) as error:
-        if _is_shortage(error, path):  # says nothing about the file
+        if _is_shortage(error, path):  # the file may be good
             raise
         raise _unreadable(path, error) from error
     try:
@@ -133,14 +133,14 @@ def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False)
 
 
 def _load_quietly(path: Path, **how: Any) -> Any:
-    """Load without PyTorch's advice to programmers, which would precede our own line."""
+    """Load without PyTorch's warnings, which would precede our own message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.load(path, map_location="cpu", **how)
 
 
 def _is_shortage(error: Exception, path: Path) -> bool:
-    """Whether memory ran out for a file that asks for no more than it holds."""
+    """Whether memory ran out for a file that claims no more bytes than it has."""
     if isinstance(error, MemoryError):
         return not _overstates_a_pickle(path)
     if _MEMORY_SIGN not in str(error):
@@ -173,7 +173,7 @@ def _overstates_a_pickle(path: Path) -> bool:
 
 
 def _overstates(content: Any, size: int) -> bool:
-    """Whether a pickle numbers its objects beyond the size; one that is cut is a ValueError."""
+    """Whether a pickle numbers its objects beyond the size; a truncated one is a ValueError."""
     operations = pickletools.genops(content)
     return any(
         code.name == "LONG_BINPUT" and isinstance(number, int) and number > size
@@ -196,6 +196,6 @@ def _unreadable(path: Path, error: Exception) -> ArtifactError:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of what a library says, cut between words; its kind if it is mute."""
+    """Return the first line of an error's text, shortened; its type if it has no text."""
     line = str(error).partition("\n")[0]
     return textwrap.shorten(line, MAX_REASON_LENGTH, placeholder=" ...") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which precision to compute in, and where half precision is not exact enough."""
+"""The precision to compute in, and where half precision is not exact enough."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import torch
 
 
 def chosen_precision(precision: str, *, use_amp: bool, device: torch.device) -> str:
-    """Return fp32, bf16 or fp16: what `auto` stands for, or the choice itself.
+    """Return fp32, bf16 or fp16, with `auto` resolved.
 
-    Args:
-        precision: Of the spec; auto is fp16 on CUDA with `use_amp`, else fp32.
-        use_amp: `train.use_amp`.
-        device: Of the network.
+    `auto` is fp16 on CUDA with `use_amp`, else fp32.
     """
     if precision != "auto":
         return precision

@@ -1,4 +1,4 @@
-"""What labelled points say about a mask, beyond the pixels that they lie on.
+"""Corrects masks by labelled points, beyond the pixels under the points.
 
 Shape letters: B items, K points, M side of the mask map, D backbone width, h w token grid.
 """
@@ -28,7 +28,7 @@ _TINY = 1e-12
 def known_pixels(point_BK3: Tensor, size_px: int) -> Tensor:
     """Return 1 for map pixels with points on the object, -1 for those off it, else 0; (B, M, M).
 
-    A pixel that holds as many of one as of the other is not known.
+    A pixel with as many of one as of the other is 0.
     """
     column_BK, row_BK = (point_BK3[:, :, :2] * size_px).long().clamp(0, size_px - 1).unbind(2)
     vote_BK = _sign_of(point_BK3)
@@ -43,15 +43,15 @@ def refine_by_points(
     point_BK3: Tensor,
     thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> Tensor:
-    """Bend probabilities so that points get their label, and places like them follow.
+    """Correct probabilities so that points get their label, and similar pixels follow.
 
-    The log-odds are corrected as by a Gaussian process that has seen, at each point, how much is
-    missing to a margin beyond the threshold: nothing where the mask is right there already. Two
-    places are alike that are near and whose tokens point in like directions.
+    The log-odds are corrected as by a Gaussian process whose observation at each point is what is
+    missing to a margin beyond the threshold, 0 where the mask is right already. Two pixels are
+    similar if they are near and the cosine of their tokens is high.
 
     Args:
-        prob_BMM: Of the mask, in [0, 1].
-        tokens_BDhw: Deepest features of the same crop.
+        prob_BMM: Mask probabilities, in [0, 1].
+        tokens_BDhw: Last feature map of the same crop.
         point_BK3: x and y as 0..1 of the map, and 1 on the object, 0 off it, -1 no point.
         thresholds: Lowest and highest probability from which a pixel may be taken for object.
 
@@ -68,7 +68,7 @@ def refine_by_points(
         (lowest - MARGIN - found_BK).clamp(max=0),
     )
     missing_BK = missing_BK * _sign_of(point_BK3).abs()
-    among_BKK, to_map_BKMM = _likeness(tokens_BDhw.float(), point_BK3, prob_BMM.shape[-1])
+    among_BKK, to_map_BKMM = _similarity(tokens_BDhw.float(), point_BK3, prob_BMM.shape[-1])
     weight_BK = _solve(among_BKK, missing_BK)
     return (logits_BMM + torch.einsum("bk,bkhw->bhw", weight_BK, to_map_BKMM)).sigmoid()
 
@@ -84,8 +84,8 @@ def _sign_of(point_BK3: Tensor) -> Tensor:
     return torch.where(label_BK < 0, torch.zeros_like(label_BK), label_BK * 2 - 1)
 
 
-def _likeness(tokens_BDhw: Tensor, point_BK3: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return how like the points are to each other, (B, K, K), and to the map, (B, K, M, M)."""
+def _similarity(tokens_BDhw: Tensor, point_BK3: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the similarity among the points, (B, K, K), and to the map, (B, K, M, M)."""
     map_BDMM = F.normalize(resize_to(tokens_BDhw, (size, size)), dim=1)
     token_BDK = F.normalize(sample_at_points(tokens_BDhw, point_BK3), dim=1)
     centre_M = (torch.arange(size, device=tokens_BDhw.device) + 0.5) / size
@@ -97,14 +97,14 @@ def _likeness(tokens_BDhw: Tensor, point_BK3: Tensor, size: int) -> tuple[Tensor
     among = near(x_BK[:, :, None] - x_BK[:, None, :], y_BK[:, :, None] - y_BK[:, None, :])
     to_map = near(x_BK[:, :, None, None] - centre_M, y_BK[:, :, None, None] - centre_M[:, None])
     among = among + (torch.einsum("bdk,bdl->bkl", token_BDK, token_BDK) - 1) / TOKEN_TEMPERATURE
-    like_map = torch.einsum("bdk,bdhw->bkhw", token_BDK, map_BDMM)
-    to_map = to_map + (like_map - 1) / TOKEN_TEMPERATURE
+    similar_map = torch.einsum("bdk,bdhw->bkhw", token_BDK, map_BDMM)
+    to_map = to_map + (similar_map - 1) / TOKEN_TEMPERATURE
     is_point_BK = _sign_of(point_BK3).abs()
     return among.exp() * is_point_BK[:, :, None] * is_point_BK[:, None, :], to_map.exp()
 
 
-def _solve(likeness_BKK: Tensor, missing_BK: Tensor) -> Tensor:
-    """Solve (likeness + NOISE) weight = missing by conjugate gradients, (B, K).
+def _solve(similarity_BKK: Tensor, missing_BK: Tensor) -> Tensor:
+    """Solve (similarity + NOISE) weight = missing by conjugate gradients, (B, K).
 
     ONNX has no solver. The noise bounds the condition number, so that a fixed number of steps does.
     """
@@ -112,7 +112,7 @@ def _solve(likeness_BKK: Tensor, missing_BK: Tensor) -> Tensor:
     residual_BK = direction_BK = missing_BK
     size_B1 = residual_BK.square().sum(1, keepdim=True)
     for _ in range(_NUM_SOLVER_STEPS):
-        image_BK = torch.einsum("bkl,bl->bk", likeness_BKK, direction_BK) + NOISE * direction_BK
+        image_BK = torch.einsum("bkl,bl->bk", similarity_BKK, direction_BK) + NOISE * direction_BK
         step_B1 = size_B1 / (direction_BK * image_BK).sum(1, keepdim=True).clamp(min=_TINY)
         weight_BK = weight_BK + step_B1 * direction_BK
         residual_BK = residual_BK - step_B1 * image_BK

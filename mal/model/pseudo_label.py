@@ -1,4 +1,4 @@
-"""The label that the student learns from: student and teacher agreed, sharpened by the image.
+"""The pseudo label: the mean of student and teacher, sharpened by the image's colours.
 
 Shape letters: B items, M side of the mask map, S crop side (px).
 """
@@ -33,8 +33,8 @@ def make_pseudo_label(
     Args:
         prob_BMM: Mean probability of student and teacher.
         box_mask_BMM: 0 or 1.
-        image_BCSS: Normalised RGB that the colours are taken from.
-        affinity: Of the deep tokens.
+        image_BCSS: Normalised RGB, whose colours are used.
+        affinity: Token affinity of the last feature map.
         train: The spec's CRF settings.
         point_BK3: Labelled points, which the label never contradicts.
     """
@@ -69,7 +69,7 @@ def make_pseudo_label(
 def _start_of(
     prob_BMM: Tensor, box_mask_BMM: Tensor, affinity: TokenAffinity, train: TrainSpec
 ) -> Tensor:
-    """Mix the prediction with what the tokens say, and move its threshold to one half."""
+    """Mix the prediction with the token prior, and shift its threshold to one half."""
     start_BMM = prob_BMM
     if train.prior_weight:
         prior = affinity.prior_logits(train.affinity_temperature)
@@ -88,7 +88,7 @@ def _start_of(
 
 
 def _follow_points(prob_BMM: Tensor, affinity: TokenAffinity, point_BK3: Tensor) -> Tensor:
-    """Bend the probabilities of items with points; the others stay to the bit."""
+    """Correct the probabilities of items with points; the others stay bitwise the same."""
     refined_BMM = refine_by_points(prob_BMM, affinity.tokens_BDhw, point_BK3)
     has_points_B = (point_BK3[:, :, 2] >= 0).any(1)
     return torch.where(has_points_B[:, None, None], refined_BMM, prob_BMM)

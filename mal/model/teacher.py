@@ -15,8 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def make_teacher(student: Network) -> Network:
     """Copy the student; modules without trained parameters are shared, not copied.
 
-    A frozen backbone is the same in both: sharing it saves its memory, and its place in the
-    checkpoint.
+    A frozen backbone is the same in both: sharing it saves memory and checkpoint size.
     """
     shared = {
         id(child): child
@@ -29,9 +28,8 @@ def make_teacher(student: Network) -> Network:
 class TeacherUpdate:
     """Moves the teacher towards the student: t <- momentum * t + (1 - momentum) * s.
 
-    Buffers (running statistics, averages already) are copied. What both share stays as it is.
-    Which tensors belong together is found once: walking through two networks takes longer than
-    moving their heads.
+    Buffers are copied (running statistics are averages already); shared tensors are skipped. The
+    pairs are found once: walking through two networks takes longer than updating their heads.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""From the names and grids of other programs' weights to ours.
+"""Renames and resizes the weights of other programs to ours.
 
-Nothing here reads files or decides whether weights are complete: `mal.model.checkpoint` does.
+`mal.model.checkpoint` reads the files and checks that weights are complete.
 """
 
 from __future__ import annotations
@@ -104,16 +104,16 @@ def weights_of(state: State, parts: Collection[str]) -> dict[str, Tensor]:
 def _match_by_order(state: State, wanted: State, part: str) -> dict[str, Tensor]:
     """Rename the weights of a head whose layers have other names but are the same in a row.
 
-    Only where no name is known, and kind (weight, bias) and shape agree in every place; anything
-    else is left for the check of names to refuse.
+    Only if no name is known, and kind (weight, bias) and shape agree for every weight; the check of
+    names refuses anything else.
     """
     theirs = [key for key in state if key.startswith(part)]
     ours = [key for key in wanted if key.startswith(part)]
-    is_named_alike = not set(theirs).isdisjoint(ours)
+    has_our_names = not set(theirs).isdisjoint(ours)
     is_same_row = [_kind_and_shape(k, state[k]) for k in theirs] == [
         _kind_and_shape(k, wanted[k]) for k in ours
     ]
-    if not theirs or is_named_alike or not is_same_row:
+    if not theirs or has_our_names or not is_same_row:
         return dict(state)
     log.info("layers of %s matched by order and shape: %s is %s, ...", part, theirs[0], ours[0])
     our_name = dict(zip(theirs, ours, strict=True))

@@ -6,6 +6,7 @@ import math
 import operator
 import reprlib
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
@@ -79,8 +80,8 @@ class _Shorten(reprlib.Repr):
 _SHORTEN = _Shorten()
 
 
-def _one_of(choices: tuple[str, ...]) -> str:
-    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+def _one_of(choices: Collection[str]) -> str:
+    return ", ".join(choices) if len(choices) == 1 else f"one of {', '.join(choices)}"
 
 
 def _convert_type(value: Any, hint: Any) -> tuple[Any, str | None]:
@@ -115,7 +116,7 @@ def _float_from(value: int | float) -> float:
 
 
 def _broken_rule(value: Any, facts: Setting) -> str | None:
-    if facts.choices and value not in facts.choices:
+    if facts.choices and not facts.is_choice(value):
         return "be a known name"
     if isinstance(value, list) and facts.lengths and len(value) not in facts.lengths:
         return f"have {' or '.join(map(str, facts.lengths))} values"

@@ -9,23 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mal.spec.backbones import BACKBONES, FAMILY_PATTERN
 from mal.spec.setting import REQUIRED, SearchRange, section, setting
 
 MIN_CROP_SIZE = 32
-
-BACKBONE_ARCHS = (
-    "vit-mae-tiny/16",
-    "vit-mae-small/16",
-    "vit-mae-base/16",
-    "vit-mae-large/16",
-    "vit-mae-huge/14",
-    "vit-deit-tiny/16",
-    "vit-deit-small/16",
-    "vit-deit-base/16",
-    "vit-dinov2-small/14",
-    "vit-dinov2-base/14",
-    "vit-hybrid-small/8",
-)
 
 
 @dataclass
@@ -95,7 +82,13 @@ class DatasetSpec:
 class ModelSpec:
     """The network."""
 
-    arch: str = setting("vit-mae-base/16", "Backbone.", choices=BACKBONE_ARCHS, is_popular=True)
+    arch: str = setting(
+        "vit-mae-base/16",
+        "Backbone. [mal] timm:NAME: a ViT, DINOv3, SAM-ViT, Hiera or TinyViT of timm.",
+        choices=BACKBONES.keys(),
+        choice_pattern=FAMILY_PATTERN,
+        is_popular=True,
+    )
     frozen_stages: list[int] = setting(
         [-1],
         "Transformer blocks that are not trained, as [last] or [first, last]; 0 is the patch "
@@ -157,7 +150,7 @@ class TrainSpec:
         minimum=1,
         is_popular=True,
     )
-    seed: int = setting(1234, "Seed of all randomness; -1 draws one.", minimum=-1)
+    seed: int = setting(1234, "Seed of all random numbers; -1 draws one.", minimum=-1)
     cudnn: CudnnSpec = section(CudnnSpec, "cuDNN switches (CUDA only).")
     num_epochs: int = setting(
         10,
@@ -379,8 +372,7 @@ class TrainSpec:
         "clamped",
         "[mal] Initial label of the CRF. clamped: the clamped probabilities (as in the paper); "
         "balanced: the clamp on their side of crf_start_thres; soft: the same as clamped. Outside "
-        "the "
-        "box it is the lower clamp.",
+        "the box it is the lower clamp.",
         choices=("clamped", "balanced", "soft"),
         option_weights=(1, 1, 0),
     )

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from mal.spec.backbones import BackboneEntry, backbone_entry
 from mal.spec.experiment import MIN_CROP_SIZE, ExperimentSpec
 
-PATCH_SIZE_SEPARATOR = "/"
-
 Finding = tuple[tuple[str, ...], str]
-
-
-def patch_size_of(arch: str) -> int:
-    """Return the stride of a backbone's features, px (the number behind the slash)."""
-    return int(arch.rpartition(PATCH_SIZE_SEPARATOR)[2])
-
-
-def is_hybrid(arch: str) -> bool:
-    """Whether a backbone is the small hybrid for training from scratch."""
-    return arch.startswith("vit-hybrid-")
 
 
 def combination_problems(
@@ -40,18 +29,9 @@ def combination_problems(
 
 
 def _dataset_findings(spec: ExperimentSpec) -> Iterator[Finding]:
-    dataset, arch = spec.dataset, spec.model.arch
-    patch = patch_size_of(arch)
-    if dataset.crop_size % patch:
-        below = dataset.crop_size // patch * patch
-        nearest = [size for size in (below, below + patch) if size >= MIN_CROP_SIZE]
-        yield (
-            ("dataset.crop_size", "model.arch"),
-            (
-                f"dataset.crop_size must be a multiple of the patch size {patch} of {arch}, "
-                f"got {dataset.crop_size}. Use {' or '.join(map(str, nearest))}."
-            ),
-        )
+    dataset = spec.dataset
+    if problem := crop_size_problem(backbone_entry(spec.model.arch), dataset.crop_size):
+        yield ("dataset.crop_size", "model.arch"), problem
     if dataset.box_jitter and not dataset.window_rate:
         yield (
             ("dataset.box_jitter", "dataset.window_rate"),
@@ -63,8 +43,22 @@ def _dataset_findings(spec: ExperimentSpec) -> Iterator[Finding]:
         )
 
 
+def crop_size_problem(entry: BackboneEntry, crop_size: int) -> str:
+    """Say why a backbone cannot read crops of a size, px; '' if it can, or if it is not known."""
+    step_px = entry.crop_multiple_px
+    if not step_px or crop_size % step_px == 0:
+        return ""
+    below = crop_size // step_px * step_px
+    nearest = [size for size in (below, below + step_px) if size >= MIN_CROP_SIZE]
+    return (
+        f"dataset.crop_size must be a multiple of the patch size {step_px} of {entry.arch}, "
+        f"got {crop_size}. Use {' or '.join(map(str, nearest))}."
+    )
+
+
 def _model_findings(spec: ExperimentSpec) -> Iterator[Finding]:
     model, train = spec.model, spec.train
+    entry = backbone_entry(model.arch)
     if train.cached_crops and not model.freeze_backbone:
         yield (
             ("train.cached_crops", "model.freeze_backbone"),
@@ -73,20 +67,20 @@ def _model_findings(spec: ExperimentSpec) -> Iterator[Finding]:
                 f"{train.cached_crops}. Set model.freeze_backbone=true."
             ),
         )
-    if train.cached_crops and is_hybrid(model.arch):
+    if train.cached_crops and not entry.can_cache_features:
         yield (
             ("train.cached_crops", "model.arch"),
             (
                 f"train.cached_crops must be 0 with {model.arch}, got {train.cached_crops}. "
-                "Features are worth caching for a pretrained ViT only."
+                "Use a pretrained ViT: its features can be cached."
             ),
         )
-    if is_hybrid(model.arch) != (model.mask_head == "pyramid"):
+    if model.mask_head not in entry.mask_heads:
         yield (
             ("model.mask_head", "model.arch"),
             (
-                "model.mask_head must be pyramid for a hybrid and only for it, got "
-                f"{model.mask_head} with {model.arch}. Change one of the two."
+                f"model.mask_head must be {' or '.join(entry.mask_heads)} with {model.arch}, got "
+                f"{model.mask_head}. Change one of the two."
             ),
         )
 

@@ -17,7 +17,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mal.spec.experiment import BACKBONE_ARCHS, ExperimentSpec
+from mal.spec.backbones import BACKBONES, BackboneEntry
+from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import (
     ACTION_SECTIONS,
     ALIASES,
@@ -26,7 +27,6 @@ from mal.spec.load import (
     is_needed,
     iterate_settings,
 )
-from mal.spec.rules import is_hybrid, patch_size_of
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 
 JsonSchema = dict[str, Any]
@@ -128,7 +128,10 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
     if facts.is_ignored:
         return {}
     if facts.choices:
-        return {"type": "string", "enum": list(facts.choices)}
+        known: JsonSchema = {"type": "string", "enum": list(facts.choices)}
+        if not facts.choice_pattern:
+            return known
+        return {"anyOf": [known, {"type": "string", "pattern": facts.choice_pattern}]}
     if hint is str:
         refused: list[JsonSchema] = [{"pattern": CREDENTIALS_PATTERN}]
         if must_be_set:
@@ -188,11 +191,13 @@ def _reference(key: str, name: str) -> JsonSchema:
 def _combination_rules(action: str) -> Iterator[JsonSchema]:
     """Yield the rules of `mal.spec.rules`; a missing key has its default."""
     default = ExperimentSpec()
-    for patch in sorted({patch_size_of(arch) for arch in BACKBONE_ARCHS}):
+    for step_px in sorted({entry.crop_multiple_px for entry in BACKBONES.values()}):
         yield _implies(
-            _arch_is(lambda arch, patch=patch: patch_size_of(arch) == patch),  # type: ignore[misc]
+            _arch_is(lambda entry, step_px=step_px: entry.crop_multiple_px == step_px),  # type: ignore[misc]
             _holds(
-                "dataset.crop_size", {"multipleOf": patch}, default.dataset.crop_size % patch == 0
+                "dataset.crop_size",
+                {"multipleOf": step_px},
+                default.dataset.crop_size % step_px == 0,
             ),
         )
     yield _implies(
@@ -201,10 +206,14 @@ def _combination_rules(action: str) -> Iterator[JsonSchema]:
     )
     is_cached = _holds("train.cached_crops", {"exclusiveMinimum": 0}, by_default=False)
     yield _implies(is_cached, _holds("model.freeze_backbone", {"const": True}, by_default=False))
-    yield _implies(is_cached, {"not": _arch_is(is_hybrid)})
+    yield _implies(is_cached, {"not": _arch_is(lambda entry: not entry.can_cache_features)})
+    for heads in sorted({entry.mask_heads for entry in BACKBONES.values()}):
+        yield _implies(
+            _arch_is(lambda entry, heads=heads: entry.mask_heads == heads),  # type: ignore[misc]
+            _holds("model.mask_head", {"enum": list(heads)}, default.model.mask_head in heads),
+        )
     has_pyramid = _holds("model.mask_head", {"const": "pyramid"}, by_default=False)
-    yield _implies(_arch_is(is_hybrid), has_pyramid)
-    yield _implies(has_pyramid, _arch_is(is_hybrid))
+    yield _implies(has_pyramid, _arch_is(lambda entry: "pyramid" in entry.mask_heads))
     names = {field.name for field in dataclasses.fields(getattr(default, action))}
     if "use_teacher_test" in names:
         is_true = {"const": True}
@@ -216,8 +225,8 @@ def _combination_rules(action: str) -> Iterator[JsonSchema]:
         yield {"not": _holds(f"{action}.trt_engine", is_text, by_default=False)}
 
 
-def _arch_is(is_wanted: Callable[[str], bool]) -> JsonSchema:
-    archs = [arch for arch in BACKBONE_ARCHS if is_wanted(arch)]
+def _arch_is(is_wanted: Callable[[BackboneEntry], bool]) -> JsonSchema:
+    archs = [arch for arch, entry in BACKBONES.items() if is_wanted(entry)]
     return _holds("model.arch", {"enum": archs}, ExperimentSpec().model.arch in archs)
 
 

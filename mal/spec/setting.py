@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ class Setting:
 
     Attributes:
         choices: Allowed names; empty for any.
+        choice_pattern: Regular expression of further allowed names; '' for none.
         lengths: Allowed lengths of a list; empty for any.
         option_weights: Relative probability of each choice in a search; 0 excludes it; empty for
             equal ones.
@@ -42,13 +45,21 @@ class Setting:
     maximum: float | None = None
     exclusive_maximum: float | None = None
     is_odd: bool = False
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
+    choice_pattern: str = ""
     lengths: tuple[int, ...] = ()
     option_weights: tuple[float, ...] = ()
     search: SearchRange | None = None
     is_searchable: bool = True
     is_popular: bool = False
     is_ignored: bool = False
+
+    def is_choice(self, value: object) -> bool:
+        """Whether a value is one of the known names, or of the further ones."""
+        return isinstance(value, str) and (
+            value in self.choices
+            or bool(self.choice_pattern and re.search(self.choice_pattern, value))
+        )
 
 
 def setting(
@@ -60,7 +71,8 @@ def setting(
     maximum: float | None = None,
     exclusive_maximum: float | None = None,
     is_odd: bool = False,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
+    choice_pattern: str = "",
     lengths: tuple[int, ...] = (),
     option_weights: tuple[float, ...] = (),
     search: SearchRange | None = None,
@@ -72,7 +84,7 @@ def setting(
     metadata = {
         "setting": Setting(
             description, minimum, exclusive_minimum, maximum, exclusive_maximum, is_odd, choices,
-            lengths, option_weights, search, is_searchable, is_popular, is_ignored,
+            choice_pattern, lengths, option_weights, search, is_searchable, is_popular, is_ignored,
         )
     }  # fmt: skip
     if isinstance(default, list):

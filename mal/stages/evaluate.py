@@ -20,8 +20,8 @@ from mal.labeling.load import LoadedModel, load_model, prediction_settings
 from mal.labeling.masks import PredictedMasks
 from mal.labeling.predictor import PredictionSettings
 from mal.labeling.training_free import TrainingFreeModel
-from mal.model.backbone import ViTBackbone
 from mal.runtime import choose_device, handling_stop_signals
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import EvaluateSpec, ExperimentSpec
 from mal.stages.estimation import with_estimated_boxes
 from mal.stages.launch import distributed
@@ -74,7 +74,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
         write_report(
             session.path / REPORT_FILE,
             title="Evaluation",
-            figures=metrics,
+            metrics=metrics,
             boxes=reader.boxes,
             masks=PredictedMasks.held(measured.masks),
             ious=measured.measurement.instances,
@@ -95,7 +95,7 @@ def _training_free_model(loaded: LoadedModel, device: torch.device) -> TrainingF
         SpecError: The model has no ViT. Checked before the model is measured.
     """
     backbone = getattr(loaded.model, "backbone", None)
-    if not isinstance(backbone, ViTBackbone):
+    if backbone is None or not backbone_entry(loaded.spec.model.arch).has_token_prior:
         raise SpecError(
             "evaluate.training_free must be false without the checkpoint of a ViT, got true for "
             f"{loaded.path.name}. Set evaluate.training_free=false."

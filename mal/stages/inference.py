@@ -69,7 +69,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
             write_report(
                 session.path / REPORT_FILE,
                 title="Labels",
-                figures=metrics,
+                metrics=metrics,
                 boxes=reader.boxes,
                 masks=predicted,
                 ious=None,

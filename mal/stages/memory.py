@@ -13,19 +13,11 @@ import torch
 
 from mal.distributed.workers import Worker
 from mal.errors import MalError, MemoryShortageError
+from mal.model.backbone import describe_backbone
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.rules import patch_size_of
 
 CROP_STEPS_PX = (384, 256)
-SMALLER_ARCH = {
-    "vit-mae-huge/14": "vit-mae-large/16",
-    "vit-mae-large/16": "vit-mae-base/16",
-    "vit-mae-base/16": "vit-mae-small/16",
-    "vit-mae-small/16": "vit-mae-tiny/16",
-    "vit-deit-base/16": "vit-deit-small/16",
-    "vit-deit-small/16": "vit-deit-tiny/16",
-    "vit-dinov2-base/14": "vit-dinov2-small/14",
-}
 CROP_KEY, ARCH_KEY, BATCH_KEY = "dataset.crop_size", "model.arch", "train.batch_size"
 
 # Messages of libraries that raise a plain RuntimeError.
@@ -80,8 +72,7 @@ def smaller_training(spec: ExperimentSpec) -> dict[str, Any]:
         smaller_px = _whole_patches(step_px, arch)
         if smaller_px < crop_px:
             return {CROP_KEY: smaller_px}
-    if arch in SMALLER_ARCH:
-        smaller_arch = SMALLER_ARCH[arch]
+    if smaller_arch := backbone_entry(arch).smaller:
         fitting_px = _whole_patches(crop_px, smaller_arch)
         changed_crop = {} if fitting_px == crop_px else {CROP_KEY: fitting_px}
         return {ARCH_KEY: smaller_arch, **changed_crop}
@@ -203,5 +194,5 @@ def free_memory() -> None:
 
 
 def _whole_patches(side_px: int, arch: str) -> int:
-    patch_px = patch_size_of(arch)
-    return side_px // patch_px * patch_px
+    step_px = describe_backbone(arch).crop_multiple_px
+    return side_px // step_px * step_px

@@ -30,11 +30,11 @@ from mal.labeling.box_estimation import has_boxes, rows_without_box, with_boxes
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel, normalized_on
 from mal.model.affinity import prior_logits
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import Backbone
 from mal.model.checkpoint import load_network_weights, load_pretrained_weights, read_checkpoint
 from mal.model.network import MALNetwork
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.rules import is_hybrid
 from mal.stages.estimation import (
     Estimates,
     estimate_boxes,
@@ -115,7 +115,8 @@ def _digest_of(boxes: CocoBoxes) -> str:
 
 def _estimate(reader: ImageReader, start: ResumePlan, run: TrainingRun) -> Estimates:
     """Estimate boxes by the tokens of a frozen ViT, or by a trained network."""
-    if start.spec.model.freeze_backbone and not is_hybrid(start.spec.model.arch):
+    model_spec = start.spec.model
+    if model_spec.freeze_backbone and backbone_entry(model_spec.arch).has_token_prior:
         model: ProbabilityModel = _TokenModel(_frozen_backbone(start), run.device, start.spec)
         thresholds = [0.5]
     else:
@@ -139,7 +140,7 @@ def _estimate(reader: ImageReader, start: ResumePlan, run: TrainingRun) -> Estim
 class _TokenModel:
     """The training-free prior as a probability model; its mask may leave the given box."""
 
-    def __init__(self, backbone: ViTBackbone, device: torch.device, spec: ExperimentSpec) -> None:
+    def __init__(self, backbone: Backbone, device: torch.device, spec: ExperimentSpec) -> None:
         self.backbone = backbone.to(device).eval()
         self.device = device
         self.temperature = spec.train.affinity_temperature
@@ -152,13 +153,11 @@ class _TokenModel:
         return prior_logits(tokens_BDhw, unit_box_B4.to(self.device), self.temperature).sigmoid()
 
 
-def _frozen_backbone(start: ResumePlan) -> ViTBackbone:
+def _frozen_backbone(start: ResumePlan) -> Backbone:
     """Return the backbone that the training will use, which may be random."""
     torch.manual_seed(start.spec.train.seed)
     checkpoint = read_checkpoint(start.resume_from) if start.resume_from else None
-    backbone = build_student(start.spec, checkpoint, start.warm_from).backbone
-    assert isinstance(backbone, ViTBackbone)
-    return backbone
+    return build_student(start.spec, checkpoint, start.warm_from).backbone
 
 
 def _train_on_boxes(reader: ImageReader, spec: ExperimentSpec, run: TrainingRun) -> ResumePlan:

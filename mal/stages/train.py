@@ -29,9 +29,9 @@ from mal.labeling.box_estimation import rows_without_box
 from mal.labeling.load import prediction_settings
 from mal.labeling.predictor import NetworkEnsemble, ProbabilityModel
 from mal.labeling.training_free import TrainingFreeModel
-from mal.model.backbone import ViTBackbone
 from mal.model.checkpoint import read_checkpoint
 from mal.runtime import StopRequest, choose_device, handling_stop_signals
+from mal.spec.backbones import backbone_entry
 from mal.spec.experiment import ExperimentSpec
 from mal.stages.claim import Claim, claim_folder
 from mal.stages.estimation import with_estimated_boxes
@@ -296,7 +296,7 @@ def _measure_training_free(
     """Measure the training-free masks of a frozen backbone; {} if that is not requested."""
     backbone = module.student.backbone
     is_requested = spec.evaluate.training_free and spec.model.freeze_backbone
-    if not is_requested or not isinstance(backbone, ViTBackbone):
+    if not is_requested or not backbone_entry(spec.model.arch).has_token_prior:
         return {}
     metrics = _measure(TrainingFreeModel(backbone, module.device), reader, prior, spec)
     return {"val_training_free_iou": metrics["val_mean_iou_instances"]} if metrics else {}

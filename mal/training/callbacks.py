@@ -1,4 +1,4 @@
-"""What happens around the training steps: checkpoints, validation, records, progress, stopping."""
+"""Lightning callbacks: checkpoints, validation, records, progress, stopping."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from mal.artifacts import (
     writing_atomically,
 )
 from mal.distributed.group import broadcast_buffers
-from mal.errors import MalError, StorageError
+from mal.errors import StorageError
 from mal.model.checkpoint import SPEC_KEY
 from mal.runtime import Interrupted, StopRequest
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
 from mal.status import MONITORED_METRIC, Status, StatusLog
+from mal.training.loss_terms import diverged
 
 log = logging.getLogger(__name__)
 
 POSITION_KEY = "mal_position"
-VALIDATION_FIGURE = "val_mIoU"
+BEST_KEY = "best_figure"  # since 0.1.0: renaming it would break older checkpoints
+VALIDATION_METRIC = "val_mIoU"
 RECORD_KEYS = ("epoch", "step", "lr", "epoch_time_s")
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Writes straight to the file; Lightning's own makes a copy in memory and one in /tmp."""
+    """Writes directly to the file; Lightning's own makes a copy in memory and one in /tmp."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -55,13 +57,13 @@ class PlainCheckpointIO(TorchCheckpointIO):
             folder = Path(path).parent
             reason = str(error).partition("\n")[0][:120]
             raise StorageError(
-                f"results_dir must take the checkpoint, got {folder} ({reason}). Free some room "
-                "there, or choose another folder; the run then goes on from its last checkpoint."
+                f"Cannot write the checkpoint to {folder}: {reason}. Free disk space there, or set "
+                "another results_dir, and run again: it resumes from the last checkpoint."
             ) from error
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints, whole or not at all, and points `latest` and `best` at them."""
+    """Writes checkpoints atomically, and points `latest` and `best` at them."""
 
     def __init__(
         self,
@@ -79,24 +81,24 @@ class Checkpoints(Callback):
         self.stop = stop
         self.on_written = on_written
         self.num_steps = num_steps
-        self.best_figure = -math.inf
-        self._last_place: dict[str, Any] = {}
+        self.best_metric = -math.inf
+        self._fit_loop_state: dict[str, Any] = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, _module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what a reader of the file needs: the spec, the place in the run, the best figure.
+        """Add what a reader of the file needs: the spec, the position in the run, the best metric.
 
-        For Lightning the epoch in which the run's steps end is a finished one; a prolonged run
-        goes on inside it.
+        Lightning counts the epoch in which the run's steps end as finished; a run that is prolonged
+        later continues inside that epoch.
         """
         is_epoch_over = is_whole_epoch(trainer)
-        if not is_epoch_over and self._last_place:
-            checkpoint["loops"]["fit_loop"] = self._last_place
+        if not is_epoch_over and self._fit_loop_state:
+            checkpoint["loops"]["fit_loop"] = self._fit_loop_state
         checkpoint[SPEC_KEY] = spec_as_dict(self.spec)
         checkpoint.update(self.facts)
         checkpoint[POSITION_KEY] = {
-            "best_figure": self.best_figure,
+            BEST_KEY: self.best_metric,
             "epoch": trainer.current_epoch + is_epoch_over,
             "batch": 0 if is_epoch_over else num_batches_done(trainer),
         }
@@ -104,22 +106,22 @@ class Checkpoints(Callback):
     def on_train_start(self, *_: Any) -> None:
         """Take signals back from Lightning.
 
-        Its handler ends a run with exit code 0 where the signal falls between two batches, and
-        broadcasts: ranks without a signal would take that for another message.
+        Lightning's handler ends a run with exit code 0 if the signal arrives between two batches,
+        and broadcasts, which ranks without a signal would read as another message.
         """
         self.stop.take_signals()
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
     ) -> None:
-        """Write by steps, and before a requested stop; what ends an epoch is left to its end.
+        """Write by steps, and before a requested stop; the last batch is left to the epoch's end.
 
-        The run's steps are counted here and not by Lightning, which, when it counts them, takes
-        every resumed run for one stopped inside an epoch.
+        The run's steps are counted here: if Lightning counted them, it would treat every resumed
+        run as one stopped inside an epoch.
         """
         if trainer.global_step >= self.num_steps:
             trainer.should_stop = True
-            self._last_place = trainer.fit_loop.state_dict()
+            self._fit_loop_state = trainer.fit_loop.state_dict()
         if batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop:
             return
         if (batch_idx + 1) % self.spec.train.accum_grad_batches:
@@ -131,14 +133,14 @@ class Checkpoints(Callback):
             self.stop.raise_if_received()
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        """Write by epochs or steps, at the end of the run and before a stop; remember the best."""
+        """Write by epochs or steps, for a new best, at the end of the run and before a stop."""
         train = self.spec.train
-        figure = trainer.callback_metrics.get(VALIDATION_FIGURE)
+        metric = trainer.callback_metrics.get(VALIDATION_METRIC)
         is_validated = is_validated_epoch(trainer, train.validation_interval)
-        is_best = is_validated and figure is not None and float(figure) > self.best_figure
+        is_best = is_validated and metric is not None and float(metric) > self.best_metric
         if is_best:
-            assert figure is not None
-            self.best_figure = float(figure)
+            assert metric is not None
+            self.best_metric = float(metric)
         is_last = is_last_epoch(trainer)
         must_stop = self.stop.agree()
         if (
@@ -149,7 +151,7 @@ class Checkpoints(Callback):
             or self._is_due(trainer, "step", trainer.global_step)
         ):
             path = self._write(trainer, is_best=is_best)
-            is_unmeasured = self.best_figure == -math.inf
+            is_unmeasured = self.best_metric == -math.inf
             has_best = (self.folder / BEST_CHECKPOINT).exists()
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
@@ -165,11 +167,11 @@ class Checkpoints(Callback):
         num_epochs = trainer.current_epoch + is_whole_epoch(trainer)
         path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(path)  # it takes all ranks, and one of them writes
+            trainer.save_checkpoint(path)  # all ranks must call it; rank 0 writes
             return path
         with writing_atomically(path) as temporary:
             trainer.save_checkpoint(temporary)
-        # The best first: a run killed between the two repeats the epoch, and finds it again.
+        # The best first: a run killed between the two repeats the epoch and finds the best again.
         if is_best:
             point_at(self.folder / BEST_CHECKPOINT, path)
         point_at(self.folder / LATEST_CHECKPOINT, path)
@@ -178,12 +180,12 @@ class Checkpoints(Callback):
 
 
 def num_batches_done(trainer: Trainer) -> int:
-    """Return how many batches of the current epoch have been trained on, the present one too."""
+    """Return how many batches of the current epoch are trained, the current one included."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def is_whole_epoch(trainer: Trainer) -> bool:
-    """Whether the current epoch has been trained on to its end."""
+    """Whether the last batch of the current epoch is trained."""
     return num_batches_done(trainer) >= trainer.num_training_batches
 
 
@@ -198,7 +200,7 @@ def is_validated_epoch(trainer: Trainer, interval: int) -> bool:
 
 
 class Validation(Callback):
-    """Measures the networks on the validation set with the very code of `mal evaluate`."""
+    """Measures the networks on the validation set with the code of `mal evaluate`."""
 
     def __init__(
         self,
@@ -211,8 +213,8 @@ class Validation(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure when it is due; runs before `Checkpoints`.
 
-        A stop request ends the measurement; the epoch is then saved without its figures. Those of
-        an earlier epoch, which Lightning keeps, are dropped.
+        A stop request ends the measurement; the epoch is then saved without metrics. Lightning
+        keeps those of an earlier epoch; they are removed.
         """
         for name in [name for name in trainer.callback_metrics if name.startswith("val_")]:
             del trainer.callback_metrics[name]
@@ -223,17 +225,17 @@ class Validation(Callback):
 
 
 class EpochRecords(Callback):
-    """Writes a line an epoch to `metrics.jsonl` and `status.json`."""
+    """Writes a line per epoch to `metrics.jsonl` and `status.json`."""
 
     def __init__(self, folder: Path, status: StatusLog, num_steps: int) -> None:
         self.path = folder / EPOCH_METRICS_FILE
         self.status = status
         self.num_steps = num_steps
-        self.last = _last_figures(self.path)
+        self.last = _last_metrics(self.path)
         self._epoch_started_s = 0.0
 
     def on_train_start(self, *_: Any) -> None:
-        """Start the clock: the start of an epoch is not repeated where a run goes on inside it."""
+        """Start the clock: a run resumed inside an epoch gets no `on_train_epoch_start`."""
         self._epoch_started_s = time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -241,52 +243,49 @@ class EpochRecords(Callback):
         self._epoch_started_s = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        """Write the epoch's figures."""
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        self.last = figures
+        """Write the epoch's metrics."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self.last = metrics
         line = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            **figures,
+            **metrics,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch_time_s": round(time.monotonic() - self._epoch_started_s, 3),
         }
-        _require_finite(figures)
+        _require_finite(metrics)
         append_record(self.path, line)
-        if VALIDATION_FIGURE in figures:  # in the form that Katib's collector reads
-            figure = figures[VALIDATION_FIGURE]
-            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, figure)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if VALIDATION_METRIC in metrics:  # the format that Katib's collector reads
+            metric = metrics[VALIDATION_METRIC]
+            log.info("epoch %d: %s=%.4f", line["epoch"], MONITORED_METRIC, metric)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.status.write(
             Status.RUNNING,
             f"epoch {line['epoch']}, step {trainer.global_step}/{self.num_steps}: {text}",
-            kpi=kpi_of(figures),
+            kpi=kpi_of(metrics),
         )
 
 
-def kpi_of(figures: Mapping[str, float]) -> dict[str, float]:
-    """Return the figures for `status.json`, that of the validation under the watched name too."""
-    if VALIDATION_FIGURE not in figures:
-        return dict(figures)
-    return {**figures, MONITORED_METRIC: figures[VALIDATION_FIGURE]}
+def kpi_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics for `status.json`, with the validation metric also under TAO's name."""
+    if VALIDATION_METRIC not in metrics:
+        return dict(metrics)
+    return {**metrics, MONITORED_METRIC: metrics[VALIDATION_METRIC]}
 
 
-def _require_finite(figures: Mapping[str, float]) -> None:
-    """Stop a run that learns nothing any more; its last checkpoint is from before.
+def _require_finite(metrics: Mapping[str, float]) -> None:
+    """Stop a run whose metrics are not finite.
 
     Raises:
-        MalError: A figure is not a number.
+        MalError: One is NaN or infinite.
     """
-    broken = [name for name, value in figures.items() if not math.isfinite(value)]
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise MalError(
-            f"{broken[0]} must be a finite number, got {figures[broken[0]]}. Lower train.lr, or "
-            "set train.clip_grad_norm=1.0 or train.precision=fp32."
-        )
+        raise diverged(broken[0], metrics[broken[0]])
 
 
-def _last_figures(path: Path) -> dict[str, float]:
-    """Return the figures of the last line: those of a run that is found to be finished."""
+def _last_metrics(path: Path) -> dict[str, float]:
+    """Return the metrics of the last line, for a run that is finished already."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     record: dict[str, float] = json.loads(next((s for s in reversed(lines) if s.strip()), "{}"))
     return {name: value for name, value in record.items() if name not in RECORD_KEYS}
@@ -306,13 +305,13 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 class TrainingProgress(Callback):
-    """A bar on a terminal, a line now and then in a log."""
+    """A progress bar on a terminal, periodic lines in a log."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
 
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
-        """Start counting where the run goes on."""
+        """Start counting at the step that the run resumes from."""
         from mal.progress import Progress
 
         self.progress = Progress("train", self.num_steps, unit="steps", done=trainer.global_step)

@@ -10,7 +10,7 @@ _REASON_LENGTH = 120
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile one small function, so that a missing compiler is told before any work.
+    """Compile one small function, so that a missing compiler is reported before any work.
 
     Raises:
         SpecError: There is none that works.

@@ -1,8 +1,8 @@
 """Features of a frozen backbone, computed once for a fixed number of crops and kept on disk.
 
-A frozen backbone gives the same features for the same crop in every epoch; without it a step costs
-a hundredth. The crops are drawn once, so variety comes from their number (`train.cached_crops`),
-mirroring and colours.
+A frozen backbone computes the same features for the same crop in every epoch; a step without it
+takes a hundredth of the time. The crops are drawn once, so variety comes from their number
+(`train.cached_crops`), mirroring and colours.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mal.data.batch import CropBatch, collate_crops, normalize_image
 from mal.data.crop_dataset import TrainingCrops, augment, points_in_window
 from mal.data.crops import window_from_unit_box, xyxy_from_xywh
 from mal.errors import SpecError
+from mal.model.backbone import describe_backbone
 from mal.model.network import MALNetwork
 from mal.progress import track
 from mal.spec import spec_as_dict
 from mal.spec.experiment import ExperimentSpec
-from mal.spec.rules import patch_size_of
 from mal.storage.cache import key_of
 from mal.storage.limited import limited_folder
 
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 FEATURE_BATCH_SIZE = 8
 FORMAT_VERSION = 2
 GIB = 2**30
-ROW_BYTES = 64  # more than box, area and row, and their share of the files' headers
-# What the drawing of clean crops depends on, of the spec's `dataset` section.
+ROW_BYTES = 64  # upper bound of box, area, row, and their part of the files' headers
+# Keys of the spec's `dataset` section that decide how unaugmented crops are drawn.
 DRAWING_KEYS = ("crop_size", "window_rate", "box_jitter")
 
 
 class CachedCrops(Dataset[CropBatch]):
     """Crops with their features, read from memory-mapped files; items as (epoch, position).
 
-    Points are not kept there: the same features serve a set whose points are still being given.
+    Points are not stored: the features stay valid while points are still being added.
     """
 
     def __init__(self, folder: Path, crops: TrainingCrops) -> None:
@@ -98,7 +98,7 @@ class _DrawnCrops(Dataset[CropBatch]):
         return len(self.keys)
 
     def __getitem__(self, position: int) -> CropBatch:
-        """Return a clean crop; a box whose image is broken gives way to the next."""
+        """Return an unaugmented crop; a box with a broken image is replaced by the next."""
         round_, box = self.keys[position]
         rng = np.random.default_rng([self.crops.seed, round_, box])
         return self.crops.cut_readable(box, rng)
@@ -108,14 +108,19 @@ class _DrawnCrops(Dataset[CropBatch]):
 def cached_crop_features(
     network: MALNetwork, crops: TrainingCrops, num_crops: int, device: torch.device
 ) -> Iterator[CachedCrops]:
-    """Yield `num_crops` crops with features; computed unless an equal run has left them.
+    """Yield `num_crops` crops with features, computed unless an equal run has cached them.
 
-    They stay on the disk while the block runs, and until `train.feature_cache_gib` is full.
+    They stay on disk while the block runs, and after it until `train.feature_cache_gib` is full.
 
     Raises:
         SpecError: They take more than that.
         StorageError: The cache folder cannot be written, or is full of what other runs use.
     """
+    if not describe_backbone(network.arch).can_cache_features:
+        raise SpecError(
+            f"train.cached_crops must be 0 with {network.arch}, got {num_crops}: its feature maps "
+            "have different channels. Set train.cached_crops=0."
+        )
     num_bytes = num_crops * bytes_per_crop(network, crops.spec)
     limit_bytes = int(crops.spec.train.feature_cache_gib * GIB)
     if num_bytes > limit_bytes:
@@ -126,7 +131,7 @@ def cached_crop_features(
         )
 
     def fill(folder: Path) -> None:
-        # Weights moved inside inference mode could never be trained again.
+        # Weights that are moved inside inference mode cannot be trained.
         network.to(device).eval()
         _compute(network, _DrawnCrops(crops, num_crops), folder, device)
 
@@ -136,10 +141,10 @@ def cached_crop_features(
 
 
 def bytes_per_crop(network: MALNetwork, spec: ExperimentSpec) -> int:
-    """Return what a crop takes on the disk: features, image, true mask, box."""
+    """Return the size of a crop on disk: features, image, true mask, box."""
     size = spec.dataset.crop_size
-    num_tokens = (size // patch_size_of(spec.model.arch)) ** 2
-    features = sum(network.backbone.level_channels) * num_tokens * torch.half.itemsize
+    num_tokens = (size // network.stride_px) ** 2
+    features = sum(network.backbone.feature_channels) * num_tokens * torch.half.itemsize
     num_planes = 3 + (spec.train.supervision == "mask")
     return features + num_planes * size**2 + ROW_BYTES
 
@@ -153,8 +158,8 @@ def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torc
     arrays: dict[str, NDArray[np.generic]] = {}
     first = 0
     for batch in track(loader, "features", len(loader), unit="batches"):
-        levels = network.encode(normalize_image(batch.image_BCSS.to(device)))
-        batch.features_BLDhw = torch.stack(levels, dim=1).half().cpu()
+        feature_maps = network.encode(normalize_image(batch.image_BCSS.to(device)))
+        batch.features_BLDhw = torch.stack(feature_maps, dim=1).half().cpu()
         for name, value in vars(batch).items():
             if value is None or name == "point_BK3":
                 continue
@@ -168,7 +173,7 @@ def _compute(network: MALNetwork, drawn: _DrawnCrops, folder: Path, device: torc
 
 
 def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> str:
-    """Hash all that decides the features: weights, boxes, images and how crops are drawn."""
+    """Hash what the features depend on: weights, boxes, images and how crops are drawn."""
     weights = hashlib.sha256()
     for tensor in network.backbone.state_dict().values():
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -185,7 +190,7 @@ def _content_key(network: MALNetwork, crops: TrainingCrops, num_crops: int) -> s
         "images": [(file.st_size, file.st_mtime_ns) for file in files],
         "dataset": {key: spec["dataset"][key] for key in DRAWING_KEYS},
         "train": {key: spec["train"][key] for key in train_keys},
-        "levels": network.backbone.level_channels,
+        "feature_channels": network.backbone.feature_channels,
         "num_crops": num_crops,
         "seed": crops.seed,
     }

@@ -16,38 +16,32 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 from torch.nn import functional as F
 
-from mal.data.batch import CropBatch, box_mask_from_unit_box, normalize_image
+from mal.data.batch import CropBatch, normalize_image
 from mal.model.affinity import TokenAffinity
 from mal.model.heads import resize_to
-from mal.model.losses import dice_loss, mil_loss, point_loss
+from mal.model.losses import dice_loss
 from mal.model.network import MALNetwork
 from mal.model.precision import without_autocast
 from mal.model.pseudo_label import make_pseudo_label
 from mal.model.teacher import TeacherUpdate, make_teacher
 from mal.spec.experiment import ExperimentSpec
-from mal.training.optimizer import (
-    build_optimizer,
-    effective_lr,
-    lr_factor,
-    warmup_factor,
-    window_factor,
-)
+from mal.training.loss_terms import LOSS_TERMS, LossInputs
+from mal.training.optimizer import build_optimizer, effective_lr, lr_factor
 from mal.training.step_profile import CRF, STUDENT, TEACHER
 
 _Encoded = tuple[list[Tensor], TokenAffinity]
 
 
 class MALModule(LightningModule):
-    """Trains the student; the teacher follows.
+    """Trains the student; the teacher is its moving average.
 
     Args:
         student: The network to train.
         spec: The experiment.
-        seed: Seed of dropout and the like: drawn anew each step, so that a resumed run goes on
-            alike.
-        steps_per_epoch: Optimiser steps of an epoch.
+        seed: Seed of dropout; a resumed run draws the same numbers as an uninterrupted one.
+        steps_per_epoch: Optimiser steps per epoch.
         num_steps: Optimiser steps of the run.
-        profiler: Is told what a step does.
+        profiler: Measures the parts of a step.
     """
 
     def __init__(
@@ -68,7 +62,7 @@ class MALModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.num_steps = num_steps
         self.profiler = profiler or PassThroughProfiler()
-        # The function and not the module: a compiled module's weights have other names.
+        # Compiling the module would rename its weights in checkpoints.
         self._encode = (
             torch.compile(student.encode, dynamic=False) if spec.train.compile else student.encode
         )
@@ -94,21 +88,21 @@ class MALModule(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_train_batch_start(self, _batch: CropBatch, batch_idx: int) -> None:
-        """Make dropout a function of seed and place in the run, another one on each rank."""
+        """Seed dropout by seed, epoch, batch and rank, so that a resumed run repeats it."""
         rank = [self.global_rank] if self.global_rank else []
-        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, *rank])
-        torch.manual_seed(int(place.generate_state(1)[0]))
+        sequence = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, *rank])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def on_train_start(self) -> None:
-        """Set the modes also where a run goes on inside an epoch, whose start is not repeated."""
+        """Set the modes: a run resumed inside an epoch gets no `on_train_epoch_start`."""
         self.set_training_modes()
 
     def on_train_epoch_start(self) -> None:
-        """Set the modes anew after whatever the epoch's end did."""
+        """Set the modes again: validation at the end of the last epoch changed them."""
         self.set_training_modes()
 
     def set_training_modes(self) -> None:
-        """Keep a frozen backbone from dropping paths; the teacher never does."""
+        """Switch off dropout in the teacher and in a frozen backbone."""
         self.student.train()
         if self.spec.model.freeze_backbone:
             self.student.backbone.eval()
@@ -120,126 +114,120 @@ class MALModule(LightningModule):
             batch.image_BCSS if batch.student_image_BCSS is None else batch.student_image_BCSS
         )
         with self.profiler.profile(STUDENT):
-            levels = self._cached_levels(batch)
-            is_cached = levels is not None
-            if levels is None:
-                levels = self._encode(student_image)
-            affinity = TokenAffinity(levels[-1], batch.unit_box_B4)
+            feature_maps = _cached_feature_maps(batch)
+            is_cached = feature_maps is not None
+            if feature_maps is None:
+                feature_maps = self._encode(student_image)
+            affinity = TokenAffinity(feature_maps[-1], batch.unit_box_B4)
             logits_BMM = self.student.decode(
-                levels, student_image, batch.unit_box_B4, batch.box_area_B, affinity
+                feature_maps, student_image, batch.unit_box_B4, batch.box_area_B, affinity
             )
-        prob_BMM = logits_BMM.float().sigmoid()
-        if self.spec.train.supervision == "mask":
-            loss = _mask_loss(logits_BMM.float(), prob_BMM, batch)
-        else:
-            # A frozen backbone gives the teacher the same features of the same image.
-            is_shared = is_cached or (
-                batch.student_image_BCSS is None and self.teacher.backbone is self.student.backbone
-            )
-            loss = self._box_loss(
-                prob_BMM, student_image, (levels, affinity) if is_shared else None, batch
-            )
-        if batch.point_BK3 is not None:
-            loss = loss + self._point_loss(logits_BMM.float(), batch.point_BK3, batch)
+        # With a frozen backbone the teacher has the same features of the same image.
+        is_shared = is_cached or (
+            batch.student_image_BCSS is None and self.teacher.backbone is self.student.backbone
+        )
+        encoded = (feature_maps, affinity) if is_shared else None
+        make_label = functools.partial(self._make_pseudo_label, batch, student_image, encoded)
+        loss = self._sum_of_terms(LossInputs(batch, logits_BMM, make_label))
         self._log_mean("train_loss", loss, batch)
         return loss
 
-    def _box_loss(
-        self,
-        prob_BMM: Tensor,
-        student_image_BCSS: Tensor,
-        shared: _Encoded | None,
-        batch: CropBatch,
-    ) -> Tensor:
-        train = self.spec.train
-        box_mask_BMM = box_mask_from_unit_box(batch.unit_box_B4, prob_BMM.shape[-1])
-        mil = mil_loss(prob_BMM, box_mask_BMM).mean()
-        self._log_mean("loss_mil", mil, batch)
-        loss: Tensor = train.loss_mil_weight * self._mil_factor() * mil
-        crf_weight = train.loss_crf_weight * self._crf_factor()
-        if crf_weight > 0:
-            with self.profiler.profile(TEACHER):
-                teacher_image_BCSS = normalize_image(batch.image_BCSS)
-                teacher_prob_BMM, affinity = self._teacher_view(shared, teacher_image_BCSS, batch)
-            # In half precision neither colours nor token affinities are exact enough.
-            with self.profiler.profile(CRF), without_autocast(prob_BMM.device):
-                label_BMM = make_pseudo_label(
-                    (prob_BMM.detach() + teacher_prob_BMM) / 2,
-                    box_mask_BMM,
-                    student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
-                    affinity,
-                    train=train,
-                    point_BK3=batch.point_BK3,
-                )
-            crf = dice_loss(prob_BMM, label_BMM).mean()
-            self._log_mean("loss_crf", crf, batch)
-            loss = loss + crf_weight * crf
+    def _sum_of_terms(self, inputs: LossInputs) -> Tensor:
+        """Add up the loss terms that apply, each with its weight, and log their means."""
+        train, batch = self.spec.train, inputs.batch
+        loss = _mask_loss(inputs) if train.supervision == "mask" else None
+        for term in LOSS_TERMS:
+            weight = term.weight_at(train, self.global_step, self.num_steps)
+            if not term.applies_to(batch, train, weight):
+                continue
+            mean = term.mean_of(inputs)
+            self._log_mean(f"loss_{term.name}", mean, batch)
+            loss = weight * mean if loss is None else loss + weight * mean
+        assert loss is not None
         return loss
 
-    def _point_loss(self, logits_BMM: Tensor, point_BK3: Tensor, batch: CropBatch) -> Tensor:
-        """Return the weighted loss of the labelled points."""
-        points = point_loss(logits_BMM, point_BK3).mean()
-        self._log_mean("loss_point", points, batch)
-        return self.spec.train.loss_point_weight * points
+    def _make_pseudo_label(
+        self,
+        batch: CropBatch,
+        student_image_BCSS: Tensor,
+        encoded: _Encoded | None,
+        prob_BMM: Tensor,
+        box_mask_BMM: Tensor,
+    ) -> Tensor:
+        """Return the pseudo label of a batch, from the student's and the teacher's masks.
+
+        Args:
+            batch: The crops.
+            student_image_BCSS: Normalised, with the student's augmentation.
+            encoded: Features that student and teacher share; None: the teacher computes its own.
+            prob_BMM: The student's mask.
+            box_mask_BMM: 0 or 1.
+        """
+        train = self.spec.train
+        with self.profiler.profile(TEACHER):
+            teacher_image_BCSS = normalize_image(batch.image_BCSS)
+            teacher_prob_BMM, affinity = self._teacher_predict(encoded, teacher_image_BCSS, batch)
+        # In half precision neither colours nor token affinities are exact enough.
+        with self.profiler.profile(CRF), without_autocast(prob_BMM.device):
+            return make_pseudo_label(
+                (prob_BMM.detach() + teacher_prob_BMM) / 2,
+                box_mask_BMM,
+                student_image_BCSS if train.crf_view == "student" else teacher_image_BCSS,
+                affinity,
+                train=train,
+                point_BK3=batch.point_BK3,
+            )
 
     def _log_mean(self, name: str, value: Tensor, batch: CropBatch) -> None:
         """Log the mean over the epoch and all ranks."""
         self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
 
     @torch.inference_mode()
-    def _teacher_view(
-        self, shared: _Encoded | None, image: Tensor, batch: CropBatch
+    def _teacher_predict(
+        self, encoded: _Encoded | None, image: Tensor, batch: CropBatch
     ) -> tuple[Tensor, TokenAffinity]:
-        """Return the teacher's probabilities of the clean crops, and its tokens' affinity."""
-        if shared is None:
-            levels = self.teacher.encode(image)
-            affinity = TokenAffinity(levels[-1], batch.unit_box_B4)
-        else:
-            levels, affinity = shared
+        """Return the teacher's probabilities of the unaugmented crops, and its affinity."""
+        if encoded is None:
+            feature_maps = self.teacher.encode(image)
+            encoded = feature_maps, TokenAffinity(feature_maps[-1], batch.unit_box_B4)
+        feature_maps, affinity = encoded
         logits_BMM = self.teacher.decode(
-            levels, image, batch.unit_box_B4, batch.box_area_B, affinity
+            feature_maps, image, batch.unit_box_B4, batch.box_area_B, affinity
         )
         return logits_BMM.float().sigmoid(), affinity
 
-    def _cached_levels(self, batch: CropBatch) -> list[Tensor] | None:
-        if batch.features_BLDhw is None:
-            return None
-        return list(batch.features_BLDhw.float().unbind(1))
-
-    def _mil_factor(self) -> float:
-        return warmup_factor(self.global_step, self.spec.train.loss_mil_step)
-
-    def _crf_factor(self) -> float:
-        train = self.spec.train
-        if train.loss_crf_window:
-            return window_factor(self.global_step, self.num_steps, train.loss_crf_window)
-        return warmup_factor(self.global_step, train.loss_crf_step)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and let the teacher follow.
+        """Update the student, then the teacher.
 
-        Here and not in `on_train_batch_end`: callbacks run before that hook, and a checkpoint
-        written by one would hold the teacher of the step before.
+        Callbacks run before `on_train_batch_end`: if the teacher were updated there, a checkpoint
+        written by a callback would hold the teacher of the previous step.
         """
         super().optimizer_step(*args, **kwargs)
         self._teacher_update(self.spec.model.teacher_momentum)
 
     @functools.cached_property
     def _teacher_update(self) -> TeacherUpdate:
-        """Pair the tensors at the first step: moving to a device makes buffers anew."""
+        """Pair the tensors at the first step: moving to a device replaces buffers."""
         return TeacherUpdate(self.teacher, self.student)
 
     def transfer_batch_to_device(
         self, batch: CropBatch, device: torch.device, _dataloader_idx: int
     ) -> CropBatch:
-        """Move a batch to the device, but for the areas: the host chooses by them."""
+        """Move a batch to the device, except the areas, by which the host groups the items."""
         return dataclasses.replace(batch.to(device), box_area_B=batch.box_area_B)
 
 
-def _mask_loss(logits_BMM: Tensor, prob_BMM: Tensor, batch: CropBatch) -> Tensor:
-    """Return dice plus cross-entropy against the true masks: the upper bound of box supervision."""
-    assert batch.true_mask_BSS is not None
-    truth_BMM = resize_to(batch.true_mask_BSS[:, None].float(), prob_BMM.shape[-2:])[:, 0]
-    entropy = F.binary_cross_entropy_with_logits(logits_BMM, truth_BMM)
-    loss: Tensor = dice_loss(prob_BMM, truth_BMM).mean() + entropy
+def _cached_feature_maps(batch: CropBatch) -> list[Tensor] | None:
+    if batch.features_BLDhw is None:
+        return None
+    return list(batch.features_BLDhw.float().unbind(1))
+
+
+def _mask_loss(inputs: LossInputs) -> Tensor:
+    """Return dice plus cross-entropy against the true masks (`train.supervision=mask`)."""
+    assert inputs.batch.true_mask_BSS is not None
+    true_mask_B1SS = inputs.batch.true_mask_BSS[:, None].float()
+    truth_BMM = resize_to(true_mask_B1SS, inputs.prob_BMM.shape[-2:])[:, 0]
+    entropy = F.binary_cross_entropy_with_logits(inputs.logits_BMM, truth_BMM)
+    loss: Tensor = dice_loss(inputs.prob_BMM, truth_BMM).mean() + entropy
     return loss

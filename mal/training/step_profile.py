@@ -36,12 +36,12 @@ _PARTS = {
 class StepProfile(Profiler):
     """Adds up the wall time of the parts of a training; a part does not count what is inside it.
 
-    Lightning tells it what begins and ends. On CUDA each change waits for the device, so that
-    work counts where it was asked for: a profiled run is slower.
+    Lightning calls it at the start and end of each part. On CUDA each change waits for the device,
+    so that work is credited to the part that started it: a profiled run is slower.
 
     Attributes:
-        seconds: By part; all of them together are the whole run.
-        counts: How often a part began.
+        seconds: By part; their sum is the whole run.
+        counts: How often each part began.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How Lightning sees the processes of a run: those that mal started, and no others."""
+"""Lightning's view of the processes of a run: those that mal started, and no others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mal.distributed.workers import Worker
 
 
 class WorkerEnvironment(ClusterEnvironment):
-    """Tells Lightning a worker's place; no variable of a launcher can change it."""
+    """Gives Lightning the ranks of a worker; environment variables cannot change them."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class WorkerEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """Its port."""
+        """Port of the first node."""
         return self.worker.topology.master_port
 
     @staticmethod
     def detect() -> bool:
-        """It is given, never found."""
+        """Lightning must not detect this environment."""
         return False
 
     def world_size(self) -> int:
@@ -44,33 +44,32 @@ class WorkerEnvironment(ClusterEnvironment):
         return self.worker.num_ranks
 
     def set_world_size(self, size: int) -> None:
-        """It is known already."""
+        """Ignored: the worker knows it."""
 
     def global_rank(self) -> int:
-        """Among all processes."""
+        """Rank among all processes."""
         return self.worker.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known already."""
+        """Ignored: the worker knows it."""
 
     def local_rank(self) -> int:
-        """On this node."""
+        """Rank on this node."""
         return self.worker.local_rank
 
     def node_rank(self) -> int:
-        """Of this node."""
+        """Rank of this node."""
         return self.worker.topology.node_rank
 
 
 def device_arguments(worker: Worker, devices: Sequence[torch.device]) -> dict[str, Any]:
     """Return the trainer's arguments for one device, or for DDP over the group of `process_group`.
 
-    Every trained weight gets a gradient in every step, so that plain DDP need not look for
-    unused ones.
+    Every trained weight gets a gradient in every step, so plain DDP finds no unused ones.
 
     Args:
         worker: This process.
-        devices: Of its node, one a worker.
+        devices: The node's devices, one per worker.
     """
     device = devices[worker.local_rank]
     accelerator = device.type
@@ -85,6 +84,6 @@ def device_arguments(worker: Worker, devices: Sequence[torch.device]) -> dict[st
         "accelerator": accelerator,
         "strategy": strategy,
         "num_nodes": worker.topology.num_nodes,
-        # torch has it on CUDA alone; on CPUs each rank normalises by its own part of the batch.
+        # PyTorch has it on CUDA only; on CPUs each rank normalises by its own part of the batch.
         "sync_batchnorm": accelerator == "cuda",
     }

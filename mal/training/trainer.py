@@ -43,8 +43,9 @@ from mal.runtime import StopRequest, node_devices
 from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
+    BEST_KEY,
     POSITION_KEY,
-    VALIDATION_FIGURE,
+    VALIDATION_METRIC,
     Checkpoints,
     EpochRecords,
     PlainCheckpointIO,
@@ -68,17 +69,12 @@ Measure = Callable[[LightningModule], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run needs beside its spec.
+    """What a run needs in addition to its spec.
 
     Attributes:
         folder: Result folder, local.
-        device: Where to train.
-        seed: Not negative.
-        stop: Remembers signals.
-        measure: Figures of the networks on the validation set, or None without one.
-        on_start: Called before the first step, when nothing is left to check; never, where nothing
-            is left to train.
-        on_checkpoint: Called after each written checkpoint.
+        measure: Returns the metrics on the validation set; None without one.
+        on_start: Called before the first step; never, if nothing is left to train.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
 
@@ -95,18 +91,12 @@ class TrainingRun:
 def train_network(
     reader: ImageReader, spec: ExperimentSpec, run: TrainingRun, resume_from: Path | None
 ) -> dict[str, float]:
-    """Train and write checkpoints; returns the figures of the last epoch.
-
-    Args:
-        reader: The training set.
-        spec: The experiment.
-        run: Where and how.
-        resume_from: A checkpoint of this very experiment to go on from.
+    """Train and write checkpoints; returns the metrics of the last epoch.
 
     Raises:
         AnnotationError: No box can be trained on.
         ArtifactError: Weights cannot be loaded.
-        SpecError: Nothing can be compiled here, or features take more room than allowed.
+        SpecError: There is no compiler, or the cached features exceed their limit.
     """
     started_s = time.monotonic()
     torch.manual_seed(run.seed)
@@ -120,11 +110,11 @@ def train_network(
     drawn = TrainingCrops(reader, rows, spec, run.seed)
     with _training_crops(drawn, run, student, profiler) as crops:
         log.info("training on %d crops of %d boxes", len(crops), len(rows))
-        figures = _fit(
+        metrics = _fit(
             student, crops, spec, run, facts=_facts_of(reader.boxes),
             resume_from=resume_from, checkpoint=checkpoint, profiler=profiler,
         )  # fmt: skip
-    return {**figures, "train_time_s": round(time.monotonic() - started_s, 3)}
+    return {**metrics, "train_time_s": round(time.monotonic() - started_s, 3)}
 
 
 def _fit(
@@ -138,7 +128,7 @@ def _fit(
     checkpoint: Mapping[str, Any] | None,
     profiler: Profiler,
 ) -> dict[str, float]:
-    """Fit the student to the crops; returns the figures of the last epoch, steps and epochs."""
+    """Fit the student to the crops; returns the metrics of the last epoch, steps and epochs."""
     worker = Worker.current()
     sampler = EpochSampler(len(crops), seed=run.seed, rank=worker.rank, num_ranks=worker.num_ranks)
     loader = training_loader(crops, sampler, spec)
@@ -156,7 +146,7 @@ def _fit(
     )  # fmt: skip
     checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
     if checkpoint is not None:
-        _place_sampler(checkpoint, sampler, checkpoints, spec)
+        _restore_position(checkpoint, sampler, checkpoints, spec)
     max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
@@ -169,18 +159,18 @@ def _fit(
             trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
     broadcast_buffers(module)
     _require_same_weights(module, worker)
-    figures = broadcast_from_rank0(records.last)
-    if run.measure and resume_from and VALIDATION_FIGURE not in figures:
-        figures |= run.measure(module)
+    metrics = broadcast_from_rank0(records.last)
+    if run.measure and resume_from and VALIDATION_METRIC not in metrics:
+        metrics |= run.measure(module)
     return {
-        **figures,
+        **metrics,
         "num_steps": float(trainer.global_step),
         "num_epochs": float(trainer.fit_loop.epoch_progress.current.ready),
     }
 
 
 def _facts_of(boxes: CocoBoxes) -> dict[str, Any]:
-    """Return what a checkpoint says of its training set."""
+    """Return what a checkpoint stores about its training set."""
     return {SIZE_PRIOR_KEY: SizePrior.from_boxes(boxes).to_json()}
 
 
@@ -225,13 +215,13 @@ def _training_crops(
         yield cached
 
 
-def _place_sampler(
+def _restore_position(
     checkpoint: Mapping[str, Any],
     sampler: EpochSampler,
     checkpoints: Checkpoints,
     spec: ExperimentSpec,
 ) -> None:
-    """Let the sampler go on where the checkpoint was written."""
+    """Continue at the epoch and batch of the checkpoint."""
     position = checkpoint.get(POSITION_KEY)
     if not isinstance(position, Mapping):
         raise SpecError(
@@ -240,7 +230,7 @@ def _place_sampler(
         )
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
-    checkpoints.best_figure = float(position["best_figure"])
+    checkpoints.best_metric = float(position[BEST_KEY])
 
 
 def _max_epochs(

@@ -1,7 +1,7 @@
 """Logs a training run to Weights & Biases, where it is installed and logged in.
 
-Nothing here may stop a training: what is missing or fails is told in one line. wandb is imported
-only once it is known to be wanted, installed and logged in.
+Nothing here may stop a training: a missing package or a failure is logged in one line. wandb is
+imported only if it is enabled, installed and logged in.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def wandb_loggers(
 
     Args:
         spec: The experiment.
-        folder: Result folder; all that wandb writes lies in its `wandb/`.
-        is_resumed: Whether to continue the W&B run that the folder remembers.
+        folder: Result folder; wandb writes below its `wandb/`.
+        is_resumed: Whether to continue the W&B run whose id the folder has.
     """
     if not _is_usable(spec):
         yield []
@@ -65,7 +65,7 @@ def wandb_loggers(
 
 
 def _is_usable(spec: ExperimentSpec) -> bool:
-    """Whether to log to W&B; says in one line what to do where it is wanted but cannot be."""
+    """Whether to log to W&B; logs what to do if it is enabled but cannot work."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     if not spec.wandb.enable or mode == "disabled" or not Worker.current().is_rank0:
         return False
@@ -87,7 +87,7 @@ def _is_installed() -> bool:
 
 
 def is_logged_in() -> bool:
-    """Whether wandb will find a key, by its own places and without the network."""
+    """Whether wandb will find a key in its own files or variables; uses no network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
@@ -112,9 +112,9 @@ def _base_url_of_settings() -> str:
 
 @contextlib.contextmanager
 def _environment_defaults(folder: Path) -> Iterator[None]:
-    """Keep wandb's files in the result folder, its words to our lines, its end from waiting.
+    """Keep wandb's files in the result folder, silence it, and limit how long it waits at the end.
 
-    These reach wandb in time, and in every version, by the environment only; the user's own win.
+    Only environment variables work early enough and in every version; the user's own win.
     """
     defaults = {
         "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
@@ -218,7 +218,7 @@ class _TolerantLogger(WandbLogger):
         self._has_failed = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures."""
+        """Log metrics."""
         if self._has_failed:
             return
         try:

@@ -36,7 +36,7 @@ class LiteralTraining:
         torch.manual_seed(0)
         self.student = MALNetwork(spec.model, spec.dataset.crop_size)
         backbone = self.student.backbone
-        backbone.unused_head = nn.Linear(backbone.level_channels[-1], NUM_CLASSES)
+        backbone.unused_head = nn.Linear(backbone.feature_channels[-1], NUM_CLASSES)
         for module in backbone.modules():
             if isinstance(module, Attention):
                 module.fused_attn = False

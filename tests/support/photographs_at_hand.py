@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mal.data.synthetic import generate_demo_dataset
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import build_backbone
+from mal.spec.experiment import ModelSpec
 
 REPOSITORY = Path(__file__).parents[2]
 WEIGHTS_NAME = "vit_small_patch14_dinov2_saliency_fp16.safetensors"
@@ -88,7 +89,7 @@ def weights_for(arch: str, folder: Path) -> Path:
         return found
     path = folder / f"{arch.replace('/', '-')}.pth"
     torch.manual_seed(0)
-    torch.save(ViTBackbone(arch, 224).state_dict(), path)
+    torch.save(build_backbone(ModelSpec(arch), 224).state_dict(), path)
     return path
 
 

@@ -22,7 +22,7 @@ from mal.evaluation.metrics import (
 )
 from mal.evaluation.metrics_text import reason_unmeasured
 
-MASK_FIGURES = (
+MASK_METRICS = (
     "mIoU",
     "mIoU_small",
     "mIoU_medium",
@@ -213,7 +213,7 @@ def test_one_unusable_true_mask_does_not_stop_the_measurement(broken: Any) -> No
 def test_without_true_masks_every_mask_figure_is_none(with_masks: bool) -> None:
     boxes = set_of_boxes([(0, 1, (0, 0, 4, 4), None)], with_masks=with_masks)
     metrics = compute_metrics(boxes, [predict_rectangle(0, (0, 0, 4, 4))])
-    assert {name: metrics[name] for name in MASK_FIGURES} == dict.fromkeys(MASK_FIGURES)
+    assert {name: metrics[name] for name in MASK_METRICS} == dict.fromkeys(MASK_METRICS)
     assert metrics["per_category"] == {}
     assert metrics["num_instances"] == 0
 

@@ -99,7 +99,7 @@ def test_pictures_and_chart_speak_to_who_cannot_see_them(tmp_path: Path) -> None
 
 def test_figures_stand_against_the_baselines(tmp_path: Path) -> None:
     boxes, masks, measured = predicted_set(32)
-    text = page_of(tmp_path, boxes, masks, figures=measured.metrics, ious=measured.instances)
+    text = page_of(tmp_path, boxes, masks, metrics=measured.metrics, ious=measured.instances)
     miou, box_iou = measured.metrics["mIoU"], measured.metrics["box_mIoU"]
     assert f"{miou:.3f}" in text
     difference = f"{miou - box_iou:+.3f}".replace("-", "\N{MINUS SIGN}")
@@ -144,7 +144,7 @@ def test_every_object_is_drawn_at_most_once(
 
 def test_without_true_masks_the_page_says_so_and_shows_predictions(tmp_path: Path) -> None:
     boxes, masks, measured = predicted_set(30, with_masks=False)
-    html = page_of(tmp_path, boxes, masks, figures=measured.metrics, ious=measured.instances)
+    html = page_of(tmp_path, boxes, masks, metrics=measured.metrics, ious=measured.instances)
     assert NO_TRUE_MASKS in html.lower()
     page = Elements(html)
     assert "Lowest scores" in page.text
@@ -156,7 +156,7 @@ def test_without_true_masks_the_page_says_so_and_shows_predictions(tmp_path: Pat
 def test_labels_show_their_scores_without_any_notice(tmp_path: Path) -> None:
     boxes, masks, _ = predicted_set(40, with_masks=False)
     html = page_of(
-        tmp_path, boxes, masks, title="Labels", figures={"num_instances": 40, "mean_score": 0.5}
+        tmp_path, boxes, masks, title="Labels", metrics={"num_instances": 40, "mean_score": 0.5}
     )
     assert NO_TRUE_MASKS not in html.lower()
     text = Elements(html).text
@@ -171,7 +171,7 @@ def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     named = set_of_boxes(
         [(0, 1, (8, 8, 32, 32), None)] * 3, size=SIZE, categories={1: evil}, with_masks=False
     )
-    html = page_of(tmp_path, named, masks, title=evil, facts={evil: evil}, figures={evil: 1})
+    html = page_of(tmp_path, named, masks, title=evil, facts={evil: evil}, metrics={evil: 1})
     assert "<script" not in html
     assert Elements(html).text.count("<script>alert(1)</script>") >= 4
     assert len(boxes) == len(named)
@@ -189,7 +189,7 @@ def test_page_of_noise_stays_below_its_size_with_fewer_pictures(tmp_path: Path) 
             tmp_path,
             boxes,
             masks,
-            figures=measured.metrics,
+            metrics=measured.metrics,
             ious=measured.instances,
             image_reader=lambda _: noise,
         )

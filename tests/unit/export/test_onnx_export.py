@@ -20,6 +20,7 @@ from mal.export.onnx import ExportedGraph, centred_unit_box, parity_inputs
 from mal.export.prompted import PromptDecoder, PromptEncoder
 from mal.labeling.load import load_model
 from mal.labeling.onnx_model import OnnxModel
+from mal.model.backbone import ViTBackbone
 from mal.model.network import MALNetwork
 from mal.model.prompt import refine_by_points
 from mal.spec import ExperimentSpec, load_spec
@@ -176,7 +177,7 @@ def test_in_two_parts_networks_are_what_they_are_in_one(
         decoder = PromptDecoder(
             encoder, unit_box=graph.unit_box, crop_size=32, thresholds=[0.5], decode=graph.decode
         )
-        num_levels = len(first.backbone.level_channels)
+        num_levels = len(first.backbone.feature_channels)
         num_backbones = len({id(network.backbone) for network in networks})
         assert len(decoder.shapes) == 1 + num_levels * num_backbones
         with torch.inference_mode():
@@ -187,8 +188,10 @@ def test_in_two_parts_networks_are_what_they_are_in_one(
 def with_two_blocks(spec: ExperimentSpec) -> MALNetwork:
     """Return a network whose ViT is traced in seconds."""
     network = MALNetwork(spec.model, 32).eval()
-    network.backbone.blocks = network.backbone.blocks[:2]
-    network.backbone.level_blocks = [0, 1][-len(network.backbone.level_channels) :]
+    backbone = network.backbone
+    assert isinstance(backbone, ViTBackbone)
+    backbone.blocks = backbone.blocks[:2]
+    backbone.feature_blocks = [0, 1][-len(backbone.feature_channels) :]
     return network
 
 

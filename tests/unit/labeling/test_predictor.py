@@ -148,7 +148,7 @@ def test_resized_positions_follow_those_they_were_made_of(tiny_vit: MALNetwork) 
     image = torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
         (before,) = tiny_vit.encode(image)
-        tiny_vit.backbone.pos_embed.mul_(3)
+        tiny_vit.backbone.get_parameter("pos_embed").mul_(3)
         (after,) = tiny_vit.encode(image)
     assert not torch.allclose(before, after)
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mal.errors import ArtifactError, StorageError
-from mal.model.backbone import ViTBackbone
+from mal.model.backbone import build_backbone
 from mal.model.checkpoint import (
     load_backbone_weights,
     load_network_weights,
@@ -51,7 +51,7 @@ class Harm:
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    backbone = ViTBackbone(ARCH, 32)
+    backbone = build_backbone(ModelSpec(ARCH), 32)
     return {key: torch.randn_like(value) for key, value in backbone.state_dict().items()}
 
 
@@ -311,7 +311,7 @@ def distilled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_backbones_of_every_origin_load(
     tmp_path: Path, weights: dict[str, Tensor], wrap: Any
 ) -> None:
-    backbone = ViTBackbone(ARCH, 32)
+    backbone = build_backbone(ModelSpec(ARCH), 32)
     load_backbone_weights(backbone, str(save(tmp_path, wrap(weights))))
     loaded = backbone.state_dict()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
@@ -324,7 +324,7 @@ def test_what_is_loaded_missing_and_ignored_is_one_line(
     incomplete = {k: v for k, v in weights.items() if k != "norm.bias"}
     path = save(tmp_path, {**incomplete, "head.bias": torch.ones(9)})
     with pytest.raises(ArtifactError, match=r"missing: norm\.bias"):
-        load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+        load_backbone_weights(build_backbone(ModelSpec(ARCH), 32), str(path))
     name = f"the backbone from {path}"
     assert caplog.messages == [
         f"{name}: {len(weights) - 1} weights loaded, 1 missing (norm.bias), 1 ignored (head.bias)"
@@ -336,14 +336,14 @@ def test_a_network_that_gets_its_weights_and_no_others_is_one_short_line(
 ) -> None:
     caplog.set_level(logging.INFO, "mal")
     path = save(tmp_path, weights)
-    load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+    load_backbone_weights(build_backbone(ModelSpec(ARCH), 32), str(path))
     assert caplog.messages == [f"the backbone from {path}: {len(weights)} weights loaded"]
 
 
 def test_weights_of_timm_are_ours_by_name(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", num_classes=9)
-    backbone = ViTBackbone(ARCH, 224)
+    backbone = build_backbone(ModelSpec(ARCH), 224)
     load_backbone_weights(backbone, str(save(tmp_path, model.state_dict())))
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -355,7 +355,7 @@ def test_weights_of_timm_are_ours_by_name(tmp_path: Path) -> None:
 def test_safetensors_load(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({key: value.half() for key, value in weights.items()}, path)
-    backbone = ViTBackbone(ARCH, 32)
+    backbone = build_backbone(ModelSpec(ARCH), 32)
     load_backbone_weights(backbone, str(path))
     loaded = backbone.state_dict()
     assert all(torch.equal(loaded[key], weights[key].half().float()) for key in weights)
@@ -377,9 +377,9 @@ def test_position_embeddings_are_resized_to_the_crop(
     ramp = torch.linspace(0, 1, 14)[None, :, None, None].expand(1, 14, 14, 192)
     special = torch.full((1, num_prefix, 192), 5.0)
     embedding = torch.cat([special, ramp.reshape(1, 196, 192)], dim=1)
-    backbone = ViTBackbone(ARCH, 64)
+    backbone = build_backbone(ModelSpec(ARCH), 64)
     load_backbone_weights(backbone, str(save(tmp_path, {**weights, "pos_embed": embedding})))
-    position = backbone.pos_embed.detach()
+    position: Any = backbone.get_parameter("pos_embed").detach()
     assert position.shape == (1, 17, 192)
     assert position[0, 0].unique().tolist() == [5.0 if num_prefix else 0.0]
     rows = position[0, 1:].unflatten(0, (4, 4)).mean((1, 2))
@@ -418,7 +418,7 @@ def test_position_embeddings_of_a_huge_batch_are_not_resized(
     embedding = torch.zeros(1, 197, 192).expand(1 << 30, 197, 192)
     path = save(tmp_path, {**weights, "pos_embed": embedding})
     with pytest.raises(ArtifactError, match=r"pos_embed of \(1073741824, 197, 192\) instead of"):
-        load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+        load_backbone_weights(build_backbone(ModelSpec(ARCH), 32), str(path))
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -438,7 +438,7 @@ def test_a_weight_that_is_no_plain_tensor_is_named(
     path = save(tmp_path, {**weights, key: make(weights[key])})
     told = rf"must be plain dense tensors, got a {kind} tensor.* in {key}\."
     with pytest.raises(ArtifactError, match=told):
-        load_backbone_weights(ViTBackbone(ARCH, 64), str(path))
+        load_backbone_weights(build_backbone(ModelSpec(ARCH), 64), str(path))
     state = network_of().state_dict()
     content = prefixed("student.", state | {"roi_head.x": make(torch.ones(2))})
     with pytest.raises(ArtifactError, match=rf"a {kind} tensor.* in roi_head\.x"):
@@ -466,12 +466,12 @@ def test_a_foreign_prefix_is_named_with_the_remedy(
 ) -> None:
     path = save(tmp_path, prefixed("tower.vision.", weights))
     with pytest.raises(ArtifactError, match=r"missing: .*Set model\.arch"):
-        load_backbone_weights(ViTBackbone(ARCH, 32), str(path))
+        load_backbone_weights(build_backbone(ModelSpec(ARCH), 32), str(path))
 
 
 def test_another_size_is_named_with_the_remedy(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     with torch.device("meta"):
-        backbone = ViTBackbone("vit-mae-small/16", 32)
+        backbone = build_backbone(ModelSpec("vit-mae-small/16"), 32)
     with pytest.raises(ArtifactError, match=r"192.*instead of.*384.*model\.arch"):
         load_backbone_weights(backbone, str(save(tmp_path, weights)))
 
@@ -689,7 +689,7 @@ def test_a_name_of_the_hub_loads_from_its_cache(hub: Path, weights: dict[str, Te
     (repository / "refs" / "main").write_text("a" * 40)
     position = torch.randn(1, 197, 192)
     save_file({**weights, "pos_embed": position}, snapshot / "model.safetensors")
-    backbone = ViTBackbone(ARCH, 64)
+    backbone = build_backbone(ModelSpec(ARCH), 64)
     load_backbone_weights(backbone, f"timm:{HUB_NAME}")
     loaded = backbone.state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in weights.items() if k != "pos_embed")
@@ -699,4 +699,4 @@ def test_a_name_of_the_hub_loads_from_its_cache(hub: Path, weights: dict[str, Te
 @pytest.mark.parametrize("name", [HUB_NAME, "no_such_model"])
 def test_an_unreachable_name_of_the_hub_says_what_to_do(hub: Path, name: str) -> None:
     with pytest.raises(StorageError, match=rf"timm:{name}.*download the file"):
-        load_backbone_weights(ViTBackbone(ARCH, 32), f"timm:{name}")
+        load_backbone_weights(build_backbone(ModelSpec(ARCH), 32), f"timm:{name}")

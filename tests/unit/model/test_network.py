@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mal.model.network import MALNetwork, size_class_of
-from mal.spec.experiment import BACKBONE_ARCHS, ModelSpec
-from mal.spec.rules import is_hybrid, patch_size_of
+from mal.spec.backbones import BACKBONES
+from mal.spec.experiment import ModelSpec
 
 TINY = ModelSpec(arch="vit-mae-tiny/16", mask_head_hidden_channel=8, mask_head_out_channel=8)
 AREAS = torch.tensor([100.0, 5000.0, 50_000.0, 1024.0, 9216.0])
@@ -71,19 +71,20 @@ FUSED = [("vit-mae-tiny/16", "fused"), ("vit-dinov2-small/14", "fused")]
 
 @pytest.mark.parametrize(
     ("arch", "name"),
-    [*((a, "pyramid" if is_hybrid(a) else "convolutional") for a in BACKBONE_ARCHS), *FUSED],
+    [*((arch, entry.mask_heads[0]) for arch, entry in BACKBONES.items()), *FUSED],
 )
 def test_every_backbone_builds(arch: str, name: str) -> None:
-    size = 2 * patch_size_of(arch) * (2 if is_hybrid(arch) else 1)
+    stride_px = BACKBONES[arch].stride_px
+    size = 2 * stride_px * (2 if name == "pyramid" else 1)
     with torch.device("meta"):
         network = MALNetwork(ModelSpec(arch=arch, mask_head=name), size)
         image = torch.empty(2, 3, size, size)
-        levels = network.encode(image)
-    assert [level.shape[1] for level in levels] == network.backbone.level_channels
+        feature_maps = network.encode(image)
+    assert [m.shape[1] for m in feature_maps] == network.backbone.feature_channels
     names = {key.partition(".")[0] for key in network.state_dict()}
     assert names == {"backbone", "mask_head", "roi_head"}
     if name == "convolutional":
-        assert network.map_size == 4 * size // patch_size_of(arch)
+        assert network.map_size == 4 * size // stride_px
 
 
 @pytest.mark.parametrize(

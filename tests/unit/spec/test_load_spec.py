@@ -188,7 +188,10 @@ def test_five_mistakes_are_five_problems(tmp_path: Path) -> None:
         ("train.crf_value_high_thres=0.4", "train.crf_value_high_thres must be above 0.5, got"),
         ("train.optim_betas=[0.9, 1]", "train.optim_betas must be below 1, got [0.9, 1]."),
         ("train.cached_crops=9", "train.cached_crops must be 0 unless model.freeze_backbone"),
-        ("model.arch=vit-hybrid-small/8", "model.mask_head must be pyramid for a hybrid"),
+        (
+            "model.arch=vit-hybrid-small/8",
+            "model.mask_head must be pyramid with vit-hybrid",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_the_rule_and_the_remedy(override: str, problem: str) -> None:

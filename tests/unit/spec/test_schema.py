@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mal.errors import SpecError
 from mal.recipes import list_recipes
 from mal.spec import ExperimentSpec, load_spec, read_spec_source
-from mal.spec.experiment import ACTIONS, BACKBONE_ARCHS
+from mal.spec.backbones import BACKBONES
+from mal.spec.experiment import ACTIONS
 from mal.spec.load import ALIASES, SHORTHANDS, iterate_settings
 from mal.spec.schema import action_schema
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED
@@ -71,7 +72,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     edges = [b + d for b in bounds if b is not None for d in (-1, -0.5, 0, 0.5, 1)]
     number = st.sampled_from([*edges, 0, 1, 2, 3, 4, 16, 32, 48, 56, 64, 504, 512, 0.25])
     if facts.choices:
-        return st.sampled_from(facts.choices) | odd_values
+        return st.sampled_from([*facts.choices]) | odd_values
     if hint is bool:
         return st.booleans() | odd_values
     if hint is str:
@@ -142,7 +143,7 @@ def test_each_key_alone_has_the_same_bounds(action: str, key: str) -> None:
 
 
 @each_action
-@pytest.mark.parametrize("arch", BACKBONE_ARCHS)
+@pytest.mark.parametrize("arch", [*BACKBONES, "timm:hiera_tiny_224", "timm:", "timm:a b", "hf:a"])
 @pytest.mark.parametrize("size", [None, 32, 56, 112, 448, 504])
 @pytest.mark.parametrize("head", [None, "pyramid"])
 def test_crop_head_and_arch_fit_together_or_not(

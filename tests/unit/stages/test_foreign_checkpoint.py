@@ -109,7 +109,7 @@ def network(spec: ExperimentSpec) -> MALNetwork:
     """A network with opinions: its masks are neither empty nor the box."""
     torch.manual_seed(5)
     network = MALNetwork(spec.model, spec.dataset.crop_size)
-    torch.nn.init.normal_(network.backbone.pos_embed, std=0.5)
+    torch.nn.init.normal_(network.backbone.get_parameter("pos_embed"), std=0.5)
     return network
 
 

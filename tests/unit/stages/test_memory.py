@@ -11,10 +11,8 @@ from mal.distributed import NodeTopology
 from mal.distributed.workers import Worker
 from mal.errors import ArtifactError
 from mal.spec import load_spec
-from mal.spec.experiment import BACKBONE_ARCHS
-from mal.spec.rules import patch_size_of
+from mal.spec.backbones import BACKBONES
 from mal.stages.memory import (
-    SMALLER_ARCH,
     is_out_of_memory,
     iterate_fallbacks,
     memory_keys,
@@ -149,19 +147,19 @@ def test_the_next_smaller_training(
     assert smaller_training(spec) == expected
 
 
-@pytest.mark.parametrize("arch", BACKBONE_ARCHS)
+@pytest.mark.parametrize("arch", BACKBONES)
 def test_every_ladder_ends_with_crops_of_whole_patches(arch: str) -> None:
     hybrid = ["model.mask_head=pyramid"] if "hybrid" in arch else []
-    crop_size = 512 // patch_size_of(arch) * patch_size_of(arch)
+    crop_size = 512 // BACKBONES[arch].stride_px * BACKBONES[arch].stride_px
     spec = spec_of(f"model.arch={arch}", f"dataset.crop_size={crop_size}", "train.batch_size=8",
                    *hybrid)  # fmt: skip
     steps = list(iterate_fallbacks(spec))
     assert len({memory_keys(step) for step in steps}) == len(steps)
     for step in steps:
-        assert step.dataset.crop_size % patch_size_of(step.model.arch) == 0
+        assert step.dataset.crop_size % BACKBONES[step.model.arch].stride_px == 0
         assert step.dataset.crop_size >= 240
     assert steps[-1].train.batch_size == 1
-    assert steps[-1].model.arch not in SMALLER_ARCH
+    assert not BACKBONES[steps[-1].model.arch].smaller
 
 
 @pytest.mark.parametrize("key", ["pretrained_model_path", "resume_training_checkpoint_path"])

@@ -155,7 +155,7 @@ def test_a_step_in_bf16_gives_nearly_the_same_loss(name: str) -> None:
 def test_the_teacher_keeps_nothing_for_a_backward_pass() -> None:
     module = module_of(spec_of("fused"))
     image = torch.zeros(3, 3, 32, 32)
-    prob, affinity = module._teacher_view(None, image, batch_of())
+    prob, affinity = module._teacher_predict(None, image, batch_of())
     assert prob.is_inference()
     assert affinity.tokens_BDhw.is_inference()
     assert step(module, batch_of()).isfinite()
