@@ -10,8 +10,8 @@ RUNS_DIR ?= runs
 TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
-# pip, and not another installer: it honours the machine's own package places. It warns where it
-# cannot keep a cache, as for a user without a home, and an old one where it runs a setup.py itself.
+# pip, and not another installer: it uses the machine's own package indexes. It warns if it cannot
+# keep a cache, as for a user without a home; an old pip also warns if it runs a setup.py.
 HAS_CACHE = cache="$${PIP_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/pip}"; \
   mkdir -p "$$cache" 2>/dev/null && test -w "$$cache"
 INSTALL = $(BIN)/python -m pip --disable-pip-version-check $(shell $(HAS_CACHE) || echo --no-cache-dir) \

@@ -31,7 +31,7 @@ SIDE_PX = (20, 400)
 NUM_OBJECTS = (3, 8)
 MIN_VISIBLE_SHARE = 0.85
 NUM_VAL_BOXES = 200
-PLACEMENT_TRIES = 20
+POSITION_TRIES = 20
 MIN_COLOUR_DISTANCE = 0.35
 SHAPES = ("star", "crescent", "cross", "ring", "arrow", "lobes")
 
@@ -68,7 +68,7 @@ def is_textured(rng: np.random.Generator, kind: str) -> bool:
 
 def add_object(rng: np.random.Generator, size: int, earlier: list[Mask]) -> Floats | None:
     """Return the share of each pixel that an object covers; None where there is no room."""
-    for _ in range(PLACEMENT_TRIES):
+    for _ in range(POSITION_TRIES):
         coverage = draw_coverage(rng, size)
         mask = coverage > 0.5
         sides = [int(mask.any(axis).sum()) for axis in (0, 1)]

@@ -35,7 +35,7 @@ RADIUS_PX = (18.0, 45.0)
 SUPERSAMPLING = 3
 # An object that others hide further than this would be a few stray pixels with a misleading box.
 MIN_VISIBLE_SHARE = 0.85
-PLACEMENT_TRIES = 30
+POSITION_TRIES = 30
 MIN_SIDE_PX = 8
 
 
@@ -247,7 +247,7 @@ def _pose_object(
     size_px: int,
 ) -> tuple[FloatArray, BoolArray] | None:
     """Find a pose that leaves enough of every earlier object; None when the picture is too full."""
-    for _ in range(PLACEMENT_TRIES):
+    for _ in range(POSITION_TRIES):
         coverage = _draw_coverage(rng, membership, size_px)
         mask = coverage > 0.5
         if _is_large_enough(mask) and all(_leaves_visible(mask, seen) for seen in earlier_masks):

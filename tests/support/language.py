@@ -34,7 +34,7 @@ def _rule(pattern: str, instead: str, flags: int = re.IGNORECASE) -> Rule:
 
 
 # A word of a name is a word too: `_` and a change to a capital letter end it.
-_START, _END = r"(?<![A-Za-z])", r"(?![a-z])"
+_START, _END = r"(?-i:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))", r"(?-i:(?![a-z]))"
 
 
 def _word(words: str, instead: str) -> Rule:
@@ -58,20 +58,19 @@ EVERYWHERE = (
     _word("is let go|lets go|let go", "releases"),
     _word("hears?|heard", "receive, read"),
     _word("whereof|thereof|wherein|thereby|hitherto|alike", "plain words"),
-    _rule(
-        r"(?<![A-Za-z])places?(?![a-z])(?! of (?:the )?decimal)", "path, URI, location, position"
-    ),
-    _rule(r"(?<![A-Za-z])succession(?![a-z])", "retry"),
-    _rule(r"(?<![A-Za-z])feature levels?(?![a-z])|(?<![A-Za-z])levels(?![a-z])", "feature maps"),
+    _word("places?", "path, URI, location, position"),
+    _word("succession", "retry"),
+    _word("levels", "feature maps"),
 )
 # Parameter and attribute texts of docstrings.
 FRAGMENT = _rule(
     r"^\s+\w+: (?:Of|That|Which|Likewise|The same)\b", "say what the name does not, or drop it", 0
 )
-# Other meanings, and names of matplotlib and Optuna.
+# Other meanings, and names of matplotlib, Optuna, HTML and CSS.
 ALLOWED = re.compile(
     r"\b(?:in|takes?|took|taking|out of) place\b|\bplaceholders?\b|\bplace_cells\b"
-    r"|\baxes\.figure\b|\bfigure\.[a-z]+|\bstudy\.tell\b",
+    r"|_PLACEHOLDER\b|\baxes\.figure\b|\bfigure\.[a-z]+|\bstudy\.tell\b"
+    r"|</?fig(?:ure|caption)\b|\bfigure(?=,? (?:\{|\.|img|fig))|\bbest_figure\b",
     re.IGNORECASE,
 )
 
