@@ -280,8 +280,11 @@ def _call(api: Any, request: Mapping[str, Any]) -> Any:
             return api.call_api(**request)
     except ApiException as error:
         headers = error.headers or {}
+        body = error.body or ""
+        if isinstance(body, bytes):  # the kubernetes package decodes only what it preloads
+            body = body.decode("utf-8", errors="replace")
         raise ApiError.from_response(
-            error.status or 0, error.reason or "", error.body or "", headers.get("Retry-After", "")
+            error.status or 0, error.reason or "", body, headers.get("Retry-After", "")
         ) from error
 
 

@@ -62,7 +62,9 @@ def test_a_missing_operator_is_named(
     manifest: str,
 ) -> None:
     cluster.api.served.remove(kind)
-    expected = rf"The cluster does not know .*: 404 .*Install {operator}.* manifests/{manifest}\."
+    expected = (
+        rf"does not know .*: 404 Not Found: 404 page .*Install {operator}.* manifests/{manifest}\."
+    )
     with pytest.raises(ClusterError, match=expected):
         launch(backend=backend).result()
 
