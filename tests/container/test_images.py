@@ -29,7 +29,7 @@ every_image = pytest.mark.parametrize("name", IMAGE_NAMES)
 
 MAX_CONTROL_MB = 400
 LIGHT_MODULES = (
-    *("mal.cluster", "mal.errors", "mal.tao", "mal.lifecycle", "mal.spec", "mal.storage"),
+    *("mal.cluster", "mal.errors", "mal.tao", "mal.registry", "mal.spec", "mal.storage"),
     *("boto3", "kfp", "kfp.kubernetes", "kubernetes"),
 )
 
@@ -90,7 +90,7 @@ def test_holds_no_compiler_no_cache_and_no_setting_of_the_build(
 def test_code_is_compiled_already(name: str, images: Mapping[str, str]) -> None:
     """Where nothing can be written, Python would compile what it imports at every start."""
     process = run_hardened(images[name], ["python", "-v", "-c", "import mal.steps.step"])
-    assert re.search(r"code object from '/opt/mal[^']*/mal/lifecycle/[^']*\.pyc'", process.stdout)
+    assert re.search(r"code object from '/opt/mal[^']*/mal/steps/[^']*\.pyc'", process.stdout)
     assert not re.search(r"code object from '/opt/mal[^']*\.py'", process.stdout)
 
 
