@@ -29,16 +29,7 @@ every_image = pytest.mark.parametrize("name", IMAGE_NAMES)
 
 MAX_CONTROL_MB = 400
 LIGHT_MODULES = (
-    *(
-        "mal.cluster",
-        "mal.errors",
-        "mal.tao",
-        "mal.registry",
-        "mal.lineage",
-        "mal.steps",
-        "mal.spec",
-        "mal.storage",
-    ),
+    *("mal.cluster", "mal.errors", "mal.tao", "mal.registry", "mal.spec", "mal.storage"),
     *("boto3", "kfp", "kfp.kubernetes", "kubernetes"),
 )
 
