@@ -13,12 +13,12 @@ Finding = tuple[tuple[str, ...], str]
 def combination_problems(
     spec: ExperimentSpec, action: str, unusable_keys: Collection[str] = ()
 ) -> list[str]:
-    """Check what no single key can tell; each problem names its key and the remedy.
+    """Check rules that join several keys; each problem names its key and the fix.
 
     Args:
-        spec: With its default in the place of every unusable key.
-        action: Whose own section is checked.
-        unusable_keys: Keys with a problem of their own; rules that need them say nothing.
+        spec: Unusable keys have their default.
+        action: Its own section is checked.
+        unusable_keys: Keys with a problem of their own; rules that need them are skipped.
     """
     findings = [
         *_dataset_findings(spec),
