@@ -8,7 +8,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from mal.labeling.predictor import PromptableModel
+from mal.labeling.onnx_model import OnnxModel
+from mal.labeling.predictor import NetworkEnsemble
 
 MAX_KEPT_BYTES = 512 << 20
 
@@ -21,7 +22,7 @@ class KeptFeatures:
         max_bytes: Limit of the kept features.
     """
 
-    def __init__(self, model: PromptableModel, max_bytes: int = MAX_KEPT_BYTES) -> None:
+    def __init__(self, model: NetworkEnsemble | OnnxModel, max_bytes: int = MAX_KEPT_BYTES) -> None:
         self.model = model
         self.max_bytes = max_bytes
         self._kept: OrderedDict[bytes, list[Tensor]] = OrderedDict()

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,24 +80,6 @@ def normalized_on(device: torch.device, image_BCSS: Tensor) -> Tensor:
     """Move crops to a device and normalise them there, unless they are normalised already."""
     image_BCSS = image_BCSS.to(device, non_blocking=True)
     return normalize_image(image_BCSS) if image_BCSS.dtype == torch.uint8 else image_BCSS
-
-
-class PromptableModel(Protocol):
-    """A probability model whose features of a crop can be kept while points are added."""
-
-    def encode(self, image_BCSS: Tensor) -> list[Tensor]:
-        """Return what `decode` needs of the crops; the first axis of each tensor is the item."""
-        ...
-
-    def decode(
-        self,
-        encoded: Sequence[Tensor],
-        unit_box_B4: Tensor,
-        box_area_B: Tensor,
-        point_BK3: Tensor | None = None,
-    ) -> Tensor:
-        """Return probabilities, (B, M, M)."""
-        ...
 
 
 class NetworkEnsemble:

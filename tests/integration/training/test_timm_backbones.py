@@ -31,8 +31,16 @@ each_family = pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES.ke
 
 
 @pytest.mark.slow
-@each_family
-@pytest.mark.parametrize("head", ["convolutional", "fused"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("name", "head"),
+    zip(
+        FAMILIES.values(),
+        ("convolutional", "fused", "convolutional", "fused", "fused"),
+        strict=True,
+    ),
+    ids=FAMILIES.keys(),
+)
 def test_a_model_of_each_family_trains_predicts_and_exports(
     name: str, head: str, tmp_path: Path
 ) -> None:

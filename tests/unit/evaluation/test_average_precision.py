@@ -34,7 +34,7 @@ def random_set(
     return set_of_boxes(rows, size=SIZE, num_images=num_images), masks, true_rles
 
 
-def figures_of_cocoeval(
+def metrics_of_cocoeval(
     tmp_path: Path, boxes: CocoBoxes, masks: list[InstanceMask], true_rles: dict[int, Rle]
 ) -> dict[str, float]:
     """Evaluate through files with COCO's defaults, as anybody would."""
@@ -69,15 +69,15 @@ def figures_of_cocoeval(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_figures_equal_those_of_cocoeval(
+def test_metrics_equal_those_of_cocoeval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     boxes, masks, true_rles = random_set(40, 5, seed)
-    expected = figures_of_cocoeval(tmp_path, boxes, masks, true_rles)
+    expected = metrics_of_cocoeval(tmp_path, boxes, masks, true_rles)
     capsys.readouterr()
-    figures = average_precision(boxes, masks, true_rles)
-    assert figures == pytest.approx(expected)
-    assert 0 < (figures["AP75"] or 0) < (figures["AP50"] or 0) <= 1
+    metrics = average_precision(boxes, masks, true_rles)
+    assert metrics == pytest.approx(expected)
+    assert 0 < (metrics["AP75"] or 0) < (metrics["AP50"] or 0) <= 1
     assert capsys.readouterr().out == ""
 
 
@@ -107,10 +107,10 @@ def test_ranking_by_score_matters(
         predict_rectangle(1, (20, 20, 8, 1), size=SIZE, score=score_of_bad),
     ]
     true_rles = {k: rle_of_rectangle(spot, SIZE) for k, spot in enumerate(spots)}
-    figures = average_precision(boxes, masks, true_rles)
+    metrics = average_precision(boxes, masks, true_rles)
     # Recall stops at one of two, 51 of the 101 recall steps, at precision 1 or 1/2.
-    assert figures["AP50"] == pytest.approx(expected, abs=0.01)
+    assert metrics["AP50"] == pytest.approx(expected, abs=0.01)
 
 
-def test_no_truth_gives_no_figures() -> None:
+def test_no_truth_gives_no_metrics() -> None:
     assert average_precision(set_of_boxes([]), [], {}) == dict.fromkeys(("AP", "AP50", "AP75"))

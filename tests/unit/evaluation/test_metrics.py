@@ -218,7 +218,7 @@ def test_without_true_masks_every_mask_figure_is_none(with_masks: bool) -> None:
     assert metrics["num_instances"] == 0
 
 
-def test_a_set_without_boxes_has_no_figures() -> None:
+def test_a_set_without_boxes_has_no_metrics() -> None:
     metrics = compute_metrics(set_of_boxes([]), [])
     assert metrics["mIoU"] is None
     assert metrics["num_instances"] == 0

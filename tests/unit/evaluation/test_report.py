@@ -63,7 +63,7 @@ def page_of(tmp_path: Path, boxes: CocoBoxes, masks: list[InstanceMask], **chang
     path = tmp_path / "report.html"
     arguments: dict[str, Any] = {
         "title": "Evaluation",
-        "figures": {},
+        "metrics": {},
         "ious": None,
         "image_reader": gray_image,
         "facts": {"checkpoint": "mal_model_best.pth"},
@@ -76,7 +76,7 @@ def page_of(tmp_path: Path, boxes: CocoBoxes, masks: list[InstanceMask], **chang
 
 def measured_page(tmp_path: Path, num_boxes: int, **changes: Any) -> Elements:
     boxes, masks, measured = predicted_set(num_boxes, num_categories=changes.pop("kinds", 2))
-    arguments = {"figures": measured.metrics, "ious": measured.instances, **changes}
+    arguments = {"metrics": measured.metrics, "ious": measured.instances, **changes}
     return Elements(page_of(tmp_path, boxes, masks, **arguments))
 
 
@@ -97,7 +97,7 @@ def test_pictures_and_chart_speak_to_who_cannot_see_them(tmp_path: Path) -> None
     assert page.attributes_of("html")[0]["lang"] == "en"
 
 
-def test_figures_stand_against_the_baselines(tmp_path: Path) -> None:
+def test_metrics_stand_against_the_baselines(tmp_path: Path) -> None:
     boxes, masks, measured = predicted_set(32)
     text = page_of(tmp_path, boxes, masks, metrics=measured.metrics, ious=measured.instances)
     miou, box_iou = measured.metrics["mIoU"], measured.metrics["box_mIoU"]
