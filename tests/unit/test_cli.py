@@ -423,7 +423,10 @@ def test_a_set_that_cannot_be_used_is_exit_1(
 def test_a_set_that_is_not_there_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", "check", "absent.json", "absent"]) == 1
     output, errors = capsys.readouterr()
-    assert "error: 1 x annotation file that cannot be used: Cannot read the file absent.json: " in output
+    assert (
+        "error: 1 x annotation file that cannot be used: Cannot read the file absent.json: "
+        in output
+    )
     assert (
         "error: 1 x image folder that cannot be used: image source absent does not exist" in output
     )
