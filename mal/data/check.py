@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ _KIND_OF_ERROR = {
     UnreadableImageError: UNREADABLE_IMAGE,
     ImageSizeError: WRONG_SIZE,
 }
+_Findings = tuple[tuple[str, str] | None, list[str]]  # problem with its reason, and notes
 _EIGHT_BIT_COLOUR_MODES = frozenset({"RGB", "YCbCr"})
 
 
@@ -199,21 +201,15 @@ def _check_images(
     return is_readable
 
 
-def _findings_in_order(
-    images: Sequence[CocoImage], folder: Path
-) -> Iterator[tuple[tuple[str, str] | None, list[str]]]:
-    """Read images ahead in threads (Pillow decodes without the GIL); few are held at a time."""
+def _findings_in_order(images: Sequence[CocoImage], folder: Path) -> Iterator[_Findings]:
+    """Read images in threads (Pillow decodes without the GIL), a few at a time."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        ahead: deque[Future[tuple[tuple[str, str] | None, list[str]]]] = deque()
-        for image in images:
-            ahead.append(pool.submit(_findings_of_image, image, folder))
-            if len(ahead) >= _NUM_AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for start in range(0, len(images), _NUM_AHEAD):
+            ahead = images[start : start + _NUM_AHEAD]
+            yield from pool.map(partial(_findings_of_image, folder=folder), ahead)
 
 
-def _findings_of_image(image: CocoImage, folder: Path) -> tuple[tuple[str, str] | None, list[str]]:
+def _findings_of_image(image: CocoImage, folder: Path) -> _Findings:
     """Return an image's problem (kind and reason), and its notes."""
     try:
         path = find_image(folder, image.file_name)

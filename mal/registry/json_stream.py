@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mal.artifacts import writing_atomically
-from mal.data.annotation_stream import read_members
+from mal.data.annotation_stream import read_members, write_members
 
 
 def stream_entries(path: Path, key: str) -> Iterator[Any]:
@@ -51,19 +49,4 @@ def list_keys(path: Path) -> list[str]:
 
 def write_stream(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object; an iterator is written as a list while it yields."""
-    with writing_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for number, (key, value) in enumerate(content.items()):
-            file.write(f"{', ' if number else '{'}{json.dumps(key)}: ")
-            if isinstance(value, Iterator):
-                file.writelines(_list_parts(value))
-            else:
-                file.write(json.dumps(value))
-        file.write("}\n" if content else "{}\n")
-
-
-def _list_parts(entries: Iterable[Any]) -> Iterator[str]:
-    separator = "["
-    for entry in entries:
-        yield f"{separator}\n{json.dumps(entry)}"
-        separator = ","
-    yield "[]" if separator == "[" else "\n]"
+    write_members(path, content.items())

@@ -257,7 +257,7 @@ def test_places_that_do_not_exist_are_both_told(data_set: DataSet) -> None:
     assert list(report.errors.subjects) == [
         "image folder that cannot be used", "annotation file that cannot be used",
     ]  # fmt: skip
-    assert f"{images}-wrong must exist, got nothing there" in "\n".join(report.lines())
+    assert f"{images}-wrong does not exist" in "\n".join(report.lines())
 
 
 def test_without_its_images_a_set_is_checked_all_the_same(data_set: DataSet) -> None:

@@ -19,20 +19,20 @@ class HeldSegmentations(Segmentations):
     """Segmentations of a set without a file."""
 
     def __init__(self, held: Iterable[Any]) -> None:
-        self._held = list(held)
+        self.held = list(held)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self.held)
 
     def __getitem__(self, index: int) -> Any:
-        return self._held[index]
+        return self.held[index]
 
     @property
     def is_given_N(self) -> NDArray[np.bool_]:  # noqa: N802 - a shape letter
-        return np.array([one is not None for one in self._held], dtype=np.bool_)
+        return np.array([one is not None for one in self.held], dtype=np.bool_)
 
     def select(self, rows: NDArray[np.int64]) -> Self:
-        return type(self)(self._held[row] for row in rows)
+        return type(self)(self.held[row] for row in rows)
 
 
 def rle_of_rectangle(rectangle: Rectangle, size: tuple[int, int]) -> Rle:

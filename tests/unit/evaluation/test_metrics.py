@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_sets import Rectangle, predict_rectangle, set_of_boxes
+from drawn_sets import HeldSegmentations, Rectangle, predict_rectangle, set_of_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -49,8 +49,8 @@ def rectangles(size: tuple[int, int]) -> Any:
 
 
 def segmentations_of(boxes: CocoBoxes) -> list[Any]:
-    assert isinstance(boxes.segmentations, list)
-    return boxes.segmentations
+    assert isinstance(boxes.segmentations, HeldSegmentations)
+    return boxes.segmentations.held
 
 
 def filled(rectangle: Rectangle, size: tuple[int, int]) -> NDArray[np.bool_]:
