@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mal.errors import MissingExtraError
-
-EXIT_USER_ERROR = 2
+from mal.errors import EXIT_USER_ERROR, MissingExtraError
 
 _SUFFIXES = {None: {".yaml", ".md"}, "compile": {".yaml"}, "readme": {".md"}}
 

@@ -19,7 +19,7 @@ from mal.artifacts import (
     write_text,
     writing_atomically,
 )
-from mal.errors import MalError, MissingExtraError
+from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 from mal.lineage.page_record import with_record
 from mal.registry.snapshot import DatasetManifest, read_dataset_manifest
 from mal.runtime import Interrupted, set_up_logging
@@ -28,7 +28,6 @@ from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_metada
 from mal.steps.specs import step_spec
 
 ERROR_PREFIX = "error: "
-EXIT_USER_ERROR = 2
 DEFAULT_PIPELINE_NAME = "mal"
 
 _log = logging.getLogger(__name__)
