@@ -8,9 +8,9 @@ import pytest
 import yaml
 from containers import run_hardened
 
+from mal.errors import EXIT_USER_ERROR
 from mal.kfp.components._generated import COMPONENTS_DIR, list_components
 from mal.kfp.components._images import CONTROL_IMAGE
-from mal.steps.step import EXIT_USER_ERROR
 
 pytestmark = pytest.mark.container
 
