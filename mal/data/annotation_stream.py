@@ -1,6 +1,6 @@
 """JSON files read and written entry by entry: of a file of gigabytes, memory holds one chunk.
 
-Why not msgspec: docs/decisions/0022-annotation-reader.md.
+Why not msgspec: docs/decisions/0006-annotation-reader.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Connected parts of a mask: pixels that touch by their sides, not by their corners.
 
-Why not `scipy.ndimage.label` or OpenCV: docs/decisions/0020-connected-parts.md.
+Why not `scipy.ndimage.label` or OpenCV: docs/decisions/0004-connected-parts.md.
 
 Shape letters: H, W = rows and columns of the mask; R = its horizontal runs, row by row; E = pairs
 of runs of neighbouring rows that overlap.

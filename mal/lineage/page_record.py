@@ -2,7 +2,7 @@
 
 `mal pipelines lineage` reads a cluster's run from the object store alone, and KFP's launcher
 uploads only the output artifacts there: a JSON file beside the page does not reach it, nor does
-executor_output.json (docs/decisions/0016-lineage-record.md). Markdown does not show the line.
+executor_output.json (docs/decisions/0008-lineage-record.md). Markdown does not show the line.
 """
 
 from __future__ import annotations

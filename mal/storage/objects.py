@@ -5,7 +5,7 @@ AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL. `minio://
 KFP's own artifacts. Without an endpoint in the AWS variables it means MINIO_SERVICE_SERVICE_HOST
 and _PORT, which Kubernetes injects beside the `minio-service`, or else that service's default name.
 
-Why boto3 and not obstore: docs/decisions/0023-object-store-client.md.
+Why boto3 and not obstore: docs/decisions/0007-object-store-client.md.
 """
 
 from __future__ import annotations
