@@ -171,11 +171,15 @@ def _reason_not_searched(schema: Mapping[str, Any], key: str) -> str | None:
         reason = "it sets where, how long or on what a trial runs, not how it learns"
     elif key.partition(".")[0] not in ("dataset", "model", "train"):
         reason = "training does not depend on it"
-    elif described.get("type") not in ("number", "integer", "boolean") and "enum" not in described:
+    elif described.get("type") not in ("number", "integer", "boolean") and not _choices(key):
         reason = "it is free text"
     else:
         return None
     return f"{key} must not be searched: {reason}. Leave it out, or set it to one value."
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    return tuple(_SETTINGS[key][1].choices)
 
 
 def _parameter(schema: Mapping[str, Any], key: str, words: str | None) -> Parameter:
@@ -190,8 +194,7 @@ def _parameter(schema: Mapping[str, Any], key: str, words: str | None) -> Parame
         return Interval(key, low, high, is_log, described["type"] == "integer")
     if described.get("type") == "boolean":
         return Options(key, (False, True), (1.0, 1.0))
-    if "enum" in described:
-        options = tuple(described["enum"])
+    if options := _choices(key):
         weights = described.get("automl_option_weights", [1.0] * len(options))
         kept = [pair for pair in zip(options, weights, strict=True) if pair[1] > 0]
         return Options(key, tuple(o for o, _ in kept), tuple(float(w) for _, w in kept))

@@ -191,7 +191,7 @@ def test_a_schedule_that_cannot_be_replaced_goes_on(
     (before,) = api[1].schedules
     api[1].failing = step
     assert apply(api, cron=DAILY) == 2
-    assert "got 500" in capsys.readouterr().err
+    assert "rejected the request: 500" in capsys.readouterr().err
     assert api[1].schedules == [before]
     assert before["mode"] == "ENABLE"
 

@@ -114,8 +114,8 @@ def test_a_step_ends_with_its_checkpoint_when_its_run_is_killed(
     for name in ("first", "second"):
         assert (folder / f"{name}.checkpoint").read_text() == "1 signals"
     (log,) = (folder.parent / "runs").glob("loop-*/run.log")
-    assert log.read_text().count("the run is gone") == 2
-    assert "checkpoint written" in log.read_text().split("the run is gone")[-1]
+    assert log.read_text().count("the run has ended") == 2
+    assert "checkpoint written" in log.read_text().split("the run has ended")[-1]
     assert started_steps(folder) == {"first", "second"}
 
 

@@ -149,7 +149,7 @@ def test_one_list_of_points_is_one_object(run: PointRun) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({}, "neither boxes nor points"),
+        ({}, "boxes or points, got neither"),
         ({"points": [[[20, 20, 0]]]}, "must have a point on it"),
         ({"points": [[[90, 20, 1]]]}, "must lie in the image"),
         ({"points": [[[20, 20, 2]]]}, "must be 0 or 1"),

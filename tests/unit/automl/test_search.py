@@ -103,7 +103,7 @@ def test_hopeless_trials_end_early_and_the_baseline_never(
     assert records[0].end is TrialEnd.COMPLETE
     assert pruned
     assert all(record.num_epochs < NUM_EPOCHS for record in pruned)
-    assert all("others were better" in record.reason for record in pruned)
+    assert all("other trials were better" in record.reason for record in pruned)
 
 
 def test_the_default_budget_spends_no_more_epochs_than_five_trainings(tmp_path: Path) -> None:

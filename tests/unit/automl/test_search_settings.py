@@ -47,5 +47,7 @@ def test_negative_limits_are_refused_together() -> None:
 
 def test_an_unknown_algorithm_is_told_the_known_ones() -> None:
     assert algorithm_from(" BOHB ") is Algorithm.BOHB
-    with pytest.raises(SpecError, match="Use one of bayesian, random, hyperband, asha, bohb"):
+    with pytest.raises(
+        SpecError, match="must be one of bayesian, random, hyperband, asha, bohb, got grid"
+    ):
         algorithm_from("grid")

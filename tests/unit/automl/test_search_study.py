@@ -93,7 +93,7 @@ def test_a_trial_that_died_before_it_had_values_gets_those_that_it_would_have_ha
 )
 def test_the_folder_of_another_search_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     study_in(tmp_path)
-    with pytest.raises(SpecError, match="results_dir must be that of the same search"):
+    with pytest.raises(SpecError, match="results_dir must have the same search"):
         study_in(tmp_path, **changed)
 
 

@@ -28,7 +28,7 @@ def test_a_uri_is_told_from_a_path(uri: str, expected: RemoteUri | None) -> None
         pytest.param("gs://b/a", "s3:// or minio://", id="other cloud"),
         pytest.param("https://host/a.json?token=hush", "s3:// or minio://", id="web"),
         pytest.param("s3:///a", "name a bucket", id="no bucket"),
-        pytest.param("s3://key:hush@b/a", "must not contain credentials", id="credentials"),
+        pytest.param("s3://key:hush@b/a", "must not carry credentials", id="credentials"),
     ],
 )
 def test_an_unusable_uri_is_refused_without_repeating_its_secrets(uri: str, rule: str) -> None:
