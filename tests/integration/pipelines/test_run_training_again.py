@@ -167,4 +167,4 @@ def test_what_changed_is_trained_anew(
         run.send(number, to_group=False)
         assert run.end() == exit_code, run.printed
     annotations.write_text(before)
-    assert "resuming" not in run.printed.split("To go on")[0]
+    assert "resuming" not in run.printed.split("To resume")[0]
