@@ -45,6 +45,7 @@ with Step(dataset=dataset) as step:
         backend=backend, image="", namespace="", outputs_uri="", job={}, start_timeout_s=1,
     )
     step.write_artifact(model, tuning.tuned_model_metadata(tuned, model.path))
+    Path("leaderboard.md").write_text(tuning.leaderboard_page(tuned, model))
 """
 
 
