@@ -110,6 +110,8 @@ def export_onnx(spec: ExperimentSpec, onnx_path: Path) -> float:
     graph = ExportedGraph(
         networks, spec.train.test_margin_rate[0], groups_by_size=spec.export.precision == "int8"
     ).eval()
+    for network in networks:
+        network.backbone.prepare_for_export()
     with torch.no_grad():
         # timm's TinyViT keeps its attention biases at the first forward pass: if that is the
         # tracing, it keeps tensors without values.

@@ -51,6 +51,9 @@ class Backbone(nn.Module):
                 "Use model.freeze_backbone=true to train the heads only."
             )
 
+    def prepare_for_export(self) -> None:
+        """Replace operations that ONNX does not have by equal ones; by default there are none."""
+
     def adapt_weights(self, state: State) -> dict[str, Tensor]:
         """Rename and resize published weights so that they fit this backbone."""
         return adapt_backbone(state, self.state_dict())

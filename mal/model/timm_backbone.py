@@ -31,6 +31,7 @@ from mal.spec.backbones import UNKNOWN_LICENCE, BackboneEntry
 
 PREFIX = "timm:"
 MAX_STRIDE_PX = 16
+MODULES_WITH_OTHER_ATTENTION = ("timm.models.hiera", "timm.models.vision_transformer_sam")
 # Families that the tests train, predict with and export: suggested for a model that cannot be used.
 TESTED_FAMILIES = ("vit_*_patch*_224", "vit_*_dinov3", "samvit_*", "hiera_*", "tiny_vit_*")
 
@@ -87,6 +88,16 @@ class TimmBackbone(Backbone):
             f"model.{key}": _resize_positions(key, value, wanted.get(key))
             for key, value in state.items()
         }
+
+    def prepare_for_export(self) -> None:
+        """Compute attention step by step where timm's fused one is not 4D.
+
+        torch 2.14 exports scaled_dot_product_attention of 4D tensors only; SAM-ViT's are 3D,
+        Hiera's 5D.
+        """
+        for module in self.model.modules():
+            if type(module).__module__ in MODULES_WITH_OTHER_ATTENTION:
+                module.fused_attn = False
 
     def _intermediates(self, image_BCSS: Tensor) -> list[Tensor]:
         found: list[Tensor] = self.model.forward_intermediates(
