@@ -30,9 +30,9 @@ class BackboneEntry:
         weights_licence: SPDX id of the published weights, `none` if there are none, or `unknown`.
         smaller: The arch that replaces this one when memory runs out; '' for none.
         mask_heads: Values of `model.mask_head` that fit.
-            has_token_prior: Whether pretrained features of one object are similar: without training
+        has_token_prior: Whether pretrained features of one object are similar: without training
             they give a coarse mask.
-            can_cache_features: Whether `train.cached_crops` may keep its features.
+        can_cache_features: Whether `train.cached_crops` may keep its features.
         takes_any_crop: Whether a built network also reads crops of other sizes than its own.
         can_export: Whether PyTorch's ONNX exporter supports it.
         options: More values for the builder.
