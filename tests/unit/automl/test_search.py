@@ -153,7 +153,7 @@ def test_values_that_do_not_go_together_are_never_trained_and_cost_nothing(tmp_p
 
 def test_a_space_where_nothing_goes_together_ends_with_the_reason(tmp_path: Path) -> None:
     settings = SearchSettings(keys=("dataset.crop_size",), ranges=("dataset.crop_size=66,70",))
-    with pytest.raises(SpecError, match=f"{MAX_INVALID_IN_A_ROW} combinations .*crop_size"):
+    with pytest.raises(SpecError, match=f"{MAX_INVALID_IN_A_ROW} invalid ones in a row.*crop_size"):
         search(plan_in(tmp_path, settings))
 
 
