@@ -43,7 +43,6 @@ def label_shard(
         else:
             experiment = shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
             result = run_inference(experiment)
-            keep_labels(part, result.labels)
-            described |= metadata.spec_metadata("inference", experiment)
+            described |= keep_labels(part, result.labels, result.results_dir / "experiment.yaml")
             step.write_artifact(report, described, file=result.report)
     return (part.labels_uri,)

@@ -36,7 +36,8 @@ def train(
             "train", spec=spec, overrides=overrides, results_dir=model.path
         )
         result = run_train(experiment)
-        step.write_artifact(model, metadata.model_metadata(experiment, model.path, result.metrics))
+        described = metadata.model_metadata(experiment, model.path, result.metrics, uri=model.uri)
+        step.write_artifact(model, described)
         step.log_metrics(metrics, result.metrics)
         step.write_summary(
             summary, summaries.metadata_markdown("Model", model.metadata), model=model

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
-from mal.artifacts import sha256_of_file, write_json
+from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
@@ -239,9 +239,16 @@ def shard_spec(
     )
 
 
-def keep_labels(shard: Shard, labels: Path) -> None:
-    """Store a shard's label file beside its boxes; the shard is then labelled."""
+def keep_labels(shard: Shard, labels: Path, spec: Path) -> dict[str, str]:
+    """Store a shard's label file and its spec beside its boxes; the shard is then labelled.
+
+    Returns:
+        URI and sha256 of the spec.
+    """
+    spec_uri = child_uri(shard.uri, EXPERIMENT_FILE)
+    put_file(spec, spec_uri)
     put_file(labels, shard.labels_uri)
+    return {"inference_config_uri": spec_uri, "inference_config_sha256": sha256_of_file(spec)}
 
 
 def merge_labels(

@@ -167,7 +167,8 @@ def train_as_job(
         metrics = flat_metrics(last_metrics(folder / STATUS_FILE))
         metrics.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        metadata = model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
+        metadata = model_metadata(experiment, folder, metrics, uri=model.uri)
+        metadata |= _job_facts(settings, finished)
     return JobTraining(metrics, metadata)
 
 

@@ -32,7 +32,7 @@ from mal.steps.metadata import (
     StepArtifact,
     image_metadata,
     model_metadata,
-    spec_metadata,
+    model_spec_metadata,
 )
 from mal.steps.specs import step_spec
 from mal.steps.tuned_model import TunedModel, take_model, validated_metrics
@@ -140,18 +140,18 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
     )
 
 
-def tuned_model_metadata(tuned: TunedModel, model_dir: str | Path) -> Metadata:
+def tuned_model_metadata(tuned: TunedModel, model: StepArtifact) -> Metadata:
     """Describe the model of a training or search."""
-    metadata = model_metadata(tuned.experiment, model_dir, tuned.metrics)
+    metadata = model_metadata(tuned.experiment, model.path, tuned.metrics, uri=model.uri)
     metadata |= image_metadata(tuned.image)
     if tuned.best_values:
         metadata["best_params"] = json.dumps(dict(tuned.best_values))
     return metadata
 
 
-def search_metadata(tuned: TunedModel) -> Metadata:
-    """Describe the leaderboard and the report of a search."""
-    return {"display_name": "AutoML search", **spec_metadata("train", tuned.experiment)}
+def search_metadata(model: StepArtifact) -> Metadata:
+    """Describe the leaderboard and the report of the search that found a model."""
+    return {"display_name": "AutoML search", **model_spec_metadata(model)}
 
 
 def leaderboard_page(tuned: TunedModel, model: StepArtifact) -> str:

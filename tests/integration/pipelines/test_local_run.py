@@ -123,7 +123,9 @@ def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
                 assert metadata["dataset_sha256"] == manifest["dataset_sha256"]
                 assert metadata.get("git_sha") == made_by()["git_commit"]
                 assert metadata["image_digest"] == IMAGE_DIGEST
-                assert "dataset" in artifacts or any(key.endswith("_config") for key in metadata)
+                assert "dataset" in artifacts or any(
+                    key.endswith("_config_uri") for key in metadata
+                )
 
 
 def test_the_pages_alone_tell_the_lineage_as_they_do_from_an_object_store(
