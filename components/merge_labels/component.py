@@ -41,6 +41,4 @@ def merge_labels(
         )
         step.write_artifact(labels, described)
         step.log_metrics(metrics, {"num_shards": len(shards), "num_boxes": num_boxes})
-        step.write_summary(
-            summary, summaries.metadata_markdown("Labels", labels.metadata), labels=labels
-        )
+        step.write_summary(summary, summaries.labels_markdown(labels.metadata), labels=labels)

@@ -39,6 +39,4 @@ def train(
         described = metadata.model_metadata(experiment, model.path, result.metrics, uri=model.uri)
         step.write_artifact(model, described)
         step.log_metrics(metrics, result.metrics)
-        step.write_summary(
-            summary, summaries.metadata_markdown("Model", model.metadata), model=model
-        )
+        step.write_summary(summary, summaries.model_markdown(model.metadata), model=model)

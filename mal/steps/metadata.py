@@ -31,6 +31,7 @@ from mal.storage import child_uri, fetch_file
 
 Metadata = dict[str, str | float]
 
+CATEGORY_PREFIX = "per category: "
 _SHORT_SHA_CHARS = 8
 _REPORTED = ("mIoU", "mean_iou_instances", "num_instances")
 
@@ -49,11 +50,15 @@ class StepArtifact(Protocol):
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of `metrics`; the IoU of a category is named `IoU <category>`."""
+    """Return the finite numbers of `metrics`; the IoU of a category is `per category: <category>`.
+
+    KFP's page shows ten metrics, sorted by name with capitals first: mIoU must be among them,
+    however many categories there are.
+    """
     flat = {name: float(value) for name, value in metrics.items() if _is_number(value)}
     for name, category in (metrics.get("per_category") or {}).items():
         if _is_number(category.get("iou")):
-            flat[f"IoU {name}"] = float(category["iou"])
+            flat[f"{CATEGORY_PREFIX}{name}"] = float(category["iou"])
     return flat
 
 

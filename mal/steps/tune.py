@@ -34,6 +34,7 @@ from mal.steps.metadata import (
     model_metadata,
     model_spec_metadata,
 )
+from mal.steps.page import StepPage, digests_of, escaped
 from mal.steps.specs import step_spec
 from mal.steps.tuned_model import TunedModel, take_model, validated_metrics
 
@@ -156,8 +157,22 @@ def search_metadata(model: StepArtifact) -> Metadata:
 
 def leaderboard_page(tuned: TunedModel, model: StepArtifact) -> str:
     """Return the Markdown page of a search, with the record of its model."""
-    warning = f"**Warning:** {tuned.warning}\n\n" if tuned.warning else ""
-    return with_record(warning + tuned.leaderboard, model=model)
+    metrics = tuned.metrics
+    is_measured = tuned.best_metric != UNMEASURED
+    numbers: dict[str, object] = {"validation mIoU": tuned.best_metric} if is_measured else {}
+    names = {"baseline_val_mIoU": "mIoU of the first trial", "num_trials": "trials"}
+    numbers |= {names[name]: metrics[name] for name in names if name in metrics}
+    page = StepPage(
+        "The best trial" if tuned.best_values else "Trained without a search",
+        numbers,
+        notice=f"**Warning:** {escaped(tuned.warning)}" if tuned.warning else "",
+        next_step="do not label with this model yet."
+        if tuned.warning
+        else "read the page of evaluate: it measures the model.",
+        tables=[tuned.leaderboard],
+        digests=digests_of(model.metadata),
+    )
+    return with_record(page.markdown(), model=model)
 
 
 def _decide(experiment: ExperimentSpec, policy: str) -> RouteDecision:

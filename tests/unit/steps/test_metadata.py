@@ -55,7 +55,11 @@ def test_metrics_leave_out_what_was_not_measured() -> None:
         "note": "text",
         "per_category": {"star": {"iou": 0.25, "count": 4}, "ring": {"iou": None, "count": 0}},
     }
-    assert metadata.flat_metrics(metrics) == {"mIoU": 0.5, "num_instances": 4.0, "IoU star": 0.25}
+    assert metadata.flat_metrics(metrics) == {
+        "mIoU": 0.5,
+        "num_instances": 4.0,
+        "per category: star": 0.25,
+    }
 
 
 def test_model_metadata_names_code_spec_and_metrics(model_dir: Path) -> None:
