@@ -68,6 +68,7 @@ class Workflow:
         metadata: Metadata of an artifact by component and output.
         values: Values of output parameters by component and output.
         num_items: Items of each loop.
+        item: Value of an item.
         skipped: Tasks whose condition is false.
         root_uri: Pipeline root.
     """
@@ -79,6 +80,7 @@ class Workflow:
     values: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     num_items: int = 1
     skipped: Collection[str] = ()
+    item: str = "i" * 80
     root_uri: str = ROOT_URI
 
     def __post_init__(self) -> None:
@@ -211,6 +213,8 @@ class Workflow:
         return _Given(parameters, artifacts)
 
     def _value(self, value: Mapping[str, Any], given: _Given) -> Any:
+        if value.get("componentInputParameter", "").endswith("-loop-item"):
+            return self.item
         if "componentInputParameter" in value:
             return given.parameters.get(value["componentInputParameter"], "")
         if "runtimeValue" in value:
@@ -332,10 +336,10 @@ class Workflow:
             "templateScope": f"local/{self._name}",
             "phase": "Succeeded",
             "boundaryID": f"{self._name}-{zlib.crc32(path.encode()):010d}",
-            "startedAt": _TIME,
-            "finishedAt": _TIME,
+            "startedAt": _time(len(self.nodes)),
+            "finishedAt": _time(len(self.nodes) * 7 % 5000),
             "progress": "2/2",
-            "resourcesDuration": {"cpu": 3, "memory": 41},
+            "resourcesDuration": {"cpu": len(self.nodes) % 89, "memory": len(self.nodes) % 997},
             "children": [f"{self._name}-{zlib.crc32(name[::-1].encode()):010d}"],
         }
         if kind in ("DAG", "TaskGroup"):
@@ -355,7 +359,7 @@ class Workflow:
                 for n, v in outputs
             ]
         if kind == "Pod":
-            node["hostNodeName"] = "kind-worker2.example.internal"
+            node["hostNodeName"] = f"ip-10-0-0-{len(self.nodes) % 40}.example.internal"
         self.nodes[node_id] = node
 
 
@@ -372,6 +376,11 @@ def compiled_documents(text: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 _TIME = "2026-11-20T10:11:12Z"
+
+
+def _time(seconds: int) -> str:
+    """Return a time: equal times would compress better than real ones."""
+    return f"2026-11-20T{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}Z"
 
 
 def _spec_of(document: Mapping[str, Any], platform: Mapping[str, Any]) -> dict[str, Any]:
