@@ -1,7 +1,7 @@
 """The layout of a step's page in Kubeflow's UI: what matters first, digests last.
 
-KFP 2.17 shows the page with markdown-to-jsx 7.7 in a frame of about 450 px (frontend/src/components/
-viewers/MarkdownViewer.tsx): text between two underscores becomes emphasis also within words, and a
+KFP 2.17 shows the page with markdown-to-jsx 7.7 in a frame of about 450 px (MarkdownViewer.tsx):
+text between two underscores becomes emphasis also within words, and a
 long word widens the page past the frame. So names are escaped, URIs are link targets, and digests
 are short.
 """

@@ -43,7 +43,7 @@ def detection_markdown(detection: Detection) -> str:
             "boxes": detection.train.num_boxes,
         },
         notice=reason,
-        next_step="the steps below train and compare a model; the decision is on the page of promote."
+        next_step="the steps below train and compare a model; the page of promote has the result."
         if is_changed
         else "nothing to do: the schedule looks again.",
         links=sources,

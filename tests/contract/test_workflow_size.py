@@ -1,7 +1,6 @@
 """The workflow object of a run stays below Argo's limits, and each argument below Linux' limit."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -1,7 +1,7 @@
-"""The workflow object that Argo keeps for a run of a compiled pipeline, byte for byte where it counts.
+"""The workflow object that Argo keeps for a run of a compiled pipeline.
 
-It is built as KFP 2.17.0 and Argo 4.0.5 build it, from the compiled pipeline and the metadata of its
-artifacts:
+It is built as KFP 2.17.0 and Argo 4.0.5 build it, from the compiled pipeline and the metadata of
+its artifacts:
 
 - spec: backend/src/v2/compiler/argocompiler of kubeflow/pipelines: one argument for each component,
   container and Kubernetes setting, templates that name them (argo.go, container.go, dag.go)
@@ -187,8 +187,11 @@ class Workflow:
             return
         executor = self.document["deploymentSpec"]["executors"][component["executorLabel"]]
         kubernetes = self._kubernetes(component["executorLabel"])
-        driver |= {"container": _json(executor["container"]), "kubernetes-config": _json(kubernetes),
-                   "iteration-index": "-1"}  # fmt: skip
+        driver |= {
+            "container": _json(executor["container"]),
+            "kubernetes-config": _json(kubernetes),
+            "iteration-index": "-1",
+        }
         patch = self._pod_spec_patch(name, component, executor["container"], kubernetes, inputs)
         self.pod_spec_patches[name] = patch
         outputs = [("pod-spec-patch", patch), ("cached-decision", "false"), ("condition", "true")]

@@ -1,4 +1,4 @@
-"""Metadata of the artifacts of a run in a cluster's object store, made by the functions of the steps."""
+"""Metadata of the artifacts of a cluster's run, made by the functions of the steps."""
 
 from __future__ import annotations
 

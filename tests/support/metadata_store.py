@@ -1,4 +1,4 @@
-"""A Python with the library `ml-metadata`, which cannot share an environment with kfp (protobuf)."""
+"""A Python with the library `ml-metadata`, whose protobuf is not that of kfp."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import random
+import resource
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ from mal.steps.label_shards import (
     read_listing,
     read_shard,
     shard_spec,
-    split_data_set,
     shards_of_batch,
+    split_data_set,
     write_listing,
 )
 

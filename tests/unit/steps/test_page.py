@@ -59,7 +59,7 @@ def text_of(page: str) -> str:
 def report(tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
     cards = (
-        f'<img src="{PIXEL}" width="240" height="233" alt="{name}: mask drawn on the image, IoU {iou}">'
+        f'<img src="{PIXEL}" width="240" alt="{name}: mask drawn on the image, IoU {iou}">'
         for name, iou in (("cat in a_b.png", 0.1), ("cat in c.png", 0.5), ("dog in d.png", 0.9))
     )
     path.write_text("".join(cards), encoding="utf-8")
