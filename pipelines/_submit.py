@@ -12,6 +12,7 @@ from typing import Any
 
 from mal import __version__
 
+from ._argument_checks import check_arguments
 from ._arguments import parse_arguments
 from ._cluster import add_options, connect, wrap_api_errors
 from ._registry import Pipeline, find_pipeline
@@ -71,6 +72,7 @@ def _submit(options: argparse.Namespace) -> int:
     pipeline = find_pipeline(options.name)
     target = cluster_target_of(options)
     arguments = parse_arguments(pipeline, options.assignments)
+    check_arguments(pipeline, arguments)
     name = options.run_name or f"{pipeline.kfp_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     links = io.StringIO()  # the client prints links itself
     with (
