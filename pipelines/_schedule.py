@@ -225,7 +225,7 @@ def _change(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _schedules(options: argparse.Namespace) -> Iterator[Schedules]:
-    with wrap_api_errors(options.host):
+    with wrap_api_errors(options):
         yield Schedules(
             connect(options), experiment=options.experiment, namespace=options.namespace
         )
