@@ -141,7 +141,7 @@ def _connection_error(host: str, error: Exception) -> ClusterError:
 
 def _api_error(host: str, status: int, reason: str, body: str, *, has_token: bool) -> ClusterError:
     """Describe a response other than success in the API's own words, with the fix for them."""
-    words = _own_words(body) or reason
+    words = _own_words(body) or " ".join(reason.split())
     return ClusterError(
         f"The Pipelines API at {redact_uri(host)} rejected the request: {status} {words}. "
         f"{_remedy(status, words, has_token=has_token)}"
@@ -150,13 +150,12 @@ def _api_error(host: str, status: int, reason: str, body: str, *, has_token: boo
 
 def _own_words(body: str) -> str:
     """Return the message of a response; grpc-gateway writes it as `message` and `error`."""
-    try:
+    text: Any = "" if body.lstrip().startswith("<") else body
+    with contextlib.suppress(ValueError):
         content = json.loads(body)
-    except ValueError:
-        text = "" if body.lstrip().startswith("<") else body
-    else:
-        text = content.get("message") or content.get("error") if isinstance(content, dict) else ""
-    return " ".join(redact_text(str(text or "")).split()).rstrip(".")[:MAX_REASON_CHARS]
+        if isinstance(content, dict):
+            text = content.get("message") or content.get("error") or ""
+    return " ".join(redact_text(str(text)).split()).rstrip(".")[:MAX_REASON_CHARS]
 
 
 def _remedy(status: int, words: str, *, has_token: bool) -> str:

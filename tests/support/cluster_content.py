@@ -136,7 +136,7 @@ def add_trainer(content: ClusterContent, *fields: str, namespace: str = "kubeflo
     content.add_kinds(group, "trainjobs", "trainingruntimes")
     image = "ghcr.io/kubeflow/trainer/trainer-controller-manager:v2.3.0"
     content.add_deployment("kubeflow-trainer-controller-manager", image, "kubeflow-system")
-    schema = {"properties": {"spec": {"properties": {name: {} for name in fields}}}}
+    schema: Object = {"properties": {"spec": {"properties": {name: {} for name in fields}}}}
     content.objects[f"/openapi/v3/apis/{group}"] = {"components": {"schemas": {"it": schema}}}
 
 
