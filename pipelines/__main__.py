@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 
-from . import _lineage, _promote, _schedule, _submit
+from . import _lineage, _logs, _promote, _schedule, _status, _submit
 from ._doctor import command as _doctor
 from ._registry import Pipeline, find_pipeline, is_installed, list_pipelines
 from ._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
@@ -73,7 +73,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     running.set_defaults(command=_run)
 
-    for module in (_submit, _schedule, _promote, _lineage, _doctor):
+    for module in (_submit, _status, _logs, _schedule, _promote, _lineage, _doctor):
         module.add_command(commands)
     return parser
 

@@ -144,17 +144,23 @@ def secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
             yield ok(need, "exists")
         elif is_required:
             detail = f"lacks {', '.join(lacking)}" if found else "does not exist"
-            yield missing(need, detail, _artifact_secret_fix(plan))
+            yield missing(need, detail, _artifact_secret_fix(view, plan))
         else:
             detail = "not there; for an object store other than Kubeflow's own"
             yield Finding(need, State.OPTIONAL, detail, plan.apply_with("s3-secret"))
 
 
-def _artifact_secret_fix(plan: Plan) -> str:
+def _artifact_secret_fix(view: ClusterView, plan: Plan) -> str:
+    """Return the command after which Kubeflow makes the Secret."""
     if plan.namespace == plan.kfp_namespace:
-        return f"kubectl -n {plan.kfp_namespace} rollout restart deployment seaweedfs"
-    pair = "pipelines.kubeflow.org/enabled=true"
-    return f"kubectl label --overwrite namespace {plan.namespace} {pair}"
+        manifest = "manifests/kustomize/third-party/seaweedfs/base"
+        return f'kubectl apply -k "github.com/kubeflow/pipelines/{manifest}?ref=2.17.0"'
+    found = view.read(f"/api/v1/namespaces/{plan.namespace}") or {}
+    key, value = "pipelines.kubeflow.org/enabled", "true"
+    if (found.get("metadata", {}).get("labels") or {}).get(key) != value:
+        return f"kubectl label --overwrite namespace {plan.namespace} {key}={value}"
+    controller = "deployment/kubeflow-pipelines-profile-controller"
+    return f"kubectl -n {plan.kfp_namespace} rollout restart {controller}"
 
 
 def policy_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:

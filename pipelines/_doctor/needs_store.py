@@ -56,12 +56,13 @@ def store_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
 
 
 def find_store(view: ClusterView, plan: Plan) -> Store | None:
-    """Return the store of the run's pipeline root; None if there is none."""
+    """Return the store of the run's pipeline root; None if there is none.
+
+    Raises:
+        ForbiddenError: The user may not read what names it.
+    """
     path = f"/api/v1/namespaces/{plan.namespace}/configmaps/{LAUNCHER_CONFIG}"
-    try:
-        launcher = (view.read(path) or {}).get("data") or {}
-    except ForbiddenError:
-        launcher = {}
+    launcher = (view.read(path) or {}).get("data") or {}
     root = str(launcher.get("defaultPipelineRoot") or DEFAULT_ROOT)
     scheme, _, rest = root.partition("://")
     bucket = re.split(r"[/?]", rest)[0]
@@ -71,11 +72,8 @@ def find_store(view: ClusterView, plan: Plan) -> Store | None:
     if scheme == "s3":
         return Store("", bucket, LAUNCHER_CONFIG)
     for service in KFP_SERVICES:
-        try:
-            found = view.read(f"/api/v1/namespaces/{plan.kfp_namespace}/services/{service}")
-        except ForbiddenError:
-            found = {}
-        if found is not None:
+        path = f"/api/v1/namespaces/{plan.kfp_namespace}/services/{service}"
+        if view.read(path) is not None:
             address = f"http://{service}.{plan.kfp_namespace}:{PORT}"
             return Store(address, bucket, f"service {service}")
     return None

@@ -134,6 +134,12 @@ def list_of(kind: str) -> Callable[..., Entity]:
     return list_entities
 
 
+def get_run(content: ApiContent, _: Entity, __: Mapping[str, str], key: str) -> Entity:
+    if key not in content.entities["runs"]:
+        raise RefusalError(404, f"Failed to fetch run {key}: ResourceNotFoundError: Run {key}")
+    return content.entities["runs"][key]
+
+
 def delete(content: ApiContent, _: Entity, __: Mapping[str, str], key: str) -> Entity:
     if content.entities["recurringruns"].pop(key, None) is None:
         raise RefusalError(404, key)
@@ -155,6 +161,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Entity]], ...] = (
     ("GET", "/experiments", list_of("experiments")),
     ("POST", "/experiments", create_experiment),
     ("POST", "/runs", create_run),
+    ("GET", r"/runs/([\w-]+)", get_run),
     ("GET", "/recurringruns", list_of("recurringruns")),
     ("POST", "/recurringruns", create_recurring_run),
     ("DELETE", r"/recurringruns/([\w-]+)", delete),

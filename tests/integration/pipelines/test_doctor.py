@@ -103,7 +103,7 @@ STANDALONE = "manifests/overlays/standalone"
         (removed("serviceaccounts/mal-launcher"), "Account mal-launcher", f"-k {STANDALONE}"),
         (removed("serviceaccounts/mal-trainer"), "Account mal-trainer", f"-k {STANDALONE}"),
         (_without_right, "Rights of runs", f"kubectl apply -k {STANDALONE}"),
-        (removed("secrets/"), "Secret mlpipeline-minio-artifact", "rollout restart"),
+        (removed("secrets/"), "Secret mlpipeline-minio-artifact", "third-party/seaweedfs/base"),
         (removed("services/seaweedfs"), "Object store", "patch configmap kfp-launcher"),
         (_old_seaweedfs, "Conditional writes", "set image deployment/seaweedfs"),
         (removed("networkpolicies/mal-trainer-egress"), "Network policies", f"-k {STANDALONE}"),
@@ -192,12 +192,13 @@ def test_gpus_of_another_name_are_named(doctor: Doctor) -> None:
 def test_what_the_user_may_not_read_is_unknown_and_not_met(doctor: Doctor) -> None:
     content = complete_cluster()
     content.has_review_right = False
-    content.forbidden = {"/nodes", "/secrets/"}
+    content.forbidden = {"/nodes", "/secrets/", "/services/"}
     code, text = doctor(content)
     assert code == 2
     assert re.search(r"^unknown +Rights of runs ", text, re.MULTILINE)
     assert "--as system:serviceaccount:kubeflow:mal-launcher" in text
     assert re.search(r"^unknown +Secret mlpipeline-minio-artifact ", text, re.MULTILINE)
+    assert re.search(r"^unknown +Object store ", text, re.MULTILINE)
     assert re.search(r"^optional GPUs +you may not list nodes", text, re.MULTILINE)
 
 
