@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
 import warnings
@@ -18,8 +20,10 @@ from mal.storage import redact_uri
 from mal.storage.uris import redact_text
 
 IN_CLUSTER = "in-cluster"
+PORT_FORWARD = "port-forward"
 TOKEN_VARIABLE = "KFP_TOKEN"
 
+_FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 HEALTH_PATH = "/apis/v2beta1/healthz"
 TIMEOUT_S = 15
 MAX_REASON_CHARS = 500
@@ -56,8 +60,8 @@ def add_connection_options(parser: argparse.ArgumentParser, *, is_host_required:
         required=is_host_required,
         default="",
         metavar="URL",
-        help="the Pipelines API: its address, http://localhost:PORT of a port-forward, or "
-        f"{IN_CLUSTER} with the service account of this pod",
+        help=f"the Pipelines API: its address, {PORT_FORWARD} to reach it by kubectl in the "
+        f"namespace kubeflow, or {IN_CLUSTER} with the service account of this pod",
     )
     parser.add_argument(
         "--token-file",
@@ -91,6 +95,43 @@ def connect(options: argparse.Namespace) -> Any:
             existing_token=token,
             ssl_ca_cert=str(options.ca_file) if options.ca_file else None,
         )
+
+
+@contextlib.contextmanager
+def forwarding(options: argparse.Namespace) -> Iterator[None]:
+    """Reach the API by `kubectl port-forward` inside the block, if the options ask for it.
+
+    Raises:
+        ClusterError: kubectl is not there, or cannot reach the API.
+    """
+    if getattr(options, "host", "") != PORT_FORWARD:
+        yield
+        return
+    namespace = getattr(options, "kfp_namespace", "kubeflow")
+    command = ["kubectl", "-n", namespace, "port-forward", "svc/ml-pipeline", ":8888"]
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise ClusterError(
+            f"--host {PORT_FORWARD} must find kubectl, got {error.strerror}. Install it, or give "
+            "the address of the API."
+        ) from error
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = _FORWARDED.search(line)
+        if match is None:
+            raise ClusterError(
+                f"Cannot forward a port to the Pipelines API: {line.strip() or 'no answer'}. Check "
+                f"kubectl -n {namespace} get svc ml-pipeline"
+            )
+        options.host = f"http://127.0.0.1:{match[1]}"
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def read_health(options: argparse.Namespace) -> Health:

@@ -52,7 +52,7 @@ class Plan:
         kfp_namespace: Namespace of Kubeflow Pipelines.
         overlay: Folder of the overlay that is applied to the namespace.
         account: Account of the run.
-        uses: Of `OPTIONAL_PARTS`: what the run needs; the others are reported as optional.
+        uses: The `OPTIONAL_PARTS` that the run needs; the others are reported as optional.
         gpu_resource: Name of the GPUs.
         images: Image references that nodes pull.
         store_endpoint: Address of the object store as this machine reaches it; '' finds it.
