@@ -60,7 +60,7 @@ test-container: $(VENV)/.dev ## Build the images and run them; skipped where Doc
 test-cluster: $(VENV)/.dev ## Run the scenarios on a real Kubeflow: KFP_HOST=URL NAMESPACE=N, images by MAL_REGISTRY
 	@test -n "$(KFP_HOST)" && test -n "$(NAMESPACE)" || { echo >&2 "KFP_HOST and NAMESPACE must name a Kubeflow: make test-cluster KFP_HOST=http://localhost:8888 NAMESPACE=kubeflow"; exit 2; }
 	KFP_HOST=$(KFP_HOST) NAMESPACE=$(NAMESPACE) \
-	  $(BIN)/python -m pytest -m cluster --timeout 900 --durations 0 -rs tests/cluster
+	  $(BIN)/python -m pytest -m cluster --timeout 900 --durations 0 -rs tests/real_cluster
 
 bench: $(VENV)/.dev ## Measure against the literal algorithm (CASE=name for one); writes docs/performance.md
 	$(BIN)/python tests/bench/run.py $(CASE)

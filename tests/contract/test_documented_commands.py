@@ -45,7 +45,6 @@ NOT_RUN = {
     "REGISTRY=registry/of/yours": "needs a registry",
     "docker buildx": "needs a registry",
     "kubectl": "needs a cluster",
-    "export REGISTRY=registry/of/yours": "needs a registry",
     "mal pipelines doctor": "needs a cluster",
     "mal pipelines status": "needs Kubeflow Pipelines",
     "mal pipelines logs": "needs Kubeflow Pipelines",

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import pytest
-from real_cluster import RUN_LABEL, SMALL_JOB, STEP_LABEL, RealCluster
+from live_cluster import RUN_LABEL, SMALL_JOB, STEP_LABEL, RealCluster
 
 pytestmark = pytest.mark.cluster
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from real_cluster import RealCluster
+from live_cluster import RealCluster
 
 
 @pytest.fixture(scope="session")
