@@ -22,6 +22,7 @@ from mal.cluster.katib import (
 )  # fmt: skip
 from mal.cluster.launcher import run_job
 from mal.cluster.settings import JobSettings
+from mal.cluster.step_pod import StepPod
 from mal.errors import ClusterError
 
 
@@ -44,6 +45,7 @@ def run_experiment(
     client: ClusterClient,
     limits: WaitLimits = DEFAULT_LIMITS,
     log: Callable[[str], None],
+    step_pod: StepPod | None = None,
 ) -> FinishedExperiment:
     """Run the experiment and wait for its end, as `run_job` does with a job.
 
@@ -54,7 +56,13 @@ def run_experiment(
         ClusterError: It failed, no trial was measured, it was deleted, or the cluster rejected it.
     """
     finished = run_job(
-        job, kind=experiment_kind(search), run_id=run_id, client=client, limits=limits, log=log
+        job,
+        kind=experiment_kind(search),
+        run_id=run_id,
+        client=client,
+        limits=limits,
+        log=log,
+        step_pod=step_pod,
     )
     name, namespace = finished.name, finished.namespace
     found = client.list_objects(TRIALS, namespace, labels={EXPERIMENT_LABEL: name}).items

@@ -87,6 +87,9 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
     """Build the object; each trial is the job with its own values and outputs folder."""
     metadata = job_metadata(job)
     metadata["labels"].pop(names.QUEUE_LABEL, None)  # only the trials wait in the queue
+    # Katib copies these labels to the pod that suggests values (pkg/controller.v1beta1/util/
+    # labels.go:27), and mal-trainer-deny shuts in pods of the component `trainer`.
+    metadata["labels"][names.COMPONENT_LABEL] = names.SEARCH_COMPONENT
     references = {parameter.name: parameter.name for parameter in search.parameters}
     references[_TRIAL_NAME] = "${trialSpec.Name}"
     return {
@@ -117,6 +120,8 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
                 for parameter in search.parameters
             ],
             "trialTemplate": {
+                # Without it Katib deletes the job of a trial that ended, and the pods that say why.
+                "retain": True,
                 "primaryContainerName": CONTAINER,
                 "primaryPodLabels": dict(_MASTER),
                 "successCondition": _HAS_CONDITION.format("Succeeded"),

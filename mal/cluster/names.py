@@ -6,6 +6,7 @@ APP_LABEL = "app.kubernetes.io/name"
 APP = "mal"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 TRAINER_COMPONENT = "trainer"
+SEARCH_COMPONENT = "search"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 ISTIO_LABEL = "sidecar.istio.io/inject"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -13,6 +14,8 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # A retried step finds its job by these: the run, and where the job writes.
 RUN_LABEL = "mal.kubeflow.org/run-id"
 OUTPUTS_LABEL = "mal.kubeflow.org/outputs"
+# It continues only a job with the same settings.
+SETTINGS_ANNOTATION = "mal.kubeflow.org/settings-digest"
 
 OWN_LABELS = frozenset({APP_LABEL, COMPONENT_LABEL, INSTANCE_LABEL, ISTIO_LABEL, QUEUE_LABEL})
 OPERATOR_LABEL_PREFIXES = (

@@ -75,13 +75,16 @@ def search_on_katib(
         "; ".join(f"{p.key}: {p.describe()}" for p in space),
     )  # fmt: skip
     job = _trial_job(data, model, experiment, settings.trial_overrides, root=root, options=options)
+    client, step_pod = ClusterClient.connect(), training_job.own_pod()
+    owner = training_job.job_owner(job, step_pod, client)
     finished = run_experiment(
-        job,
+        job.model_copy(update={"owner": owner}),
         search,
         run_id=training_job.training_identity(model, data).run_id,
-        client=ClusterClient.connect(),
+        client=client,
         limits=options.limits,
         log=lambda line: log.info("%s", line),
+        step_pod=step_pod,
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))
