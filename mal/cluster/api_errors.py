@@ -16,6 +16,7 @@ LAUNCHER_ACCOUNT = "mal-launcher"
 _MISSING_RUNTIME = re.compile(
     "trainingruntime.*not found|not found.*trainingruntime", re.IGNORECASE
 )
+_INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection"
 _FAILED_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 _TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})
 
@@ -183,6 +184,9 @@ def _describe(error: ApiError, request: Request) -> str:
         case 404 if error.object_kind == "namespaces":
             text = f"Namespace {request.namespace} does not exist."
             advice = f"Create it and apply {resource.manifest} there, or set another job.namespace."
+        case 400 if _INJECTION_LABEL in error.message:
+            text = f"Katib refuses a search in namespace {request.namespace}: {error}."
+            advice = f"kubectl label namespace {request.namespace} {_INJECTION_LABEL}=enabled"
         case _ if request.verb == "create" and _MISSING_RUNTIME.search(error.message):
             text = f"The job's training runtime does not exist: {error}."
             advice = f"Apply {resource.manifest}, and set job.training_runtime to name mal-torch, "

@@ -309,7 +309,8 @@ class JobWatch:
             return self._kind.find_failure(snapshot)
         assert self._kind.pods is not None, "JobKind requires one of the two"
         container = self._kind.pods.container
-        lost = list(self._running_pods.missing.values())
+        is_restarted = self._job.lifetime.restart_policy != "Never"
+        lost = [] if is_restarted else list(self._running_pods.missing.values())
         found = find_failure(snapshot.state, snapshot.pods, self._job, container, lost)
         if found.pod:
             return found

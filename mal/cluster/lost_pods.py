@@ -43,7 +43,7 @@ class RunningPods:
 
     @property
     def missing(self) -> Mapping[str, LostPod]:
-        """Pods that ran and were not there at the last look, by uid."""
+        """Pods that ran and were missing at the last look at the active job, by uid."""
         return self._missing
 
     def find_lost(self, snapshot: JobSnapshot) -> LostPod | None:
@@ -54,15 +54,14 @@ class RunningPods:
         """
         if snapshot.state.phase is Phase.SUSPENDED:
             self._seen, self._missing = {}, {}
-            return None
+        if snapshot.state.phase is not Phase.ACTIVE:
+            return None  # what is missing now the operator has deleted
         now = datetime.now(UTC).strftime("%H:%M:%S")
         there = {pod["metadata"]["uid"] for pod in snapshot.pods}
         before = self._missing
         self._missing = {uid: pod for uid, pod in self._seen.items() if uid not in there}
         for pod in snapshot.pods:
             self._remember(pod, now)
-        if snapshot.state.is_finished:
-            return None
         return next((pod for uid, pod in self._missing.items() if uid in before), None)
 
     def _remember(self, pod: Object, now: str) -> None:

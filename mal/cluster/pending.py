@@ -38,16 +38,26 @@ def find_pending_reason(kind: JobKind, snapshot: JobSnapshot) -> PendingReason |
     if not pending and num_missing <= 0:
         return None
     for pod in pending:
-        reason = _pod_reason(pod, snapshot, kind.pods)
+        reason = find_pod_reason(pod, snapshot, kind.pods)
         if reason is not None:
             return reason
     if num_missing > 0:
         return _missing_pods(kind, kind.pods, snapshot, num_missing)
-    return PendingReason(
-        f"{_names(pending)}: the containers are being created{_since(pending[0])}",
-        "Check the node with kubectl describe pod.",
-        key=f"{_names(pending)} containers",
-    )
+    return _creating_containers(pending, snapshot)
+
+
+def _creating_containers(pending: Sequence[Object], snapshot: JobSnapshot) -> PendingReason:
+    """Return the init container that runs, and the pods whose containers do not exist yet."""
+    found = [(pod, _init_reason(pod, snapshot)) for pod in pending]
+    init = next((reason for _, reason in found if reason), None)
+    created = [pod for pod, reason in found if reason is None]
+    if init is not None and not created:
+        return init
+    text = f"{_names(created)}: the containers are being created{_since(created[0])}"
+    if init is None:
+        advice = "Check the node with kubectl describe pod."
+        return PendingReason(text, advice, key=f"{_names(created)} containers")
+    return PendingReason(f"{text}; {init.text}", init.advice, key=init.key)
 
 
 def _queued(snapshot: JobSnapshot) -> PendingReason:
@@ -85,7 +95,8 @@ def _missing_pods(
     )
 
 
-def _pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> PendingReason | None:
+def find_pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> PendingReason | None:
+    """Return why a pod does not run; None where its containers are only being created."""
     name, status = pod["metadata"]["name"], pod["status"]
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -118,7 +129,7 @@ def _pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> Pendi
             f"{name} cannot mount a volume: {message}",
             "Check the claims of job.storage with kubectl describe pvc.",
         )
-    return _init_reason(pod, snapshot)
+    return None
 
 
 def _init_reason(pod: Object, snapshot: JobSnapshot) -> PendingReason | None:
