@@ -2,7 +2,7 @@
 
 from kfp import dsl, kubernetes
 
-from mal.artifacts import IMAGE_DIGEST_VARIABLE
+from mal.artifacts import GPUS_VARIABLE, IMAGE_DIGEST_VARIABLE
 from mal.kfp.components._images import COMPONENT_IMAGE
 
 from ._target import StepResources, current_target
@@ -86,6 +86,7 @@ def _set_resources(step: dsl.PipelineTask, resources: StepResources, *, uses_gpu
     if resources.gpus and uses_gpus:
         step.set_accelerator_type(resources.gpu_resource)
         step.set_accelerator_limit(resources.gpus)
+        step.set_env_variable(GPUS_VARIABLE, str(resources.gpus))
 
 
 def set_run_id(step: dsl.PipelineTask) -> None:

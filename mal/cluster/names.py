@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mal.artifacts import GPUS_VARIABLE
+
 APP_LABEL = "app.kubernetes.io/name"
 APP = "mal"
 COMPONENT_LABEL = "app.kubernetes.io/component"
@@ -31,7 +33,7 @@ OWN_MOUNTS = (SHM_DIR, TMP_DIR, CACHE_DIR)
 SPEC_VARIABLE = "MAL_SPEC"
 DEVICES_VARIABLE = "NUM_GPU_PER_NODE"
 CACHE_VARIABLE = "MAL_CACHE_DIR"
-OWN_VARIABLES = frozenset({SPEC_VARIABLE, DEVICES_VARIABLE, CACHE_VARIABLE})
+OWN_VARIABLES = frozenset({SPEC_VARIABLE, DEVICES_VARIABLE, CACHE_VARIABLE, GPUS_VARIABLE})
 CONFIG_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_REGION")
 # Set by the operator or by every launcher. Set by hand, they make nodes wait forever.
 LAUNCHER_VARIABLES = frozenset(
