@@ -40,6 +40,7 @@ class Operators:
     Attributes:
         api: Where jobs and pods are.
         pod_error: Why pods are rejected, such as an exceeded quota; '' accepts them.
+        num_admitted: Pods that are accepted nevertheless.
         are_running: False when the operators are down.
         trainer_version: Of the TrainJob's definition.
         mutate_pod: Called with a job and its pod before the pod is made, as webhooks are.
@@ -47,6 +48,7 @@ class Operators:
 
     api: ApiServer
     pod_error: str = ""
+    num_admitted: int = 0
     are_running: bool = True
     trainer_version: str = "2.3"
     mutate_pod: Callable[[Object, Object], None] = lambda job, pod: None
@@ -157,7 +159,8 @@ class Operators:
         ]
 
     def _make_pod(self, job: Object, pod: Object, maker: Object) -> None:
-        if self.pod_error:
+        num_pods = len(self.api.store.list_objects("pods", job["metadata"]["namespace"]))
+        if self.pod_error and num_pods >= self.num_admitted:
             reason = "FailedCreate" if maker.get("kind") == "Job" else "FailedCreatePod"
             message = f'Error creating: pods "{pod["metadata"]["name"]}" is forbidden: '
             record_event(self.api, maker, reason, message + self.pod_error)
