@@ -358,7 +358,7 @@ def explain_trials(
 
     Args:
         trials: All trials of the search.
-        settings: Of the search.
+        settings: Give the limits that messages name.
         pods: Pods of the failed trials, by the trial's name.
     """
     return tuple(
