@@ -21,7 +21,8 @@ from mal.errors import ClusterError
 
 WORKFLOW_KIND = "Workflow"
 # A signal kills KFP's launcher, through which a step's own output reaches the pod's log.
-_LOG_OF_POD = Path("/proc/1/fd/2")
+_FIRST_PROCESS = Path("/proc/1")
+_ARGO = b"argoexec"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ class StepPod:
 
 
 def write_to_log_of_pod(line: str) -> bool:
-    """Write a line to the log of this container by its first process; returns whether it could."""
-    with contextlib.suppress(OSError), _LOG_OF_POD.open("w", encoding="utf-8") as log:
-        log.write(f"{line}\n")
-        return True
+    """Write a line to the log of this container by Argo's process; returns whether it could."""
+    with contextlib.suppress(OSError):
+        if _ARGO in (_FIRST_PROCESS / "cmdline").read_bytes():
+            with (_FIRST_PROCESS / "fd" / "2").open("w", encoding="utf-8") as log:
+                log.write(f"{line}\n")
+            return True
     return False

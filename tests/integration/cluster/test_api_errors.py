@@ -115,9 +115,10 @@ SERVER_WORDS = {
     "webhook": (
         500,
         WEBHOOK,
-        r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.training"
-        r"-operator.kubeflow.org does not answer: .*no endpoints available.* Check that the "
-        r"training operator v1 \(release 1.9\) runs",
+        (
+            r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.* does "
+            r"not answer: .*no endpoints available.* Check that the training operator v1 .* runs"
+        ),
     ),
     "etcd": (
         503,
