@@ -116,8 +116,8 @@ SERVER_WORDS = {
         500,
         WEBHOOK,
         (
-            r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.* does "
-            r"not answer: .*no endpoints available.* Check that the training operator v1 .* runs"
+            r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.* "
+            r"does not answer: .*no endpoints available.* Check that the training operator v1 .* runs"
         ),
     ),
     "etcd": (
