@@ -117,7 +117,7 @@ SERVER_WORDS = {
         WEBHOOK,
         (
             r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.* "
-            r"does not answer: .*no endpoints available.* Check that the training operator v1 .* runs"
+            r"does not answer: .*no endpoints available.* Check that the training operator"
         ),
     ),
     "etcd": (

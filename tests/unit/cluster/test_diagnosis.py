@@ -115,10 +115,11 @@ def test_an_init_container_that_failed_is_named_with_its_age_and_message(state: 
         "exitCode": 1, "startedAt": "2026-01-01T10:00:00Z", "finishedAt": "2026-01-01T10:03:24Z",
         "message": "no such host",
     }  # fmt: skip
-    status = {"initContainerStatuses": [{"name": "init-pytorch", state: {"terminated": ended}}]}
+    statuses = [{"name": "init-pytorch", state: {"terminated": ended}}]
+    worker = pod("w-0", initContainerStatuses=statuses)
     failure = find_failure(
         JobState(Phase.FAILED, "1 Worker replica(s) failed"),
-        [pod("w-0", **status)],
+        [worker],
         SMALL,
         CONTAINER,
     )
