@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mal.distributed.topology import DEFAULT_MASTER_PORT
 from mal.distributed.gpus import require_gpus_asked_for
+from mal.distributed.topology import DEFAULT_MASTER_PORT
 from mal.errors import SpecError
 from mal.spec.experiment import ExperimentSpec
 
