@@ -284,9 +284,25 @@ def may_reach_kubeflow(policies: list[Object], pod: Object, port: int) -> bool:
     return any(
         to in way.get("to", ()) and {"port": port, "protocol": "TCP"} in way["ports"]
         for policy in policies
-        if policy["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= pod.items()
         for way in policy["spec"].get("egress", ())
     )
+
+
+def test_katibs_controller_reaches_the_pod_that_suggests_values_where_all_is_denied() -> None:
+    policies = {
+        thing["metadata"]["name"]: thing["spec"]
+        for thing in collected(MANIFESTS / "components/katib")
+        if thing["kind"] == "NetworkPolicy"
+    }
+    policy = policies["mal-search-katib"]
+    assert policy["podSelector"] == {
+        "matchExpressions": [{"key": "katib.kubeflow.org/deployment", "operator": "Exists"}]
+    }
+    (way,) = policy["ingress"]
+    assert way["ports"] == [{"port": 6789, "protocol": "TCP"}]
+    (source,) = way["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kubeflow"}
 
 
 @pytest.mark.parametrize(
