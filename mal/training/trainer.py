@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
     BEST_KEY,
+    INTERIM_KEY,
     POSITION_KEY,
     VALIDATION_METRIC,
     Checkpoints,
@@ -75,6 +77,9 @@ class TrainingRun:
         folder: Result folder, local.
         measure: Returns the metrics on the validation set; None without one.
         on_start: Called before the first step; never, if nothing is left to train.
+        on_checkpoint: Called after a checkpoint was written.
+        on_superseded: Removes a checkpoint that was saved by time only.
+        save_interval_s: A checkpoint is saved at least this often; infinite for never.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
 
@@ -85,6 +90,8 @@ class TrainingRun:
     measure: Measure | None
     on_start: Callable[[], None]
     on_checkpoint: Callable[[], None]
+    on_superseded: Callable[[Path], None] = lambda _: None
+    save_interval_s: float = math.inf
     warm_from: Path | None = None
 
 
@@ -144,9 +151,14 @@ def _fit(
         student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps,
         profiler=profiler,
     )  # fmt: skip
-    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
+    checkpoints = Checkpoints(
+        run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts,
+        on_superseded=run.on_superseded, save_interval_s=run.save_interval_s,
+    )  # fmt: skip
     if checkpoint is not None:
         _restore_position(checkpoint, sampler, checkpoints, spec)
+        if resume_from is not None and checkpoint[POSITION_KEY].get(INTERIM_KEY):
+            checkpoints.interim = resume_from.resolve().name
     max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
