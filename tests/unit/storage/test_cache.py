@@ -140,7 +140,9 @@ def test_a_full_disk_leaves_nothing(s3: Any, cache: Path, monkeypatch: pytest.Mo
         Path(path).write_bytes(b"12")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(objects._client_of(store_of(RemoteUri("s3", "bucket", "a"))), "download_file", write_half)
+    monkeypatch.setattr(
+        objects._client_of(store_of(RemoteUri("s3", "bucket", "a"))), "download_file", write_half
+    )
     with pytest.raises(StorageError, match="No space left"):
         fetch_file("s3://bucket/a")
     assert files_below(cache) == []
