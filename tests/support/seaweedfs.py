@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 
 _PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
-          "filer.port.grpc", "s3.port", "s3.port.grpc")  # fmt: skip
+          "filer.port.grpc", "s3.port", "s3.port.grpc", "s3.port.iceberg", "s3.port.lance")  # fmt: skip
 _START_S = 120
 
 
@@ -68,20 +69,21 @@ class SeaweedFs:
     def start(self) -> None:
         """Start the process, and wait until it reads what it wrote."""
         identities = self.folder / "s3.json"
-        identities.write_text(
-            '{"identities": [{"name": "tester", "credentials": [{"accessKey": "%s", "secretKey": '
-            '"%s"}], "actions": ["Admin", "Read", "Write", "List"]}]}'
-            % (self.access_key, self.secret_key)
-        )
-        log = (self.folder / "log.txt").open("ab")
-        self.process = subprocess.Popen(
-            [
-                weed(), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-                "-s3", f"-s3.config={identities}", "-volume.max=20", "-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64",
-                *(f"-{name}={port}" for name, port in self.ports.items()),
-            ],
-            stdout=log, stderr=log, cwd=self.folder,
-        )  # fmt: skip
+        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        tester = {"name": "tester", "credentials": [keys], "actions": ["Admin"]}
+        identities.write_text(json.dumps({"identities": [tester]}))
+        options = {
+            "dir": self.folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3": "true",
+            "s3.config": identities, "volume.max": 20, "volume.preStopSeconds": 0,
+            "master.volumeSizeLimitMB": 64, "master.telemetry": "false", **self.ports,
+        }  # fmt: skip
+        with (self.folder / "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(
+                [weed(), "server", *(f"-{name}={value}" for name, value in options.items())],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+            )
         deadline_s = time.monotonic() + _START_S
         while True:
             try:
