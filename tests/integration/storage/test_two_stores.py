@@ -98,7 +98,8 @@ class Run:
                 ),
                 WAIT_S,
             )
-            assert found and sum(text in line for line in self.lines) >= num, self.lines[-20:]
+            assert found, self.lines[-20:]
+            assert sum(text in line for line in self.lines) >= num, self.lines[-20:]
 
     def wait(self) -> int:
         """Wait for the end; returns the exit code."""

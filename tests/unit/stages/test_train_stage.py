@@ -184,7 +184,9 @@ def test_a_full_disk_leaves_nothing_half_written(data: TinySet, tmp_path: Path) 
     spec = training_spec(data, tmp_path / "run")
     with (
         files_of_at_most(200_000),
-        pytest.raises(StorageError, match=r"Cannot write the checkpoint to .*/run.*Free disk space"),
+        pytest.raises(
+            StorageError, match=r"Cannot write the checkpoint to .*/run.*Free disk space"
+        ),
     ):
         run_train(spec)
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}

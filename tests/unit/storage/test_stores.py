@@ -106,7 +106,7 @@ def settings(
         ),
         pytest.param(POD | ARTIFACT_KEYS, "s3://data/a", SEAWEEDFS, "kfp", id="nothing is set"),
         pytest.param(
-            POD | {"AWS_ROLE_ARN": "arn"}, "s3://data/a", "", None, id="a pod with an identity of AWS"
+            POD | {"AWS_ROLE_ARN": "arn"}, "s3://data/a", "", None, id="an identity of AWS"
         ),
         pytest.param(
             POD | ARTIFACT_KEYS
@@ -230,7 +230,7 @@ def test_providers_that_cannot_be_read_are_named(
 
 def test_a_job_without_the_secret_of_its_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     given = launcher(minio={"default": {"endpoint": "a", "credentials": TEAM_SECRET}})
-    with pytest.raises(StorageError, match="Cannot read Secret team, which providers.minio"):
+    with pytest.raises(StorageError, match=r"Cannot read Secret team, which providers\.minio"):
         settings(monkeypatch, POD | given, "minio://mlpipeline/a")
 
 
