@@ -31,7 +31,7 @@ class BackgroundUpload:
         self._interval_s = interval_s
         self._wanted = threading.Event()
         self._is_closing = False
-        self._refusal: Exception | None = None
+        self._error: Exception | None = None
         self._away_since_s = 0.0
         self._thread: threading.Thread | None = None
 
@@ -47,8 +47,8 @@ class BackgroundUpload:
         Raises:
             StorageError: The store refused an earlier upload, or another run has the folder.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        if self._error is not None:
+            raise self._error
         self._wanted.set()
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class BackgroundUpload:
                     self._away_since_s = time.monotonic()
                     log.warning("%s The work goes on, and the upload is tried again.", error)
             except Exception as error:
-                self._refusal = error
+                self._error = error
                 return
             else:
                 if self._away_since_s:
