@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
-from mal.artifacts import LATEST_CHECKPOINT
+from mal.artifacts import LATEST_CHECKPOINT, checkpoint_name
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import (
     ImageReader,
@@ -157,8 +157,7 @@ def _fit(
     )  # fmt: skip
     if checkpoint is not None:
         _restore_position(checkpoint, sampler, checkpoints, spec)
-        if resume_from is not None and checkpoint[POSITION_KEY].get(INTERIM_KEY):
-            checkpoints.interim = resume_from.resolve().name
+        checkpoints.interim = _interim_name(checkpoint, run.folder)
     max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
@@ -243,6 +242,13 @@ def _restore_position(
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
     checkpoints.best_metric = float(position[BEST_KEY])
+
+
+def _interim_name(checkpoint: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of the checkpoint if it is an interim one of this folder, else ''."""
+    position = checkpoint[POSITION_KEY]
+    name = checkpoint_name(int(position["epoch"]), int(checkpoint["global_step"]))
+    return name if position.get(INTERIM_KEY) and (folder / name).exists() else ""
 
 
 def _max_epochs(
