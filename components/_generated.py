@@ -22,7 +22,7 @@ def list_components() -> list[str]:
     return [path.parent.name for path in sorted(COMPONENTS_DIR.glob("*/component.py"))]
 
 
-def load_component(name: str) -> Any:
+def import_component(name: str) -> Any:
     """Return the decorated function of a component."""
     return getattr(importlib.import_module(f".{name}.component", __package__), name)
 
@@ -31,7 +31,7 @@ def generated_files() -> dict[Path, str]:
     """Return the content of every generated file by its path."""
     files: dict[Path, str] = {}
     for name in list_components():
-        component = load_component(name)
+        component = import_component(name)
         metadata = yaml.safe_load(
             (COMPONENTS_DIR / name / "metadata.yaml").read_text(encoding="utf-8")
         )

@@ -27,7 +27,7 @@ from mal.automl.cost import TrialCost
 from mal.automl.devices import NO_SLOT, Slot
 from mal.automl.leaderboard import leaderboard_csv, values_text
 from mal.automl.settings import Budget, SearchSettings
-from mal.automl.space import Parameter, as_overrides, value_of
+from mal.automl.space import Parameter, value_of
 from mal.automl.study import SearchStudy
 from mal.automl.trial import (
     TrialProcess,
@@ -106,14 +106,13 @@ class SearchPlan:
             *([] if is_baseline else ["evaluate.training_free=false"]),
             *self.settings.trial_overrides,
             *slot.overrides,
-            *as_overrides(values),
-            f"train.results_dir={json.dumps(str(folder))}",
         ]
-        return load_spec("train", spec_as_dict(self.base), overrides)
+        fixed = {**values, "train.results_dir": str(folder)}
+        return load_spec("train", spec_as_dict(self.base), overrides, fixed=fixed)
 
     def best_spec(self, values: Mapping[str, Any]) -> ExperimentSpec:
         """Return the base spec with a trial's values."""
-        return load_spec("train", spec_as_dict(self.base), as_overrides(values))
+        return load_spec("train", spec_as_dict(self.base), fixed=values)
 
 
 @dataclass

@@ -129,14 +129,6 @@ def value_of(spec: ExperimentSpec, key: str) -> Any:
     return target
 
 
-def as_overrides(values: Mapping[str, Any]) -> list[str]:
-    """Return values as `key=value` overrides."""
-    return [
-        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-        for key, value in values.items()
-    ]
-
-
 def _split_range(text: str, problems: list[str]) -> tuple[str, str]:
     key, separator, words = text.partition("=")
     if not separator or not words.strip():

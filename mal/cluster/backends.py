@@ -14,11 +14,12 @@ def register_job_kind(backend: str, kind: JobKind) -> None:
     """Make a kind known under a name.
 
     Raises:
-        ValueError: Another kind has the name.
+        SpecError: Another kind has the name.
     """
     if _KINDS.get(backend, kind) is not kind:
-        raise ValueError(
-            f"The backend {backend!r} is already {_KINDS[backend].name}. Choose another name."
+        raise SpecError(
+            f"backend must have a name of its own, got {backend!r}: it is {_KINDS[backend].name}. "
+            "Choose another name."
         )
     _KINDS[backend] = kind
 

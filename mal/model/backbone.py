@@ -9,6 +9,7 @@ Shape letters: B items, S crop side (px), D width, h w token grid (S / stride).
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,17 +40,41 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Return what `model.frozen_stages` counts: 0 is the patch embedding, n is block n.
+
+        Empty for a backbone that has no stages.
+        """
+        return []
+
     def freeze_stages(self, frozen_stages: Sequence[int]) -> None:
-        """Stop training some stages (`model.frozen_stages`); `[-1]` freezes none.
+        """Stop training stages [last] or [first, last] (`model.frozen_stages`); [-1] freezes none.
 
         Raises:
             SpecError: The backbone has no stages, or not these.
         """
-        if frozen_stages[-1] >= 0:
+        last = frozen_stages[-1]
+        if len(frozen_stages) > 1 and frozen_stages[0] > last:
+            raise SpecError(
+                f"model.frozen_stages must rise, got {list(frozen_stages)}. Swap its values."
+            )
+        if last < 0:
+            return
+        stages = self.stages()
+        if not stages:
             raise SpecError(
                 f"model.frozen_stages must be [-1] for this backbone, got {list(frozen_stages)}. "
                 "Use model.freeze_backbone=true to train the heads only."
             )
+        if last >= len(stages):
+            raise SpecError(
+                f"model.frozen_stages must end at {len(stages) - 1} or below, got "
+                f"{list(frozen_stages)}: the backbone has {len(stages) - 1} blocks. Use [-1] to "
+                "freeze none."
+            )
+        first = max(frozen_stages[0], 0) if len(frozen_stages) > 1 else 0
+        for part in itertools.chain(*stages[first : last + 1]):
+            part.requires_grad_(False)
 
     def prepare_for_export(self) -> None:
         """Replace operations that ONNX does not have by equal ones; by default there are none."""
@@ -216,24 +241,7 @@ class ViTBackbone(Backbone, VisionTransformer):  # type: ignore[misc]
         resized: Tensor = resample_abs_pos_embed(self.pos_embed, side, num_prefix_tokens=1)
         return resized
 
-    def freeze_stages(self, frozen_stages: Sequence[int]) -> None:
-        """Stop training stages [last] or [first, last]: 0 is the patch embedding, n block n."""
-        if len(frozen_stages) > 1 and frozen_stages[0] > frozen_stages[-1]:
-            raise SpecError(
-                f"model.frozen_stages must rise, got {list(frozen_stages)}. Swap its values."
-            )
-        if frozen_stages[-1] < 0:
-            return
-        if frozen_stages[-1] > len(self.blocks):
-            raise SpecError(
-                f"model.frozen_stages must end at {len(self.blocks)} or below, got "
-                f"{list(frozen_stages)}: the backbone has {len(self.blocks)} blocks. Use [-1] to "
-                "freeze none."
-            )
-        first = max(frozen_stages[0], 0) if len(frozen_stages) > 1 else 0
-        for stage in range(first, frozen_stages[-1] + 1):
-            if stage == 0:
-                self.pos_embed.requires_grad_(False)
-                self.cls_token.requires_grad_(False)
-            module = self.patch_embed if stage == 0 else self.blocks[stage - 1]
-            module.requires_grad_(False)
+    def stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Return the embeddings, then each block."""
+        embeddings = [self.patch_embed, self.pos_embed, self.cls_token]
+        return [embeddings, *([block] for block in self.blocks)]

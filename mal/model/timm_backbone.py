@@ -19,7 +19,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mal.data.batch import IMAGENET_MEAN, IMAGENET_STD
@@ -32,6 +32,7 @@ from mal.spec.backbones import UNKNOWN_LICENCE, BackboneEntry
 PREFIX = "timm:"
 MAX_STRIDE_PX = 16
 MODULES_WITH_OTHER_ATTENTION = ("timm.models.hiera", "timm.models.vision_transformer_sam")
+EMBEDDINGS = ("patch_embed", "pos_embed", "cls_token", "reg_token")
 # Families that the tests train, predict with and export: suggested for a model that cannot be used.
 TESTED_FAMILIES = ("vit_*_patch*_224", "vit_*_dinov3", "samvit_*", "hiera_*", "tiny_vit_*")
 
@@ -63,15 +64,13 @@ class TimmBackbone(Backbone):
         grid = by_index[self.indices[-1]].shape[-2:]
         return [resize_to(by_index[index], grid) for index in self.indices]
 
-    def freeze_stages(self, frozen_stages: Sequence[int]) -> None:
-        """Stop training stages [last] or [first, last]: 0 is the patch embedding, n block n."""
+    def stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Return the embeddings, then each block (or each stage, where timm has stages)."""
         blocks = getattr(self.model, "blocks", getattr(self.model, "stages", None))
-        if blocks is None or frozen_stages[-1] > len(blocks):
-            super().freeze_stages(frozen_stages)
-        first = max(frozen_stages[0], 0) if len(frozen_stages) > 1 else 0
-        for stage in range(first, frozen_stages[-1] + 1):
-            assert blocks is not None
-            (self.model.patch_embed if stage == 0 else blocks[stage - 1]).requires_grad_(False)
+        if blocks is None:
+            return []
+        found = (getattr(self.model, name, None) for name in EMBEDDINGS)
+        return [[part for part in found if part is not None], *([block] for block in blocks)]
 
     def adapt_weights(self, state: State) -> dict[str, Tensor]:
         """Rename published weights as timm does, and resize their position embeddings."""

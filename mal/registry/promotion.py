@@ -275,7 +275,7 @@ def _copy_champion(store: ModelStore, state: StoreState, registry: ModelRegistry
     except MalError as error:
         return (
             f"{version} is the champion of {store.uri}, and the registry may name another: {error} "
-            f"Then run: python -m pipelines promote --store {store.uri} --to {version} "
+            f"Then run: mal pipelines promote --store {store.uri} --to {version} "
             f"--registry {redact_uri(registry.address)} --model-name {registry.model_name}"
         )
     return ""

@@ -199,8 +199,8 @@ def _recording_in(
             results.upload()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise StorageError(
-                f"Cannot write to {results.uri}: {error.strerror}. Free disk space there, or "
-                "choose another results_dir."
+                f"Cannot write to {results.uri}: {error.strerror}. Free disk space there, or set "
+                "another results_dir."
             ) from error
         raise
     upload_finished(results, spec)

@@ -14,7 +14,7 @@ from mal.automl.katib import katib_search, records_of, study_of, values_of
 from mal.automl.leaderboard import leaderboard_csv, markdown_from_csv
 from mal.automl.report import write_search_report
 from mal.automl.settings import SearchSettings
-from mal.automl.space import as_overrides, build_search_space
+from mal.automl.space import build_search_space
 from mal.cluster import ClusterClient, JobSettings, WaitLimits
 from mal.cluster.experiment import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
@@ -87,7 +87,7 @@ def search_on_katib(
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))
-    best = load_spec("train", spec_as_dict(experiment), as_overrides(best_values))
+    best = load_spec("train", spec_as_dict(experiment), fixed=best_values)
     records = records_of(finished.trials)
     assert finished.best.metric is not None, "run_experiment requires it"
     measured = validated_metrics(Path(model.path))

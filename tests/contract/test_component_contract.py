@@ -11,8 +11,8 @@ from mal.kfp.components.__main__ import main
 from mal.kfp.components._generated import (
     COMPONENTS_DIR,
     generated_files,
+    import_component,
     list_components,
-    load_component,
 )
 from mal.kfp.components.checks import check_component
 from mal.registry.gate import GateSettings
@@ -191,7 +191,7 @@ def test_a_wrong_command_is_a_user_error(arguments: list[str]) -> None:
 @pytest.mark.parametrize("name", INTERFACES)
 def test_component_has_the_inputs_and_outputs_of_the_contract(name: str) -> None:
     inputs, outputs = INTERFACES[name]
-    spec = load_component(name).component_spec
+    spec = import_component(name).component_spec
     assert set(spec.inputs) == inputs
     assert {key: value.type.partition("@")[0] for key, value in spec.outputs.items()} == outputs
 
@@ -209,7 +209,7 @@ def test_no_annotation_is_optional_and_no_image_is_written_out(name: str) -> Non
 
 
 def test_the_default_limits_of_promote_are_those_of_the_gate() -> None:
-    inputs = load_component("promote").component_spec.inputs
+    inputs = import_component("promote").component_spec.inputs
     gate = dataclasses.asdict(GateSettings())
     assert {name: inputs[name].default for name in gate} == gate
 
@@ -224,6 +224,6 @@ def test_images_are_pinned_to_the_version_of_the_package() -> None:
 def test_every_input_and_output_is_described(name: str) -> None:
     readme = (COMPONENTS_DIR / name / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if line.startswith("| `")]
-    spec = load_component(name).component_spec
+    spec = import_component(name).component_spec
     assert len(rows) == len(spec.inputs) + len(spec.outputs)
     assert [row for row in rows if row.rstrip("| ").endswith(("required", "`"))] == []

@@ -171,7 +171,7 @@ def test_the_parameter_backend_lists_the_registered_kinds(kind: JobKind) -> None
 
 
 def test_a_name_that_is_taken_cannot_be_registered(kind: JobKind) -> None:
-    with pytest.raises(ValueError, match="backend 'pytorchjob' is already PyTorchJob"):
+    with pytest.raises(SpecError, match=r"got 'pytorchjob': it is PyTorchJob\."):
         register_job_kind("pytorchjob", kind)
     register_job_kind("job", kind)  # an import that is repeated changes nothing
 

@@ -62,8 +62,6 @@ def test_a_model_of_each_family_trains_predicts_and_exports(
     document = json.loads(Path(labelled.labels).read_text())
     assert all("segmentation" in annotation for annotation in document["annotations"])
 
-    if name == FAMILIES["Hiera"]:
-        return  # its export was not seen to the end yet: the exporter knows 4D attention only
     exported = run_export(load_spec("export", {}, [*overrides, f"export.checkpoint={checkpoint}"]))
     assert exported.max_abs_diff < 1e-3
     image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
@@ -80,6 +78,26 @@ def test_every_trained_weight_gets_a_gradient(name: str, head: str) -> None:
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]] * 2)
     network(torch.randn(2, 3, 64, 64), box, torch.tensor([500.0, 5000.0])).mean().backward()
     assert [key for key, value in network.named_parameters() if value.grad is None] == []
+
+
+@each_family
+def test_frozen_stages_are_the_embeddings_and_the_blocks(name: str) -> None:
+    network = MALNetwork(ModelSpec(f"timm:{name}", frozen_stages=[0, 1]), 64)
+    trained = {key: value.requires_grad for key, value in network.backbone.named_parameters()}
+    first_block = min(key for key in trained if ".blocks.0." in key or ".stages.0." in key)
+    assert not trained[first_block]
+    assert not any(is_trained for key, is_trained in trained.items() if ".patch_embed." in key)
+    assert any(trained.values())
+
+
+@pytest.mark.parametrize(
+    ("frozen_stages", "message"),
+    [([2, 1], "must rise"), ([0, 13], "must end at 12 or below")],
+    ids=["falling", "too many"],
+)
+def test_stages_that_do_not_exist_are_refused(frozen_stages: list[int], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        MALNetwork(ModelSpec(f"timm:{FAMILIES['ViT']}", frozen_stages=frozen_stages), 64)
 
 
 @each_family

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from mal.automl.space import Interval, Options, as_overrides, build_search_space
+from mal.automl.space import Interval, Options, build_search_space
 from mal.errors import SpecError
-from mal.spec import load_spec
 from mal.spec.schema import action_schema
 
 SCHEMA = action_schema("train")
@@ -123,16 +122,3 @@ def test_an_option_is_contained_by_value_and_type() -> None:
     options = Options("model.not_adjust_scale", (False, True), (1, 1))
     assert options.contains(True)
     assert not options.contains(1)
-
-
-def test_values_written_as_overrides_are_read_back_the_same() -> None:
-    values = {
-        "train.lr": 1.2345678901234567e-05,
-        "train.batch_size": 4,
-        "model.not_adjust_scale": True,
-        "train.crf_view": "teacher",
-    }
-    spec = load_spec("train", {}, as_overrides(values))
-    assert spec.train.lr == values["train.lr"]
-    assert (spec.train.batch_size, spec.model.not_adjust_scale) == (4, True)
-    assert spec.train.crf_view == "teacher"
