@@ -155,10 +155,15 @@ class Storage(_Settings):
 
 
 class SecretKey(_Settings):
-    """Reference to a key of a Secret; the value itself is nowhere in a job."""
+    """Reference to a key of a Secret; the value itself is nowhere in a job.
+
+    Attributes:
+        optional: Whether the pods start without the Secret or the key.
+    """
 
     secret: rules.SecretName
     key: rules.KeyInSecret
+    optional: StrictBool = False
 
 
 class Environment(_Settings):
@@ -167,8 +172,8 @@ class Environment(_Settings):
     Attributes:
         values: Plain, readable by everyone who may read the job; literal, `$(NAME)` included.
         secrets: References, by variable.
-        config_map: ConfigMap with the object store's AWS_ENDPOINT_URL_S3 and AWS_REGION, unless the
-            others set them; '' for none.
+        config_map: ConfigMap with the object store's MAL_S3_ENDPOINT_URL and MAL_S3_REGION, unless
+            the others set them; '' for none.
     """
 
     values: Mapping[rules.PlainVariable, rules.SafeText] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -30,7 +31,8 @@ from mal.runtime import Interrupted, set_up_logging
 from mal.spec import ExperimentSpec, spec_as_dict
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_file_metadata
 from mal.steps.specs import step_spec
-from mal.storage import child_uri
+from mal.storage import DEFAULT_RETRY_S, child_uri, patient
+from mal.storage.stores import add_artifact_uri
 
 ERROR_PREFIX = "error: "
 DEFAULT_PIPELINE_NAME = "mal"
@@ -90,6 +92,9 @@ class Step:
         pipeline_name: str = "",
     ) -> None:
         self._dataset, self._model = dataset, model
+        self._patience = contextlib.ExitStack()
+        for artifact in filter(None, (dataset, model, snapshot)):
+            add_artifact_uri(artifact.uri)
         named = dataset or snapshot
         inherited = named.metadata.get("pipeline_name") if named else ""
         self._pipeline_name = str(pipeline_name or inherited or DEFAULT_PIPELINE_NAME)
@@ -98,6 +103,7 @@ class Step:
 
     def __enter__(self) -> Self:
         set_up_logging()
+        self._patience.enter_context(patient(DEFAULT_RETRY_S))
         return self
 
     def __exit__(
@@ -106,6 +112,7 @@ class Step:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._patience.close()
         if isinstance(error, MalError | ModuleNotFoundError):
             known = MissingExtraError.of(error) or error
             if isinstance(known, MalError):

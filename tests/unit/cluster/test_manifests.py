@@ -16,6 +16,7 @@ from pod_security import restricted_violations
 
 from mal.cluster import JobSettings, Lifetime, TrainingRuntime, build_trainjob, names
 from mal.cluster.katib import KatibSearch, build_experiment
+from mal.storage.stores import CONFIG_VARIABLES
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 KUSTOMIZATION = "kustomization.yaml"
@@ -245,7 +246,7 @@ def test_the_manifests_fit_the_jobs_that_are_built() -> None:
     assert policies
     assert all(t["spec"]["podSelector"]["matchLabels"] == labels for t in policies)
     (config,) = [t for t in base if t["kind"] == "ConfigMap"]
-    assert set(config["data"]) == set(names.CONFIG_VARIABLES)
+    assert set(config["data"]) == set(CONFIG_VARIABLES)
 
 
 def test_the_training_runtime_gives_what_a_trainjob_cannot_say() -> None:
