@@ -155,10 +155,15 @@ class Storage(_Settings):
 
 
 class SecretKey(_Settings):
-    """Reference to a key of a Secret; the value itself is nowhere in a job."""
+    """Reference to a key of a Secret; the value itself is nowhere in a job.
+
+    Attributes:
+        optional: Whether the pods start without the Secret or the key.
+    """
 
     secret: rules.SecretName
     key: rules.KeyInSecret
+    optional: StrictBool = False
 
 
 class Environment(_Settings):
@@ -167,8 +172,8 @@ class Environment(_Settings):
     Attributes:
         values: Plain, readable by everyone who may read the job; literal, `$(NAME)` included.
         secrets: References, by variable.
-        config_map: ConfigMap with the object store's AWS_ENDPOINT_URL_S3 and AWS_REGION, unless the
-            others set them; '' for none.
+        config_map: ConfigMap with the object store's MAL_S3_ENDPOINT_URL and MAL_S3_REGION, unless
+            the others set them; '' for none.
     """
 
     values: Mapping[rules.PlainVariable, rules.SafeText] = Field(default_factory=dict)
@@ -206,7 +211,8 @@ class Lifetime(_Settings):
     """How long the job and its pods exist, and what follows a failure.
 
     Attributes:
-        active_deadline_s: The job fails after this time, also when no launcher watches it.
+        active_deadline_s: The step ends the job after this time. Trainer v2 does so itself; the
+            training operator v1 does not.
         ttl_after_finished_s: The finished job is deleted after this time.
         termination_grace_s: From SIGTERM to SIGKILL, for writing a checkpoint.
         restart_policy: ExitCode restarts on exit codes of 128 and above.
@@ -241,7 +247,7 @@ class Lifetime(_Settings):
 class Owner(_Settings):
     """The object with which the job is deleted, in the job's namespace.
 
-    By default the pod of a pipeline step (KFP_POD_NAME, KFP_POD_UID).
+    By default the workflow of the pipeline run; where a step cannot read it, the step's pod.
     """
 
     name: rules.Text
@@ -264,6 +270,7 @@ class JobSettings(_Settings):
         spec: YAML text, `recipe:NAME`, or '' for the defaults.
         overrides: `dotted.key=value`; they win over `spec`.
         image_pull_policy: '' is Kubernetes' own choice.
+        restarts: How often the step starts the job again after the loss of a pod or a node.
         master_port: Where the nodes meet; 0 is the operator's own.
         outputs_uri: Folder of the results: s3://, minio://, or on a claim that can be written.
 
@@ -277,6 +284,7 @@ class JobSettings(_Settings):
     spec: rules.SpecText = ""
     overrides: tuple[rules.Override, ...] = ()
     num_nodes: Annotated[rules.Whole, rules.between(1)] = 1
+    restarts: Annotated[rules.Whole, rules.between(0)] = 2
     image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
     master_port: Annotated[rules.Whole, rules.between(0, rules.MAX_PORT)] = 0
     resources: Resources = Resources()

@@ -16,6 +16,7 @@ from pod_security import restricted_violations
 
 from mal.cluster import JobSettings, Lifetime, TrainingRuntime, build_trainjob, names
 from mal.cluster.katib import KatibSearch, build_experiment
+from mal.storage.stores import CONFIG_VARIABLES
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 KUSTOMIZATION = "kustomization.yaml"
@@ -245,7 +246,7 @@ def test_the_manifests_fit_the_jobs_that_are_built() -> None:
     assert policies
     assert all(t["spec"]["podSelector"]["matchLabels"] == labels for t in policies)
     (config,) = [t for t in base if t["kind"] == "ConfigMap"]
-    assert set(config["data"]) == set(names.CONFIG_VARIABLES)
+    assert set(config["data"]) == set(CONFIG_VARIABLES)
 
 
 def test_the_training_runtime_gives_what_a_trainjob_cannot_say() -> None:
@@ -284,9 +285,25 @@ def may_reach_kubeflow(policies: list[Object], pod: Object, port: int) -> bool:
     return any(
         to in way.get("to", ()) and {"port": port, "protocol": "TCP"} in way["ports"]
         for policy in policies
-        if policy["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= pod.items()
         for way in policy["spec"].get("egress", ())
     )
+
+
+def test_katibs_controller_reaches_the_pod_that_suggests_values_where_all_is_denied() -> None:
+    policies = {
+        thing["metadata"]["name"]: thing["spec"]
+        for thing in collected(MANIFESTS / "components/katib")
+        if thing["kind"] == "NetworkPolicy"
+    }
+    policy = policies["mal-search-katib"]
+    assert policy["podSelector"] == {
+        "matchExpressions": [{"key": "katib.kubeflow.org/deployment", "operator": "Exists"}]
+    }
+    (way,) = policy["ingress"]
+    assert way["ports"] == [{"port": 6789, "protocol": "TCP"}]
+    (source,) = way["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kubeflow"}
 
 
 @pytest.mark.parametrize(

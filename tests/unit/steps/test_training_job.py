@@ -12,7 +12,7 @@ import pytest
 import yaml
 from snapshots import DATA, SPLIT
 
-from mal.cluster import JobSettings, build_pytorchjob
+from mal.cluster import JobSettings, StepPod, build_pytorchjob
 from mal.errors import ArtifactError, SpecError
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import load_spec
@@ -105,30 +105,83 @@ def test_the_job_gets_the_resolved_spec_with_the_data_of_the_manifest() -> None:
 
 def test_the_jobs_pods_get_what_the_manifests_make_unless_the_user_names_an_environment() -> None:
     variables = variables_of(settings_of())
-    assert variables["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+    assert variables["MAL_S3_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
         "name": "mal-s3",
-        "key": "AWS_SECRET_ACCESS_KEY",
+        "key": "MAL_S3_SECRET_ACCESS_KEY",
+        "optional": True,
     }
-    assert "AWS_ENDPOINT_URL_S3" in variables
+    assert "MAL_S3_ENDPOINT_URL" in variables
+    assert not [name for name in variables if name.startswith("AWS_")]
     own = {"environment": {"values": {"AWS_REGION": "eu-1"}}}
     variables = variables_of(settings_of(job=own))
-    assert "AWS_SECRET_ACCESS_KEY" not in variables
+    assert "MAL_S3_SECRET_ACCESS_KEY" not in variables
     assert variables["AWS_REGION"]["value"] == "eu-1"
 
 
-def test_the_job_goes_with_the_pod_of_its_step(
+def test_the_jobs_pods_reach_kubeflows_own_stores_without_the_clusters_api(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reference = {"secretName": "team", "accessKeyKey": "a.key", "secretKeyKey": "s.key"}
+    providers = {"s3": {"default": {"endpoint": "e", "credentials": {"secretRef": reference}}}}
+    monkeypatch.setenv("MAL_KFP_PROVIDERS", yaml.safe_dump(providers))
+    monkeypatch.setenv("MAL_PIPELINE_ROOTS", "s3://own-root")
+    variables = variables_of(settings_of(job={"environment": {"values": {"A": "b"}}}))
+    references = {
+        name: each["valueFrom"]["secretKeyRef"]
+        for name, each in variables.items()
+        if "secretKeyRef" in each.get("valueFrom", {})
+    }
+    assert references == {
+        name: {"name": secret, "key": key, "optional": True}
+        for name, secret, key in (
+            (
+                "MAL_KFP_MLPIPELINE_MINIO_ARTIFACT__ACCESSKEY",
+                "mlpipeline-minio-artifact",
+                "accesskey",
+            ),
+            (
+                "MAL_KFP_MLPIPELINE_MINIO_ARTIFACT__SECRETKEY",
+                "mlpipeline-minio-artifact",
+                "secretkey",
+            ),
+            ("MAL_KFP_TEAM__A_KEY", "team", "a.key"),
+            ("MAL_KFP_TEAM__S_KEY", "team", "s.key"),
+        )
+    }
+    assert variables["MAL_KFP_PROVIDERS"]["valueFrom"]["configMapKeyRef"] == {
+        "name": "kfp-launcher", "key": "providers", "optional": True,
+    }  # fmt: skip
+    assert variables["MAL_PIPELINE_ROOTS"]["value"] == "s3://own-root"
+
+
+def test_the_pod_of_a_step_is_known_only_with_its_namespace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert settings_of().owner is None
+    assert training_job.own_pod() is None
     monkeypatch.setattr(training_job, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KFP_POD_NAME", "run-7f3-step")
     monkeypatch.setenv("KFP_POD_UID", "0123-4567")
-    assert settings_of().owner is None, "where the pod is cannot be told"
+    assert training_job.own_pod() is None
     (tmp_path / "namespace").write_text("team")
-    owner = settings_of().owner
-    assert owner is not None
-    assert (owner.kind, owner.name, owner.uid) == ("Pod", "run-7f3-step", "0123-4567")
-    assert settings_of(namespace="elsewhere").owner is None
+    assert training_job.own_pod() == StepPod("team", "run-7f3-step", "0123-4567")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], "has no checkpoint yet: training starts from its beginning."),
+        (
+            ["mal_model_epoch_001_step_00100.pth", "mal_model_epoch_002_step_00213.pth",
+             "mal_model_latest.pth", "metrics.jsonl"],
+            "The last checkpoint is mal_model_epoch_002_step_00213.pth in ",
+        ),
+    ],
+    ids=["none", "two"],
+)  # fmt: skip
+def test_the_last_checkpoint_is_named(tmp_path: Path, names: list[str], expected: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x")
+    assert expected in training_job.last_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(
