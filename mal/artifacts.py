@@ -45,6 +45,8 @@ PARTIAL_SUFFIX = ".part"
 # The image of the process: the build sets the commit, the pipeline sets the digest.
 GIT_COMMIT_VARIABLE = "MAL_GIT_COMMIT"
 IMAGE_DIGEST_VARIABLE = "MAL_IMAGE_DIGEST"
+# Number of GPUs that the pod of a step or a job asks for.
+GPUS_VARIABLE = "MAL_REQUIRED_GPUS"
 
 _HASH_CHUNK_BYTES = 1 << 20
 _DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mal.distributed.gpus import require_gpus_asked_for
 from mal.distributed.group import max_of_ranks
 from mal.distributed.workers import Worker
 from mal.errors import SpecError
@@ -133,11 +134,13 @@ def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]
         gpu_ids: CUDA devices to use; if they are too few, the first devices of the node are used.
 
     Raises:
-        SpecError: CUDA or one of the devices is not available.
+        SpecError: CUDA or one of the devices is not available, or the GPUs that the pod asked for.
     """
     import torch
 
     has_cuda = torch.cuda.is_available()
+    if spec.device != "cpu" and not has_cuda:
+        require_gpus_asked_for()
     if spec.device == "cuda" and not has_cuda:
         raise SpecError("device must be cpu without CUDA, got cuda. Set device=auto.")
     num_wanted = Worker.current().topology.devices_per_node

@@ -16,7 +16,7 @@ from ._interrupts import taking_interrupts
 from ._registry import Pipeline
 from ._run_folder import RunFolder, making_run_folder
 from ._step_log import StepLog, StepRecord, writing_to
-from ._step_process import StepRunner, repeatable_steps
+from ._step_process import StepRunner, ignoring_retries, repeatable_steps
 
 LATEST_LINK = "latest"
 _TRACEBACK = "Traceback (most recent call last):"
@@ -107,6 +107,7 @@ def _execute(
         warnings.catch_warnings(),
         writing_to(log),
         runner.running_steps_of_kfp(),
+        ignoring_retries(),
     ):
         warnings.filterwarnings("ignore", message=".*non-Python base image.*")
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")

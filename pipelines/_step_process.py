@@ -143,6 +143,26 @@ def _show(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+@contextlib.contextmanager
+def ignoring_retries() -> Iterator[None]:
+    """Make kfp.local run each step once: it would try one with a wrong setting three times.
+
+    The retries are for pods that a cluster loses.
+    """
+    from kfp.local.orchestrator import task_executor
+
+    original = task_executor.execute_single_task
+
+    def execute_once(task_name: str, task_spec: Any, *arguments: Any, **named: Any) -> Any:
+        once = type(task_spec)()
+        once.CopyFrom(task_spec)
+        once.ClearField("retry_policy")
+        return original(task_name, once, *arguments, **named)
+
+    with mock.patch.object(task_executor, "execute_single_task", execute_once):
+        yield
+
+
 def repeatable_steps(pipeline_spec: Any) -> frozenset[str]:
     """Return the cached steps of a pipeline, by the name of their folder.
 

@@ -2,7 +2,7 @@
 
 from kfp import dsl, kubernetes
 
-from mal.artifacts import IMAGE_DIGEST_VARIABLE
+from mal.artifacts import GPUS_VARIABLE, IMAGE_DIGEST_VARIABLE
 from mal.kfp.components._images import COMPONENT_IMAGE
 from mal.storage.kfp_launcher import LAUNCHER_CONFIG_MAP, LAUNCHER_KEYS
 from mal.storage.stores import CONFIG_MAP, CONFIG_VARIABLES, S3_SECRET, SECRET_VARIABLES
@@ -11,6 +11,13 @@ from ._target import StepResources, current_target
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 SHARED_MEMORY = "/dev/shm"
+
+KEEP_ON_NODE = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+NUM_RETRIES = 2
+LONGEST_STEP = "2592000s"  # 30 days
 
 
 def prepare(
@@ -41,6 +48,7 @@ def prepare(
         step, S3_SECRET, {name: name for name in SECRET_VARIABLES}, optional=True
     )
     kubernetes.set_security_context(step, run_as_non_root=True)
+    survive_disruptions(step)
     step.set_caching_options(is_cached)
     target = current_target()
     image = step.container_spec.image
@@ -49,6 +57,23 @@ def prepare(
     if image == COMPONENT_IMAGE:
         _set_resources(step, target.resources, uses_gpus=uses_gpus)
     return step
+
+
+def survive_disruptions(step: dsl.PipelineTask) -> None:
+    """Ask autoscalers to leave the step's pod alone, and let Kubeflow try a lost pod again.
+
+    Kubeflow Pipelines 2.17 merges its default `retryPolicy: OnError` into this: a pod that was
+    deleted is tried again, a program that ended with 1 or 2 is not. kfp cannot set the policy. Its
+    default for the longest time of all tries, an hour, would kill a long training.
+    """
+    for annotation, value in KEEP_ON_NODE.items():
+        kubernetes.add_pod_annotation(step, annotation, value)
+    step.set_retry(
+        NUM_RETRIES,
+        backoff_duration="10s",
+        backoff_factor=2.0,
+        backoff_max_duration=LONGEST_STEP,
+    )
 
 
 def _set_resources(step: dsl.PipelineTask, resources: StepResources, *, uses_gpus: bool) -> None:
@@ -65,6 +90,7 @@ def _set_resources(step: dsl.PipelineTask, resources: StepResources, *, uses_gpu
     if resources.gpus and uses_gpus:
         step.set_accelerator_type(resources.gpu_resource)
         step.set_accelerator_limit(resources.gpus)
+        step.set_env_variable(GPUS_VARIABLE, str(resources.gpus))
 
 
 def set_run_id(step: dsl.PipelineTask) -> None:

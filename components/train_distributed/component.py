@@ -21,7 +21,7 @@ def train_distributed(
     namespace: str = "",
     outputs_uri: str = "",
     job: dict = {},  # type: ignore[type-arg]  # noqa: B006 - kfp knows no other type of a mapping
-    queue_timeout_s: int = 0,
+    queue_timeout_s: int = 86400,
     start_timeout_s: int = 1800,
 ) -> None:
     """Learn masks from boxes in a PyTorchJob or TrainJob; the same outputs as `train`.
@@ -60,6 +60,4 @@ def train_distributed(
         )  # fmt: skip
         step.write_artifact(model, trained.metadata | metadata.image_metadata(image))
         step.log_metrics(metrics, trained.metrics)
-        step.write_summary(
-            summary, summaries.metadata_markdown("Model", model.metadata), model=model
-        )
+        step.write_summary(summary, summaries.model_markdown(model.metadata), model=model)

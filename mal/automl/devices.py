@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mal.distributed.gpus import require_gpus_asked_for
 from mal.distributed.topology import DEFAULT_MASTER_PORT
 from mal.errors import SpecError
 from mal.spec.experiment import ExperimentSpec
@@ -38,6 +39,8 @@ def share_devices(
     import torch
 
     per_trial = spec.train.num_gpus
+    if spec.device != "cpu" and not torch.cuda.is_available():
+        require_gpus_asked_for(environ)
     if spec.device == "cpu" or not torch.cuda.is_available():
         return _cpu_slots(per_trial, num_parallel, os.cpu_count() or 1)
     shown = environ.get("CUDA_VISIBLE_DEVICES", "")

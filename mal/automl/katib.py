@@ -69,8 +69,13 @@ def values_of(trial: KatibTrial) -> dict[str, Value]:
     return {key: parse_yaml(text, key) for key, text in trial.values.items()}
 
 
-def records_of(trials: Sequence[KatibTrial]) -> list[TrialRecord]:
-    """Return Katib's trials as records, in the order of their creation."""
+def records_of(trials: Sequence[KatibTrial], num_epochs: Mapping[str, int]) -> list[TrialRecord]:
+    """Return Katib's trials as records, in the order of their creation.
+
+    Args:
+        trials: Katib does not know how many epochs they have trained.
+        num_epochs: Finished epochs, by the trial's name.
+    """
     ends: Mapping[str, TrialEnd] = {
         "Succeeded": TrialEnd.COMPLETE, "EarlyStopped": TrialEnd.PRUNED, "": TrialEnd.RUNNING,
     }  # fmt: skip
@@ -80,8 +85,8 @@ def records_of(trials: Sequence[KatibTrial]) -> list[TrialRecord]:
             end=ends.get(trial.end, TrialEnd.FAILED),
             values=values_of(trial),
             mean_iou=trial.metric,
-            num_epochs=0,
-            duration_s=0.0,
+            num_epochs=num_epochs.get(trial.name, 0),
+            duration_s=trial.duration_s,
             reason="" if trial.end in ends else f"{trial.end}: {trial.message}",
         )
         for number, trial in enumerate(trials)

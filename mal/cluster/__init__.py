@@ -21,12 +21,13 @@ from mal.cluster.settings import (
     VolumeClaim,
     read_job_settings,
 )
+from mal.cluster.step_pod import StepPod
 from mal.cluster.trainjob import TRAINJOB, build_trainjob
 
 __all__ = [
     "PYTORCHJOB", "TRAINJOB", "ClusterClient", "Environment", "FinishedJob", "JobKind",
     "JobSettings", "Lifetime", "Owner", "Placement", "Resources", "SecretKey", "Security",
-    "Storage", "Toleration", "TrainingRuntime", "VolumeClaim", "WaitLimits", "build_pytorchjob",
-    "build_trainjob", "get_job_kind", "job_name", "read_job_settings", "register_job_kind",
-    "run_job",
+    "StepPod", "Storage", "Toleration", "TrainingRuntime", "VolumeClaim", "WaitLimits",
+    "build_pytorchjob", "build_trainjob", "get_job_kind", "job_name", "read_job_settings",
+    "register_job_kind", "run_job",
 ]  # fmt: skip

@@ -16,6 +16,8 @@ LAUNCHER_ACCOUNT = "mal-launcher"
 _MISSING_RUNTIME = re.compile(
     "trainingruntime.*not found|not found.*trainingruntime", re.IGNORECASE
 )
+_INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection"
+_FAILED_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 _TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -112,6 +114,11 @@ class Request:
     subresource: str = ""
 
     @property
+    def target(self) -> str:
+        """Namespace and, for one object, its name."""
+        return "/".join(part for part in (self.namespace, self.name) if part)
+
+    @property
     def what(self) -> str:
         """Name of the resource, with the subresource."""
         return "/".join(part for part in (self.resource.full_name, self.subresource) if part)
@@ -132,10 +139,21 @@ def explained(request: Request) -> Iterator[None]:
 
 
 def _explain(error: ApiError | ConnectionLost, request: Request) -> ClusterError:
-    if isinstance(error, ConnectionLost) or error.is_transient:
+    if isinstance(error, ConnectionLost):
         return ServerUnreachableError(
             f"The API server does not answer: {error}. Check its state and the network policies of "
             "the step. A retried step finds its job again."
+        )
+    if webhook := _FAILED_WEBHOOK.search(error.message):
+        return ServerUnreachableError(
+            f"Cannot {request.verb} {request.what} {request.target}: the webhook {webhook[1]} does "
+            f"not answer: {error}. Check that {request.resource.brought_by} runs, and the "
+            "controller that the message names. A retried step finds its job again."
+        )
+    if error.is_transient:
+        return ServerUnreachableError(
+            f"Cannot {request.verb} {request.what} {request.target}: the API server answered "
+            f"{error}. Look at its state and load. A retried step finds its job again."
         )
     return ClusterError(_describe(error, request))
 
@@ -166,6 +184,9 @@ def _describe(error: ApiError, request: Request) -> str:
         case 404 if error.object_kind == "namespaces":
             text = f"Namespace {request.namespace} does not exist."
             advice = f"Create it and apply {resource.manifest} there, or set another job.namespace."
+        case 400 if _INJECTION_LABEL in error.message:
+            text = f"Katib refuses a search in namespace {request.namespace}: {error}."
+            advice = f"kubectl label namespace {request.namespace} {_INJECTION_LABEL}=enabled"
         case _ if request.verb == "create" and _MISSING_RUNTIME.search(error.message):
             text = f"The job's training runtime does not exist: {error}."
             advice = f"Apply {resource.manifest}, and set job.training_runtime to name mal-torch, "

@@ -1,7 +1,7 @@
-"""Deletes the job of a pipeline step that is cancelled.
+"""Ends a pipeline step at a signal: the job of a cancelled step is deleted first.
 
-Kubeflow sends SIGTERM and gives the step a second at most, so the signal handler deletes the job
-first. The work runs in a second thread and signals interrupt the main one: the handler never waits
+Kubeflow sends SIGTERM and gives the step a second at most, so the signal handler begins with the
+job. The work runs in a second thread and signals interrupt the main one: the handler never waits
 for a lock that interrupted code holds, and finds an open connection.
 """
 
@@ -23,10 +23,10 @@ _EXIT_BASE = 128
 
 
 class Cancellation:
-    """Ends the process on SIGTERM and SIGINT, after it deleted the job."""
+    """Ends the process on SIGTERM and SIGINT, after it has dealt with the job."""
 
     def __init__(self) -> None:
-        self._delete_job: Callable[[], None] | None = None
+        self._end_watch: Callable[[int], None] | None = None
         self._is_submitted = threading.Event()
         self._is_submitted.set()
 
@@ -39,19 +39,19 @@ class Cancellation:
         finally:
             self._is_submitted.set()
 
-    def delete_first(self, delete_job: Callable[[], None]) -> None:
-        """Call this first when a signal arrives."""
-        self._delete_job = delete_job
+    def call_first(self, end_watch: Callable[[int], None]) -> None:
+        """Call this first, with the signal's number, when a signal arrives."""
+        self._end_watch = end_watch
 
     def release(self) -> None:
-        """Do not delete the job from now on."""
-        self._delete_job = None
+        """Leave the job alone from now on."""
+        self._end_watch = None
 
     def handle(self, signal_number: int, _frame: object) -> None:
-        """Delete the job and end the process."""
+        """Deal with the job and end the process."""
         self._is_submitted.wait(_SUBMISSION_S)
-        if self._delete_job is not None:
-            self._delete_job()
+        if self._end_watch is not None:
+            self._end_watch(signal_number)
         os._exit(_EXIT_BASE + signal_number)
 
     def run(self, work: Callable[[], _T]) -> _T:

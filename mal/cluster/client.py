@@ -25,7 +25,9 @@ _log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
 _REQUEST_TIMEOUT: Timeout = (10.0, 30.0)  # to connect, to read
-_CANCEL_TIMEOUT: Timeout = (0.3, 0.5)
+# A cancelled step has a second: one read and one delete.
+_LAST_READ_TIMEOUT: Timeout = (0.15, 0.3)
+_CANCEL_TIMEOUT: Timeout = (0.2, 0.3)
 # A log may be silent for a long time. This finds a connection that broke without a message.
 _LOG_TIMEOUT: Timeout = (10.0, 60.0)
 _LONGEST_PAUSE_S = 30.0
@@ -80,11 +82,35 @@ class ClusterClient:
                 raise MissingExtraError(package, "cluster") from error
         return cls(_load_configuration, patience_s=patience_s)
 
+    def call(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> Object:
+        """Send any request, with retries, and return the response.
+
+        Raises:
+            ApiError: The server rejects it.
+            ConnectionLost: The server cannot be reached.
+        """
+        content: Object = json.loads(self._retrying(self._read, method, path, query, body))
+        return content
+
     def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
         """Create the object; None when its name is taken."""
         request = Request("create", resource, namespace, body["metadata"]["name"])
         path = resource.path(namespace)
         return self._request(request, "POST", path, body=body, accept=lambda e: e.is_name_taken)
+
+    def create_dry(self, resource: Resource, namespace: str, body: Object) -> Object | None:
+        """Return the object as the server would keep it; None when its name is taken."""
+        request = Request("create", resource, namespace, body["metadata"]["name"])
+        return self._request(
+            request,
+            "POST",
+            resource.path(namespace),
+            {"dryRun": "All"},
+            body,
+            accept=lambda error: error.is_name_taken,
+        )
 
     def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """Return the object, None when there is none of this name."""
@@ -158,8 +184,19 @@ class ClusterClient:
             accept=lambda error: error.status in (404, 409),  # gone, or another of this name
         )
 
-    def delete_at_once(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Try once, for at most 0.8 s, to delete the object; for a process that ends."""
+    def read_at_once(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """Try once, for at most 0.45 s, to read the object; for a process that ends."""
+        query = {"fieldSelector": _selector({"metadata.name": name})}
+        with contextlib.suppress(Exception):
+            response = self._send(
+                "GET", resource.path(namespace), query, timeout=_LAST_READ_TIMEOUT
+            )
+            items: list[Object] = json.loads(response.data)["items"]
+            return items[0] if items else None
+        return None
+
+    def delete_at_once(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
+        """Try once, for at most 0.5 s, to delete the object; returns whether it was deleted."""
         with contextlib.suppress(Exception):
             self._send(
                 "DELETE",
@@ -167,6 +204,8 @@ class ClusterClient:
                 body=_delete_options(uid),
                 timeout=_CANCEL_TIMEOUT,
             )
+            return True
+        return False
 
     def read_log(self, namespace: str, pod: str, container: str, *, tail_lines: int) -> list[str]:
         """Return the last lines of a container's log."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from mal.cluster.job_kind import Failure, JobState
+from mal.cluster.lost_pods import LostPod
 from mal.cluster.resources import Object
 from mal.cluster.settings import JobSettings
 
 _SIGNAL_BASE = 128
 _RESUME = "Run it again: it continues from its last checkpoint."
+INIT_PYTORCH = "init-pytorch"
+INIT_PYTORCH_ADVICE = (
+    "It is the training operator's, and looks up rank 0's name, which exists once that pod is "
+    "ready, image pull included: see why rank 0 took longer, pull job.image on the nodes before, "
+    "or raise the operator's --pytorch-init-container-max-tries (100, 2 s apart)."
+)
 _EXIT_ADVICE = {
     1: "The lines below have the traceback.",
     2: "The lines below say what to correct.",
@@ -36,26 +44,54 @@ _POD_ADVICE = {
     "PreemptionByScheduler": f"Raise job.placement.priority_class. {_RESUME}",
 }
 _NODE_ADVICE = f"Its node was lost. {_RESUME}"
+_LOST_ADVICE = (
+    "It was deleted by force or its node was lost: look at kubectl get events and kubectl get "
+    f"nodes. {_RESUME}"
+)
+_RESUMABLE_CODES = frozenset(
+    _SIGNAL_BASE + n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+)
 # Most likely cause first: the other pods exit because they lost a peer.
 _OUT_OF_MEMORY, _DISRUPTED, _EXITED = range(3)
 
 
+def deadline_failure(job: JobSettings, message: str = "") -> Failure:
+    """Return the failure of a job that ran longer than it may."""
+    shown = f" ({message})" if message else ""
+    return Failure(
+        f"it ran longer than {job.lifetime.active_deadline_s} s{shown}",
+        f"Raise job.lifetime.active_deadline_s. {_RESUME}",
+        is_resumable=True,
+    )
+
+
+def loss_of(lost: LostPod) -> Failure:
+    """Return the failure of a job whose pod vanished."""
+    return Failure(lost.describe(), _LOST_ADVICE, is_loss=True, is_resumable=True)
+
+
 def find_failure(
-    state: JobState, pods: Sequence[Object], job: JobSettings, container: str
+    state: JobState,
+    pods: Sequence[Object],
+    job: JobSettings,
+    container: str,
+    lost: Sequence[LostPod] = (),
 ) -> Failure:
-    """Return the first cause: out of memory, then a disruption, then the first exit."""
+    """Return the first cause: out of memory, then a lost or disrupted pod, then the first exit."""
     if "deadline" in state.message.lower() or state.reason == "DeadlineExceeded":
-        return Failure(
-            f"it ran longer than {job.lifetime.active_deadline_s} s ({state.message})",
-            f"Raise job.lifetime.active_deadline_s. {_RESUME}",
-        )
+        return deadline_failure(job, state.message)
     found = [finding for pod in pods for finding in _findings(pod, job, container)]
+    found += [(_DISRUPTED, "", loss_of(pod)) for pod in lost]
     if found:
         return min(found, key=lambda finding: finding[:2])[2]
-    return Failure(
-        state.message or state.reason or "the operator gave no reason",
-        "The pods are gone: read the log above and kubectl get events.",
-    )
+    what = state.message or state.reason or "the operator gave no reason"
+    if pods:
+        return Failure(
+            what,
+            "See why with kubectl describe pod.",
+            details=tuple(_describe(pod) for pod in pods),
+        )
+    return Failure(what, "No pod of the job is left: read the log above and kubectl get events.")
 
 
 def _findings(pod: Object, job: JobSettings, container: str) -> Iterator[tuple[int, str, Failure]]:
@@ -70,17 +106,61 @@ def _findings(pod: Object, job: JobSettings, container: str) -> Iterator[tuple[i
     if disruption:
         reason, message, time = disruption
         what = f"{name} was removed: {reason}: {message}"
-        yield _DISRUPTED, time, Failure(what, _POD_ADVICE.get(reason, _NODE_ADVICE), name)
+        advice = _POD_ADVICE.get(reason, _NODE_ADVICE)
+        yield _DISRUPTED, time, Failure(what, advice, name, is_loss=True, is_resumable=True)
+    yield from _init_findings(name, status)
     if ended and ended["exitCode"]:
         code = ended["exitCode"]
         why = ended.get("reason", "Error")
         shown = "" if why == "Error" else f" ({why}: {ended.get('message', '')})"
         advice = _EXIT_ADVICE.get(code, "The lines below may say why.")
+        what = f"{name} ended with exit code {code}{shown}"
         yield (
             _EXITED,
             ended.get("finishedAt") or "",
-            Failure(f"{name} ended with exit code {code}{shown}", advice, name),
+            Failure(what, advice, name, is_resumable=code in _RESUMABLE_CODES),
         )
+
+
+def _init_findings(name: str, status: Mapping[str, Any]) -> Iterator[tuple[int, str, Failure]]:
+    """Yield the init containers that failed: the training container of their pod never started."""
+    for each in status.get("initContainerStatuses") or ():
+        ended = each.get("state", {}).get("terminated") or each.get("lastState", {}).get(
+            "terminated"
+        )
+        if not ended or not ended["exitCode"]:
+            continue
+        finished = ended.get("finishedAt") or ""
+        after = f" after {age:.0f} s" if (age := _seconds(ended.get("startedAt"), finished)) else ""
+        message = f": {ended['message']}" if ended.get("message") else ""
+        what = (
+            f"the init container {each['name']} of {name} ended with exit code "
+            f"{ended['exitCode']}{after}{message}"
+        )
+        advice = "The lines below may say why."
+        if each["name"] == INIT_PYTORCH:
+            advice = INIT_PYTORCH_ADVICE
+        yield _EXITED, finished, Failure(what, advice, name, each["name"])
+
+
+def _seconds(started: str | None, ended: str) -> float:
+    if not started or not ended:
+        return 0.0
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+
+
+def _describe(pod: Object) -> str:
+    """Return the state of a pod and of each of its containers that does not run."""
+    status = pod["status"]
+    states = []
+    for field in ("initContainerStatuses", "containerStatuses"):
+        for each in status.get(field) or ():
+            for state in ("waiting", "terminated"):
+                shown = each.get("state", {}).get(state)
+                if shown:
+                    words = [shown.get("reason", ""), shown.get("message", "")]
+                    states.append(f"{each['name']} {state} {' '.join(filter(None, words))}".strip())
+    return f"{pod['metadata']['name']}: {', '.join([status.get('phase', 'Unknown'), *states])}"
 
 
 def _terminated(status: Mapping[str, Any], container: str) -> Mapping[str, Any] | None:

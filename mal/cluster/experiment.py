@@ -16,12 +16,16 @@ from mal.cluster.katib import (
     KatibSearch,
     KatibTrial,
     experiment_kind,
+    explain_trials,
     find_search_failure,
     read_best,
     read_trials,
 )  # fmt: skip
 from mal.cluster.launcher import run_job
+from mal.cluster.pytorchjob import PYTORCHJOB
+from mal.cluster.resources import PODS
 from mal.cluster.settings import JobSettings
+from mal.cluster.step_pod import StepPod
 from mal.errors import ClusterError
 
 
@@ -44,6 +48,7 @@ def run_experiment(
     client: ClusterClient,
     limits: WaitLimits = DEFAULT_LIMITS,
     log: Callable[[str], None],
+    step_pod: StepPod | None = None,
 ) -> FinishedExperiment:
     """Run the experiment and wait for its end, as `run_job` does with a job.
 
@@ -54,15 +59,33 @@ def run_experiment(
         ClusterError: It failed, no trial was measured, it was deleted, or the cluster rejected it.
     """
     finished = run_job(
-        job, kind=experiment_kind(search), run_id=run_id, client=client, limits=limits, log=log
+        job,
+        kind=experiment_kind(search),
+        run_id=run_id,
+        client=client,
+        limits=limits,
+        log=log,
+        step_pod=step_pod,
     )
     name, namespace = finished.name, finished.namespace
     found = client.list_objects(TRIALS, namespace, labels={EXPERIMENT_LABEL: name}).items
     trials = read_trials(found, search.parameters)
+    assert PYTORCHJOB.pods is not None, "its pods train"
+    pods = {
+        trial.name: client.list_objects(
+            PODS, namespace, labels=PYTORCHJOB.pods.labels(trial.name)
+        ).items
+        for trial in trials
+        if trial.end == "Failed"
+    }
+    trials = explain_trials(trials, job, pods)
+    for trial in trials:
+        if trial.end == "Failed":
+            log(f"trial {trial.name} failed: {trial.message}")
     best_name, _ = read_best(client.find(EXPERIMENTS, namespace, name) or {})
     best = next((trial for trial in trials if trial.name == best_name), None)
     if best is None or best.metric is None:
-        failure = find_search_failure(job, "", trials)
+        failure = find_search_failure("", trials)
         text = f"{KIND} {namespace}/{name} failed: {failure.what}. {failure.advice}"
         raise ClusterError("\n".join([text, *failure.details]))
     log(f"{KIND} {namespace}/{name}: best {METRIC}={best.metric:.4f} of {best.name}")

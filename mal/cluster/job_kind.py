@@ -35,12 +35,14 @@ class JobState:
         message: The operator's text.
         reason: The operator's word, such as DeadlineExceeded.
         duration_s: From the start to the end; 0 before the end.
+        started_at: RFC 3339 time from which the job's deadline counts; '' where unknown.
     """
 
     phase: Phase
     message: str = ""
     reason: str = ""
     duration_s: float = 0.0
+    started_at: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -58,6 +60,8 @@ class JobSnapshot:
         events_of: Returns the events about an object, by its name.
         queue_message: Returns Kueue's message, '' where it cannot be read.
         list_objects: Returns the objects of a resource that have these labels.
+        last_lines_of: Returns the last lines of a pod's container, by their names; () where its log
+            cannot be read.
     """
 
     settings: JobSettings
@@ -67,6 +71,7 @@ class JobSnapshot:
     events_of: Callable[[str], Iterable[Object]]
     queue_message: Callable[[], str]
     list_objects: Callable[[Resource, Mapping[str, str]], list[Object]]
+    last_lines_of: Callable[[str, str], Sequence[str]] = lambda pod, container: ()
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,19 @@ class Failure:
         what: What happened.
         advice: What to do.
         pod: The pod whose log shows it; '' for none.
+        container: The container of that pod; '' is the one that trains.
         details: Lines to show below.
+        is_loss: Whether a pod or a node was lost: the same job may succeed on another node.
+        is_resumable: Whether running it again continues from its last checkpoint.
     """
 
     what: str
     advice: str
     pod: str = ""
+    container: str = ""
     details: tuple[str, ...] = ()
+    is_loss: bool = False
+    is_resumable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,10 @@ class JobKind:
         find_pending_reason: Returns None when the job runs; by default the pods are read.
         find_failure: Returns why a job failed; by default the pods are read.
         describe_progress: Returns a line for the log, written whenever it changes; '' for none.
+        enforces_deadline: False where the operator lets a job run beyond its deadline; then the
+            step ends it.
+        too_old: What it means where the cluster drops fields of the object; '' does not look.
+        replaces_pods: Returns whether the operator may replace the pods of a running job.
     """
 
     name: str
@@ -147,6 +162,9 @@ class JobKind:
     find_pending_reason: Callable[[JobSnapshot], PendingReason | None] | None = None
     find_failure: Callable[[JobSnapshot], Failure] | None = None
     describe_progress: Callable[[Object], str] = lambda _: ""
+    enforces_deadline: bool = True
+    too_old: str = ""
+    replaces_pods: Callable[[JobSettings], bool] = lambda _: True
 
     def __post_init__(self) -> None:
         if self.pods is None and None in (self.find_pending_reason, self.find_failure):
@@ -204,8 +222,9 @@ def read_conditions(made: Object, success: str, *, is_suspended: bool, started: 
                 condition.get("message", ""),
                 condition.get("reason", ""),
                 duration.total_seconds(),
+                started,
             )
-    return JobState(Phase.SUSPENDED if is_suspended else Phase.ACTIVE)
+    return JobState(Phase.SUSPENDED if is_suspended else Phase.ACTIVE, started_at=started)
 
 
 def find_condition(made: Object, kind: str, status: str = "True") -> Mapping[str, Any] | None:

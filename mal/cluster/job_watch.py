@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mal.cluster.api_errors import ServerUnreachableError
-from mal.cluster.diagnosis import find_failure
+from mal.cluster.diagnosis import deadline_failure, find_failure, loss_of
 from mal.cluster.job_kind import (
     Failure,
     JobSnapshot,
@@ -17,11 +18,18 @@ from mal.cluster.job_kind import (
 )  # fmt: skip
 from mal.cluster.job_log import KEPT_LINES, LogFollower
 from mal.cluster.launch_context import Attempt, LaunchContext
+from mal.cluster.lost_pods import RunningPods
 from mal.cluster.pending import find_pending_reason
 from mal.cluster.resources import PODS, WORKLOADS, Object, Resource
 from mal.errors import ClusterError, SpecError
 
+# A job that a quota admits in part would hold its first pods' GPUs for ever.
+DEFAULT_QUEUE_TIMEOUT_S = 24 * 3600
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+
+
+class PodLostError(ClusterError):
+    """The job failed because a pod or a node was lost: it may be started again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +38,14 @@ class WaitLimits:
 
     Attributes:
         queue_timeout_s: Suspended by Kueue or waiting for quota; 0 waits without end. It does not
-            count against `start_timeout_s`, nor against a suspended job's own deadline.
+            count against `start_timeout_s`, nor against a suspended job's own deadline. While a
+            quota holds back some pods of a job, its other pods hold their GPUs.
         start_timeout_s: From admission until all pods run (a search: until its first trial starts);
             0 waits without end.
         poll_interval_s: Longest time between two reads; a change of the job is read at once.
     """
 
-    queue_timeout_s: int = 0
+    queue_timeout_s: int = DEFAULT_QUEUE_TIMEOUT_S
     start_timeout_s: int = 1800
     poll_interval_s: float = 5.0
 
@@ -81,6 +90,8 @@ class JobWatch:
         self._job = attempt.settings
         self._title = f"{context.kind.name} {self._job.namespace}/{self._job.name}"
         self._cancellation = context.cancellation
+        self._find_checkpoint = context.find_checkpoint
+        self._running_pods = RunningPods()
         self._is_over = False
         self._last_pods: list[Object] = []
         self._follower: LogFollower | None = None
@@ -122,9 +133,13 @@ class JobWatch:
             snapshot, version = self._take_snapshot()
             self._follow_log(snapshot.pods)
             self._log_progress(snapshot)
+            lost = self._running_pods.find_lost(snapshot)
             if snapshot.state.is_finished:
                 self._end()
                 return self._finish(snapshot)
+            if lost is not None and not self._kind.replaces_pods(self._job):
+                raise self._error_of(loss_of(lost))
+            self._require_deadline(snapshot)
             self._last_pods = list(snapshot.pods) or self._last_pods
             self._log_pending_reason(snapshot)
             self._client.wait_for_change(
@@ -134,6 +149,20 @@ class JobWatch:
                 version,
                 self._limits.poll_interval_s,
             )
+
+    def _require_deadline(self, snapshot: JobSnapshot) -> None:
+        """End a job beyond its deadline where the operator does not.
+
+        Raises:
+            ClusterError: The deadline has passed.
+        """
+        state, limit_s = snapshot.state, self._job.lifetime.active_deadline_s
+        is_running = state.phase is Phase.ACTIVE and state.started_at
+        if self._kind.enforces_deadline or not is_running:
+            return
+        lasted = datetime.now(UTC) - datetime.fromisoformat(state.started_at)
+        if lasted.total_seconds() > limit_s:
+            raise self._error_of(deadline_failure(self._job))
 
     def _end(self) -> None:
         self._is_over = True
@@ -154,12 +183,13 @@ class JobWatch:
                     events_of=self._list_events,
                     queue_message=self._read_queue_message,
                     list_objects=self._list_objects,
+                    last_lines_of=self._read_last_lines,
                 )
                 return snapshot, listing.version
         self._end()
+        checkpoint = self._find_checkpoint() or "Training continues from its last checkpoint."
         raise ClusterError(
-            f"{self._title} was deleted before it ended. Run the step again: training continues "
-            "from its last checkpoint."
+            f"{self._title} was deleted before it ended. Run the step again. {checkpoint}"
         )
 
     def _list_objects(self, resource: Resource, labels: Mapping[str, str]) -> list[Object]:
@@ -258,34 +288,47 @@ class JobWatch:
                 attempt=self._attempt.number,
                 duration_s=state.duration_s,
             )
-        failure = self._find_failure(snapshot)
-        lines = list(failure.details)
-        if self._kind.pods is not None and (shown := self._last_lines(failure.pod)):
-            lines += [f"The last lines of {failure.pod or 'rank 0'}:", *shown]
+        raise self._error_of(self._find_failure(snapshot))
+
+    def _error_of(self, failure: Failure) -> ClusterError:
+        """Return the error of a failure, with the last lines of the pod that shows it."""
         text = f"{self._title} failed: {failure.what.rstrip('.')}. {failure.advice}"
-        raise ClusterError("\n".join([text, *lines]))
+        if failure.is_resumable and (checkpoint := self._find_checkpoint()):
+            text = f"{text} {checkpoint}"
+        lines = list(failure.details)
+        if self._kind.pods is not None and (shown := self._last_lines(failure)):
+            where = failure.pod or "rank 0"
+            if failure.container:
+                where = f"{failure.container} of {where}"
+            lines += [f"The last lines of {where}:", *shown]
+        kind = PodLostError if failure.is_loss else ClusterError
+        return kind("\n".join([text, *lines]))
 
     def _find_failure(self, snapshot: JobSnapshot) -> Failure:
         if self._kind.find_failure is not None:
             return self._kind.find_failure(snapshot)
         assert self._kind.pods is not None, "JobKind requires one of the two"
         container = self._kind.pods.container
-        found = find_failure(snapshot.state, snapshot.pods, self._job, container)
+        is_restarted = self._job.lifetime.restart_policy != "Never"
+        lost = [] if is_restarted else list(self._running_pods.missing.values())
+        found = find_failure(snapshot.state, snapshot.pods, self._job, container, lost)
         if found.pod:
             return found
         # The operator may have deleted the pods: use their last state before that.
-        return find_failure(snapshot.state, self._last_pods, self._job, container)
+        return find_failure(snapshot.state, self._last_pods, self._job, container, lost)
 
-    def _last_lines(self, pod: str) -> list[str]:
-        follower = self._follower
+    def _last_lines(self, failure: Failure) -> list[str]:
+        follower, pod = self._follower, failure.pod
         followed = list(follower.last_lines) if follower is not None else []
-        if not pod or (follower is not None and pod == follower.pod and followed):
+        is_followed = follower is not None and pod == follower.pod and not failure.container
+        if not pod or (is_followed and followed):
             return followed
         assert self._kind.pods is not None, "the caller checks it"
+        return self._read_last_lines(pod, failure.container or self._kind.pods.container)
+
+    def _read_last_lines(self, pod: str, container: str) -> list[str]:
         try:
-            return self._client.read_log(
-                self._job.namespace, pod, self._kind.pods.container, tail_lines=KEPT_LINES
-            )
+            return self._client.read_log(self._job.namespace, pod, container, tail_lines=KEPT_LINES)
         except ClusterError:
             return []  # the pod is gone
 

@@ -7,13 +7,16 @@ it means the same in all pods.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mal.cluster import names
+from mal.cluster.diagnosis import find_failure
 from mal.cluster.job_kind import (
     Failure,
     JobKind,
@@ -23,9 +26,10 @@ from mal.cluster.job_kind import (
     Phase,
     find_condition,
 )  # fmt: skip
+from mal.cluster.pending import find_pending_reason, find_pod_reason
 from mal.cluster.pod import job_metadata
-from mal.cluster.pytorchjob import CONTAINER, build_pytorchjob
-from mal.cluster.resources import Object, Resource
+from mal.cluster.pytorchjob import CONTAINER, PYTORCHJOB, build_pytorchjob
+from mal.cluster.resources import PODS, Object, Resource
 from mal.cluster.settings import JobSettings
 
 API_VERSION = "kubeflow.org/v1beta1"
@@ -35,13 +39,17 @@ INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection=enabled"
 METRIC = "mIoU"
 TRIALS_FOLDER = "trials"
 
+SUGGESTION_LABEL = "katib.kubeflow.org/deployment"
+KATIB = "Katib 0.19 or later"
+
 _MANIFEST = "manifests/components/katib"
-EXPERIMENTS = Resource("kubeflow.org", "v1beta1", "experiments", _MANIFEST, "Katib 0.19 or later")
-TRIALS = Resource("kubeflow.org", "v1beta1", "trials", _MANIFEST, "Katib 0.19 or later")
+EXPERIMENTS = Resource("kubeflow.org", "v1beta1", "experiments", _MANIFEST, KATIB)
+TRIALS = Resource("kubeflow.org", "v1beta1", "trials", _MANIFEST, KATIB)
 
 _TRIAL_NAME = "trial"
 _MASTER = {"training.kubeflow.org/job-role": "master"}
 _MAX_SHOWN_TRIALS = 3
+_MAX_SHOWN_LINES = 60
 _HAS_CONDITION = 'status.conditions.#(type=="{}")#|#(status=="True")#'
 
 
@@ -87,6 +95,9 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
     """Build the object; each trial is the job with its own values and outputs folder."""
     metadata = job_metadata(job)
     metadata["labels"].pop(names.QUEUE_LABEL, None)  # only the trials wait in the queue
+    # Katib copies these labels to the pod that suggests values (pkg/controller.v1beta1/util/
+    # labels.go:27), and mal-trainer-deny shuts in pods of the component `trainer`.
+    metadata["labels"][names.COMPONENT_LABEL] = names.SEARCH_COMPONENT
     references = {parameter.name: parameter.name for parameter in search.parameters}
     references[_TRIAL_NAME] = "${trialSpec.Name}"
     return {
@@ -117,6 +128,8 @@ def build_experiment(job: JobSettings, search: KatibSearch) -> Object:
                 for parameter in search.parameters
             ],
             "trialTemplate": {
+                # Without it Katib deletes the job of a trial that ended, and the pods that say why.
+                "retain": True,
                 "primaryContainerName": CONTAINER,
                 "primaryPodLabels": dict(_MASTER),
                 "successCondition": _HAS_CONDITION.format("Succeeded"),
@@ -166,14 +179,7 @@ def experiment_kind(search: KatibSearch) -> JobKind:
         read_state=_read_state,
         pods=None,
         find_pending_reason=_find_pending_reason,
-        find_failure=lambda snapshot: find_search_failure(
-            snapshot.settings,
-            snapshot.state.message,
-            read_trials(
-                snapshot.list_objects(TRIALS, {EXPERIMENT_LABEL: snapshot.settings.name}),
-                search.parameters,
-            ),
-        ),
+        find_failure=lambda snapshot: _find_failure(snapshot, search),
         describe_progress=lambda made: _describe_progress(made, search.num_trials),
     )
 
@@ -187,10 +193,64 @@ def _read_state(experiment: Object) -> JobState:
 
 
 def _find_pending_reason(snapshot: JobSnapshot) -> PendingReason | None:
-    if snapshot.made.get("status", {}).get("trials"):
+    """Return why no trial runs; None when all pods of at least one do."""
+    name = snapshot.settings.name
+    trials = snapshot.list_objects(TRIALS, {EXPERIMENT_LABEL: name})
+    if not trials:
+        return _before_the_first_trial(snapshot)
+    active = [trial["metadata"]["name"] for trial in trials if not _end_of(trial)]
+    jobs = {
+        job["metadata"]["name"]: job
+        for job in snapshot.list_objects(PYTORCHJOB.resource, {names.INSTANCE_LABEL: name})
+    }
+    reasons = [_trial_reason(snapshot, trial, jobs.get(trial)) for trial in active]
+    if not reasons or None in reasons:
         return None
+    return reasons[0]
+
+
+def _trial_reason(snapshot: JobSnapshot, trial: str, job: Object | None) -> PendingReason | None:
+    """Return why a trial's job does not run: the same reasons as any training job's."""
+    own = dataclasses.replace(
+        snapshot,
+        settings=snapshot.settings.model_copy(update={"name": trial}),
+        made=job or {},
+        state=PYTORCHJOB.read_state(job) if job else JobState(Phase.ACTIVE),
+        pods=trial_pods(snapshot, trial),
+    )
+    return find_pending_reason(PYTORCHJOB, own)
+
+
+def trial_pods(snapshot: JobSnapshot, trial: str) -> list[Object]:
+    """Return the pods of a trial, rank 0 first."""
+    assert PYTORCHJOB.pods is not None, "its pods train"
+    pods = snapshot.list_objects(PODS, PYTORCHJOB.pods.labels(trial))
+    return sorted(pods, key=PYTORCHJOB.pods.rank)
+
+
+def _before_the_first_trial(snapshot: JobSnapshot) -> PendingReason:
+    """Return how far Katib has come: it starts a pod that suggests values, and asks it."""
+    name = snapshot.settings.name
+    pods = snapshot.list_objects(PODS, {EXPERIMENT_LABEL: name})
+    suggesting = [pod for pod in pods if SUGGESTION_LABEL in pod["metadata"].get("labels", {})]
+    text, advice = "no trial exists yet", f"Read the log of the controller of {KATIB}."
+    if not snapshot.made.get("status", {}).get("conditions"):
+        return PendingReason(
+            f"{text}, and Katib has not read the Experiment", f"Check that {KATIB} runs."
+        )
+    if not suggesting:
+        return PendingReason(f"{text}: the pod that suggests values does not exist", advice)
+    own = suggesting[0]["metadata"]["name"]
+    assert PYTORCHJOB.pods is not None, "its pods train"
+    if suggesting[0]["status"].get("phase") != "Running":
+        reason = find_pod_reason(suggesting[0], snapshot, PYTORCHJOB.pods)
+        why = reason.text if reason else f"{own} is {suggesting[0]['status'].get('phase')}"
+        return PendingReason(
+            f"{text}: {why}", f"The pod suggests values and is Katib's own. {advice}"
+        )
     return PendingReason(
-        "no trial exists yet", f"Check that {EXPERIMENTS.brought_by} runs, and read its log."
+        f"{text}: {own}, which suggests values, runs",
+        f"Katib's controller must reach its port 6789: apply {_MANIFEST}. {advice}",
     )
 
 
@@ -210,6 +270,26 @@ def _describe_progress(experiment: Object, num_trials: int) -> str:
     return f"{', '.join(words)} of {num_trials} trials{best}" if words else ""
 
 
+def _find_failure(snapshot: JobSnapshot, search: KatibSearch) -> Failure:
+    found = snapshot.list_objects(TRIALS, {EXPERIMENT_LABEL: snapshot.settings.name})
+    trials = read_trials(found, search.parameters)
+    pods = {
+        trial.name: trial_pods(snapshot, trial.name) for trial in trials if trial.end == "Failed"
+    }
+    trials = explain_trials(trials, snapshot.settings, pods)
+    failure = find_search_failure(snapshot.state.message, trials)
+    lines = [
+        line
+        for trial in trials
+        if trial.pod
+        for line in (
+            f"The last lines of {trial.pod}:",
+            *snapshot.last_lines_of(trial.pod, CONTAINER),
+        )
+    ]
+    return dataclasses.replace(failure, details=(*failure.details, *lines[:_MAX_SHOWN_LINES]))
+
+
 @dataclass(frozen=True)
 class KatibTrial:
     """A trial as Katib reports it.
@@ -219,7 +299,9 @@ class KatibTrial:
         values: Texts, by the spec's keys.
         metric: Highest observed; None before the first.
         end: Succeeded, Failed, Killed, EarlyStopped, MetricsUnavailable, or '' while it runs.
-        message: Katib's text for that end.
+        message: Katib's text for that end, or what the trial's pods say.
+        duration_s: From its start to its end; 0 before the end.
+        pod: The pod that shows why it failed; '' for none.
     """
 
     name: str
@@ -227,6 +309,8 @@ class KatibTrial:
     metric: float | None
     end: str
     message: str
+    duration_s: float = 0.0
+    pod: str = ""
 
 
 def read_trials(
@@ -240,8 +324,8 @@ def read_trials(
 def read_trial(trial: Object, parameters: Sequence[KatibParameter]) -> KatibTrial:
     """Read a Trial object."""
     keys = {parameter.name: parameter.key for parameter in parameters}
-    ends = ("Succeeded", "Failed", "Killed", "EarlyStopped", "MetricsUnavailable")
-    end = next((kind for kind in ends if find_condition(trial, kind)), "")
+    end = _end_of(trial)
+    status = trial.get("status", {})
     return KatibTrial(
         name=trial["metadata"]["name"],
         values={
@@ -249,26 +333,59 @@ def read_trial(trial: Object, parameters: Sequence[KatibParameter]) -> KatibTria
             for each in trial["spec"]["parameterAssignments"]
             if each["name"] in keys
         },
-        metric=_observed(trial.get("status", {}).get("observation")),
+        metric=_observed(status.get("observation")),
         end=end,
         message=(find_condition(trial, end) or {}).get("message", ""),
+        duration_s=_seconds(status.get("startTime"), status.get("completionTime")),
     )
 
 
-def find_search_failure(
-    settings: JobSettings, message: str, trials: Sequence[KatibTrial]
-) -> Failure:
+def _end_of(trial: Object) -> str:
+    ends = ("Succeeded", "Failed", "Killed", "EarlyStopped", "MetricsUnavailable")
+    return next((kind for kind in ends if find_condition(trial, kind)), "")
+
+
+def _seconds(started: str | None, ended: str | None) -> float:
+    if not started or not ended:
+        return 0.0
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+
+
+def explain_trials(
+    trials: Sequence[KatibTrial], settings: JobSettings, pods: Mapping[str, Sequence[Object]]
+) -> tuple[KatibTrial, ...]:
+    """Return the trials, the failed ones with what their pods say instead of Katib's message.
+
+    Args:
+        trials: All trials of the search.
+        settings: Give the limits that messages name.
+        pods: Pods of the failed trials, by the trial's name.
+    """
+    return tuple(
+        _explained(trial, settings, pods[trial.name]) if pods.get(trial.name) else trial
+        for trial in trials
+    )
+
+
+def _explained(trial: KatibTrial, settings: JobSettings, pods: Sequence[Object]) -> KatibTrial:
+    found = find_failure(JobState(Phase.FAILED, trial.message), pods, settings, CONTAINER)
+    message = f"{found.what.rstrip('.')}. {found.advice}"
+    return dataclasses.replace(trial, message=message, pod=found.pod)
+
+
+def find_search_failure(message: str, trials: Sequence[KatibTrial]) -> Failure:
     """Return why a search failed or has no best trial."""
     ends = [
         f"{trial.name} {trial.end}: {trial.message}"
         for trial in trials
         if trial.end not in ("", "Succeeded")
     ]
-    # Katib deletes the job of a failed trial, and its pods with it.
-    folder = trial_outputs(settings.outputs_uri, "TRIAL")
-    advice = f"The end of status.json in {folder} says why."
+    advice = "The trials below say why."
     if any(trial.end == "MetricsUnavailable" for trial in trials):
-        advice = f"Label the namespace {INJECTION_LABEL}, so that Katib reads what trials print."
+        advice = (
+            f"Katib read no {METRIC}: label the namespace {INJECTION_LABEL}, and read the log of "
+            "the container metrics-logger-and-collector."
+        )
     return Failure(
         message or "no trial was measured", advice, details=tuple(ends[:_MAX_SHOWN_TRIALS])
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from mal.artifacts import GPUS_VARIABLE
+
 APP_LABEL = "app.kubernetes.io/name"
 APP = "mal"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 TRAINER_COMPONENT = "trainer"
+SEARCH_COMPONENT = "search"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 ISTIO_LABEL = "sidecar.istio.io/inject"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -13,6 +16,8 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # A retried step finds its job by these: the run, and where the job writes.
 RUN_LABEL = "mal.kubeflow.org/run-id"
 OUTPUTS_LABEL = "mal.kubeflow.org/outputs"
+# It continues only a job with the same settings.
+SETTINGS_ANNOTATION = "mal.kubeflow.org/settings-digest"
 
 OWN_LABELS = frozenset({APP_LABEL, COMPONENT_LABEL, INSTANCE_LABEL, ISTIO_LABEL, QUEUE_LABEL})
 OPERATOR_LABEL_PREFIXES = (
@@ -28,7 +33,7 @@ OWN_MOUNTS = (SHM_DIR, TMP_DIR, CACHE_DIR)
 SPEC_VARIABLE = "MAL_SPEC"
 DEVICES_VARIABLE = "NUM_GPU_PER_NODE"
 CACHE_VARIABLE = "MAL_CACHE_DIR"
-OWN_VARIABLES = frozenset({SPEC_VARIABLE, DEVICES_VARIABLE, CACHE_VARIABLE})
+OWN_VARIABLES = frozenset({SPEC_VARIABLE, DEVICES_VARIABLE, CACHE_VARIABLE, GPUS_VARIABLE})
 # Set by the operator or by every launcher. Set by hand, they make nodes wait forever.
 LAUNCHER_VARIABLES = frozenset(
     {"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK"}

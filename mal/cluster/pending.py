@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from mal.cluster.diagnosis import INIT_PYTORCH, INIT_PYTORCH_ADVICE
 from mal.cluster.job_kind import JobKind, JobSnapshot, PendingReason, Phase, TrainingPods
 from mal.cluster.resources import Object
 
@@ -16,6 +18,7 @@ _CREATION_REASONS = frozenset(
     {"FailedCreate", "FailedCreatePod", "TrainJobResourcesCreationFailed"}
 )
 _MOUNT_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_INIT_LOG_INTERVAL_S = 60
 _USUAL_REASONS = frozenset({"", "ContainerCreating", "PodInitializing"})
 _STARTED_PHASES = frozenset({"Running", "Succeeded", "Failed"})
 _QUEUE_ADVICE = (
@@ -35,15 +38,26 @@ def find_pending_reason(kind: JobKind, snapshot: JobSnapshot) -> PendingReason |
     if not pending and num_missing <= 0:
         return None
     for pod in pending:
-        reason = _pod_reason(pod, snapshot, kind.pods)
+        reason = find_pod_reason(pod, snapshot, kind.pods)
         if reason is not None:
             return reason
     if num_missing > 0:
         return _missing_pods(kind, kind.pods, snapshot, num_missing)
-    return PendingReason(
-        f"{_names(pending)}: the containers are being created",
-        "Check the node with kubectl describe pod.",
-    )
+    return _creating_containers(pending, snapshot)
+
+
+def _creating_containers(pending: Sequence[Object], snapshot: JobSnapshot) -> PendingReason:
+    """Return the init container that runs, and the pods whose containers do not exist yet."""
+    found = [(pod, _init_reason(pod, snapshot)) for pod in pending]
+    init = next((reason for _, reason in found if reason), None)
+    created = [pod for pod, reason in found if reason is None]
+    if init is not None and not created:
+        return init
+    text = f"{_names(created)}: the containers are being created{_since(created[0])}"
+    if init is None:
+        advice = "Check the node with kubectl describe pod."
+        return PendingReason(text, advice, key=f"{_names(created)} containers")
+    return PendingReason(f"{text}; {init.text}", init.advice, key=init.key)
 
 
 def _queued(snapshot: JobSnapshot) -> PendingReason:
@@ -81,7 +95,8 @@ def _missing_pods(
     )
 
 
-def _pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> PendingReason | None:
+def find_pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> PendingReason | None:
+    """Return why a pod does not run; None where its containers are only being created."""
     name, status = pod["metadata"]["name"], pod["status"]
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -96,6 +111,12 @@ def _pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> Pendi
                 _pull_advice(container, pods),
                 key=f"{name} {container} pull",
             )
+        if reason == "CrashLoopBackOff":
+            return PendingReason(
+                f"{name}: the container {container} fails and is started again: {message}",
+                f"Read its log with kubectl logs {name} -c {container}.",
+                key=f"{name} {container} crash",
+            )
         if reason not in _USUAL_REASONS:
             return PendingReason(
                 f"{name} cannot create {container}: {reason}: {message}",
@@ -109,6 +130,38 @@ def _pod_reason(pod: Object, snapshot: JobSnapshot, pods: TrainingPods) -> Pendi
             "Check the claims of job.storage with kubectl describe pvc.",
         )
     return None
+
+
+def _init_reason(pod: Object, snapshot: JobSnapshot) -> PendingReason | None:
+    """Return the init container that runs, how long it does, and its last line, once a minute."""
+    name = pod["metadata"]["name"]
+    for each in pod["status"].get("initContainerStatuses") or ():
+        running = each.get("state", {}).get("running")
+        if not running:
+            continue
+        age_s = _age_s(running.get("startedAt"))
+        lines = [line for line in snapshot.last_lines_of(name, each["name"]) if line.strip()]
+        last = f"; its last line: {lines[-1].strip()}" if lines else ""
+        advice = "Read its log with kubectl logs -c."
+        if each["name"] == INIT_PYTORCH:
+            advice = INIT_PYTORCH_ADVICE
+        return PendingReason(
+            f"{name}: the init container {each['name']} runs for {age_s} s{last}",
+            advice,
+            key=f"{name} {each['name']} init {age_s // _INIT_LOG_INTERVAL_S}",
+        )
+    return None
+
+
+def _since(pod: Object) -> str:
+    created = pod["metadata"].get("creationTimestamp")
+    return f" for {_age_s(created)} s" if created else ""
+
+
+def _age_s(started: str | None) -> int:
+    if not started:
+        return 0
+    return max(0, round((datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()))
 
 
 def _pull_advice(container: str, pods: TrainingPods) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 
+from mal.artifacts import GPUS_VARIABLE
 from mal.cluster import names
 from mal.cluster.resources import Object
 from mal.cluster.rules import KEYS_OF_OUTPUTS, quantity
@@ -185,6 +186,8 @@ def variables(job: JobSettings) -> list[Object]:
         names.CACHE_VARIABLE: names.CACHE_DIR,
         names.DEVICES_VARIABLE: str(job.resources.devices_per_node),
     }
+    if job.resources.gpus_per_node:
+        values[GPUS_VARIABLE] = str(job.resources.gpus_per_node)
     if job.spec.strip() and not _is_recipe(job):
         values[names.SPEC_VARIABLE] = job.spec
     sources: Object = {}

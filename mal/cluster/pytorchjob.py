@@ -85,4 +85,7 @@ PYTORCHJOB = JobKind(
     build=build_pytorchjob,
     read_state=_read_state,
     pods=TrainingPods(container=CONTAINER, labels=lambda name: {_JOB_LABEL: name}, rank=_rank),
+    # Its queue drops delayed work (release-1.9 pkg/common/util/fake_workqueue.go:47, trainer#3358).
+    enforces_deadline=False,
+    replaces_pods=lambda job: job.lifetime.restart_policy != "Never",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from mal.cluster import names
 from mal.cluster.api_errors import ServerUnreachableError
 from mal.cluster.launch_context import LaunchContext
 from mal.cluster.pod import owner_reference
@@ -22,11 +23,12 @@ _MAX_NAMED = 3
 
 
 def adopt_job(context: LaunchContext, made: Object, owner: Owner | None) -> None:
-    """Make this step's pod the owner of a job whose owner is the pod of an earlier attempt.
+    """Make this step's owner that of a job which an earlier attempt created.
 
-    It replaces that pod. An object exists as long as any of its owners: with both pods as owners,
-    the job of a cancelled step would exist until the old pod's object is deleted. Owners of another
-    kind stay.
+    It replaces one of its own kind: the pod of that attempt, or a workflow that Kubeflow has
+    created again. An object exists as long as any of its owners: with both pods as owners, the job
+    of a cancelled step would exist until the old pod's object is deleted. Owners of another kind
+    stay.
     """
     metadata = made["metadata"]
     owners = metadata.get("ownerReferences", [])
@@ -42,8 +44,8 @@ def adopt_job(context: LaunchContext, made: Object, owner: Owner | None) -> None
         raise
     except ClusterError as error:
         context.log(
-            f"{metadata['name']} still belongs to the pod of the step's earlier attempt, and is "
-            f"deleted with it: {error}"
+            f"{metadata['name']} still belongs to the {owner.kind.lower()} of the step's earlier "
+            f"attempt, and is deleted with it: {error}"
         )
 
 
@@ -51,7 +53,9 @@ class PreviousAttempts:
     """The pods of a step's earlier jobs, which write to the outputs of the next one."""
 
     def __init__(self, context: LaunchContext, job: JobSettings, labels: Mapping[str, str]) -> None:
-        self._context, self._namespace, self._labels = context, job.namespace, labels
+        self._context, self._namespace = context, job.namespace
+        # Katib gives an experiment's labels to the pod that suggests values, which writes nothing.
+        self._labels = {**labels, names.COMPONENT_LABEL: names.TRAINER_COMPONENT}
         self._limit_s = job.lifetime.termination_grace_s + _BEYOND_GRACE_S
         self._since: float | None = None
 

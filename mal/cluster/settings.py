@@ -18,6 +18,11 @@ from mal.cluster.problems import problems_of
 from mal.errors import SpecError, StorageError
 from mal.storage.uris import parse_remote_uri
 
+_GPU_NODE: Mapping[str, str] = {"cpu": "8", "memory": "32Gi"}
+# A node without GPUs must fit a small cluster, beside the pods of the run itself.
+_CPU_NODE: Mapping[str, str] = {"cpu": "2", "memory": "8Gi"}
+_MAX_DEFAULT_SHM = "8Gi"
+
 
 class _Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
@@ -34,20 +39,33 @@ class Resources(_Settings):
     Attributes:
         gpus_per_node: 0 trains on CPUs.
         processes_per_node: On CPUs; 0 is one. A node with GPUs runs one process a GPU.
-        shm_size: Size of /dev/shm, through which data loader processes pass batches.
+        cpu: '' is 8; 2 without GPUs.
+        memory: '' is 32Gi; 8Gi without GPUs.
+        shm_size: Size of /dev/shm, through which data loader processes pass batches; '' is half of
+            `memory`, at most 8Gi.
     """
 
     gpus_per_node: Annotated[rules.Whole, rules.between(0)] = 1
     processes_per_node: Annotated[rules.Whole, rules.between(0)] = 0
-    cpu: rules.Cores = "8"
-    memory: rules.Size = "32Gi"
-    shm_size: rules.Size = "8Gi"
+    cpu: rules.Cores = ""
+    memory: rules.Size = ""
+    shm_size: rules.Size = ""
     gpu_resource: rules.Text = "nvidia.com/gpu"
 
     @property
     def devices_per_node(self) -> int:
         """Training processes of a node."""
         return self.gpus_per_node or self.processes_per_node or 1
+
+    @field_validator("cpu", "memory", "shm_size", mode="before")
+    @classmethod
+    def _fill_in(cls, amount: Any, info: ValidationInfo) -> Any:
+        if amount != "":
+            return amount
+        if info.field_name == "shm_size":
+            return rules.smaller_size(rules.half_of(info.data.get("memory", "")), _MAX_DEFAULT_SHM)
+        has_gpus = info.data.get("gpus_per_node", 1)
+        return (_GPU_NODE if has_gpus else _CPU_NODE)[str(info.field_name)]
 
     @field_validator("processes_per_node")
     @classmethod
@@ -193,7 +211,8 @@ class Lifetime(_Settings):
     """How long the job and its pods exist, and what follows a failure.
 
     Attributes:
-        active_deadline_s: The job fails after this time, also when no launcher watches it.
+        active_deadline_s: The step ends the job after this time. Trainer v2 does so itself; the
+            training operator v1 does not.
         ttl_after_finished_s: The finished job is deleted after this time.
         termination_grace_s: From SIGTERM to SIGKILL, for writing a checkpoint.
         restart_policy: ExitCode restarts on exit codes of 128 and above.
@@ -228,7 +247,7 @@ class Lifetime(_Settings):
 class Owner(_Settings):
     """The object with which the job is deleted, in the job's namespace.
 
-    By default the pod of a pipeline step (KFP_POD_NAME, KFP_POD_UID).
+    By default the workflow of the pipeline run; where a step cannot read it, the step's pod.
     """
 
     name: rules.Text
@@ -251,6 +270,7 @@ class JobSettings(_Settings):
         spec: YAML text, `recipe:NAME`, or '' for the defaults.
         overrides: `dotted.key=value`; they win over `spec`.
         image_pull_policy: '' is Kubernetes' own choice.
+        restarts: How often the step starts the job again after the loss of a pod or a node.
         master_port: Where the nodes meet; 0 is the operator's own.
         outputs_uri: Folder of the results: s3://, minio://, or on a claim that can be written.
 
@@ -264,6 +284,7 @@ class JobSettings(_Settings):
     spec: rules.SpecText = ""
     overrides: tuple[rules.Override, ...] = ()
     num_nodes: Annotated[rules.Whole, rules.between(1)] = 1
+    restarts: Annotated[rules.Whole, rules.between(0)] = 2
     image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
     master_port: Annotated[rules.Whole, rules.between(0, rules.MAX_PORT)] = 0
     resources: Resources = Resources()

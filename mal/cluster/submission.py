@@ -7,12 +7,14 @@ its attempts, also when an earlier one has been deleted, and never uses another 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 
 from mal.cluster import names
 from mal.cluster.job_kind import JobKind, Phase
 from mal.cluster.launch_context import Attempt, LaunchContext
+from mal.cluster.pruning import require_all_fields
 from mal.cluster.resources import Object
 from mal.cluster.retry import PreviousAttempts, adopt_job
 from mal.cluster.settings import JobSettings
@@ -30,9 +32,11 @@ def submit(context: LaunchContext, job: JobSettings, run_id: str) -> Attempt:
         ClusterError: Another step's job has the name, or the cluster rejected the job.
     """
     client, kind = context.client, context.kind
+    digest = settings_digest(job)
     run = run_id if _LABEL_VALUE.fullmatch(run_id) else _digest(run_id)
     identity = {names.RUN_LABEL: run, names.OUTPUTS_LABEL: _digest(job.outputs_uri)}
-    job = job.model_copy(update={"labels": {**job.labels, **identity}})
+    annotations = {**job.annotations, names.SETTINGS_ANNOTATION: digest}
+    job = job.model_copy(update={"labels": {**job.labels, **identity}, "annotations": annotations})
     previous = PreviousAttempts(context, job, identity)
     for _ in range(_MAX_COLLISIONS):
         own = _own_jobs(context, job, identity)
@@ -40,6 +44,7 @@ def submit(context: LaunchContext, job: JobSettings, run_id: str) -> Attempt:
             # These may be the pods of a job that another launcher has just created.
             own = _own_jobs(context, job, identity)
         if usable is not None:
+            _require_same_settings(own[usable], kind, digest)
             attempt = _attempt(own[usable], job, usable, is_new=False)
             context.delete_on_signal(attempt)
             adopt_job(context, own[usable], job.owner)
@@ -50,6 +55,7 @@ def submit(context: LaunchContext, job: JobSettings, run_id: str) -> Attempt:
             context.log(f"{before} failed or was deleted before: this is attempt {number}")
         settings = job.model_copy(update={"name": _name(job.name, number)})
         body = kind.build_checked(settings)
+        require_all_fields(client, kind, job.namespace, body)
         with context.cancellation.submitting():
             made = client.create(kind.resource, job.namespace, body)
             if made is not None:
@@ -64,6 +70,25 @@ def submit(context: LaunchContext, job: JobSettings, run_id: str) -> Attempt:
         f"Cannot create {kind.name} {job.namespace}/{settings.name}: another run or step has a "
         f"{kind.name} of this name. Delete it, or choose another job.name."
     )
+
+
+def settings_digest(job: JobSettings) -> str:
+    """Return a digest of what the job does; the owner and the number of restarts are no part."""
+    content = job.model_dump(mode="json", exclude={"owner", "restarts"})
+    return _digest(json.dumps(content, sort_keys=True))
+
+
+def _require_same_settings(made: Object, kind: JobKind, digest: str) -> None:
+    metadata = made["metadata"]
+    other = (metadata.get("annotations") or {}).get(names.SETTINGS_ANNOTATION, digest)
+    if other != digest:
+        name = f"{metadata['namespace']}/{metadata['name']}"
+        raise ClusterError(
+            f"Cannot continue {kind.name} {name}: an earlier try of this step started it with "
+            f"other settings (digest {other}, now {digest}). Delete it (kubectl -n "
+            f"{metadata['namespace']} delete {kind.resource.full_name} {metadata['name']}), or "
+            "start a new run."
+        )
 
 
 def _own_jobs(

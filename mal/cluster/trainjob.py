@@ -111,4 +111,7 @@ TRAINJOB = JobKind(
         # The TrainJob, and the batch Job of its JobSet.
         event_sources=lambda name: (name, f"{name}-{REPLICATED_JOB}-0"),
     ),
+    # release-2.1 manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml has neither
+    # runtimePatches nor activeDeadlineSeconds: its API server prunes them without a word.
+    too_old="It has Trainer 2.1 or older, and mal needs 2.2 or later",
 )

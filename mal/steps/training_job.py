@@ -30,6 +30,7 @@ from mal.cluster import (
 )
 from mal.cluster.client import ClusterClient
 from mal.cluster.rules import is_below
+from mal.cluster.step_pod import StepPod
 from mal.errors import ArtifactError, SpecError, StorageError
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
@@ -37,7 +38,7 @@ from mal.spec.load import write_experiment_yaml
 from mal.status import MONITORED_METRIC, last_metrics
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
 from mal.steps.specs import step_spec
-from mal.storage import child_uri, fetch_results, redact_uri
+from mal.storage import child_uri, fetch_results, list_files, redact_uri
 from mal.storage.kfp_launcher import OWN_ROOTS_VARIABLE, secret_variable
 from mal.storage.stores import (
     CONFIG_MAP,
@@ -65,6 +66,7 @@ DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
 _SMALL_FILES = (EPOCH_METRICS_FILE, EXPERIMENT_FILE, MANIFEST_FILE, STATUS_FILE)
 _ID_CHARACTERS = 32  # a label takes 63
 _FOLDER_CHARACTERS = 12
+_CHECKPOINT = re.compile(r"mal_model_epoch_\d+_step_\d+\.pth")
 _TIMED = re.compile(r"\d\d:\d\d:\d\d ")
 _DATA_KEYS = ("train_ann_path", "train_img_dir", "val_ann_path", "val_img_dir")
 
@@ -161,13 +163,17 @@ def train_as_job(
         job=job,
     )
     log.info("the job writes to %s", redact_uri(results))
+    client = ClusterClient.connect()
+    step_pod = own_pod()
     finished = run_job(
-        settings,
+        settings.model_copy(update={"owner": job_owner(settings, step_pod, client)}),
         kind=get_job_kind(backend),
         run_id=identity.run_id,
-        client=ClusterClient.connect(),
+        client=client,
         limits=limits,
         log=_log_line,
+        step_pod=step_pod,
+        find_checkpoint=lambda: last_checkpoint(results),
     )
     with tempfile.TemporaryDirectory() as scratch:
         is_artifact = results == model.uri
@@ -175,7 +181,8 @@ def train_as_job(
         metrics = flat_metrics(last_metrics(folder / STATUS_FILE))
         metrics.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        metadata = model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
+        metadata = model_metadata(experiment, folder, metrics, uri=model.uri)
+        metadata |= _job_facts(settings, finished)
     return JobTraining(metrics, metadata)
 
 
@@ -241,7 +248,7 @@ def job_settings(
         spec=write_experiment_yaml(experiment),
         overrides=(),
         outputs_uri=outputs_uri,
-        owner=_owner(namespace, name),
+        owner=None,
     )
     problems = list(_data_problems(experiment, settings))
     if problems:
@@ -328,25 +335,42 @@ def _job_facts(job: JobSettings, finished: FinishedJob) -> Metadata:
     }
 
 
-def _owner(namespace: str, job: str) -> Owner | None:
-    """Return this step's pod, with which the job is deleted; None outside of a cluster.
+def own_pod() -> StepPod | None:
+    """Return the pod of this step; None outside of a cluster."""
+    name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
+    if not name or not uid or not NAMESPACE_FILE.is_file():
+        return None
+    return StepPod(NAMESPACE_FILE.read_text(encoding="utf-8").strip(), name, uid)
+
+
+def job_owner(job: JobSettings, step_pod: StepPod | None, client: ClusterClient) -> Owner | None:
+    """Return the object with which the job is deleted; None outside of a cluster.
 
     Kubernetes searches the owner in the namespace of the object. An owner in another namespace
     counts as deleted, and the job would be deleted at once.
     """
-    name, uid = os.environ.get(POD_NAME_VARIABLE), os.environ.get(POD_UID_VARIABLE)
-    if not name or not uid:
+    if step_pod is None:
         return None
-    own = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if NAMESPACE_FILE.is_file() else ""
-    if own == namespace:
-        return Owner(name=name, uid=uid)
+    if step_pod.namespace == job.namespace:
+        return step_pod.find_owner(client, _log_line)
     log.info(
-        "%s/%s is not owned by this step's pod, whose namespace is %s: it stays when the pod is "
+        "%s/%s is not owned by this step's run, whose namespace is %s: it stays when the run is "
         "deleted. A cancelled step deletes the job. If the step is killed before it can, delete "
-        "the job by hand, or it runs until its deadline (job.lifetime.active_deadline_s)",
-        namespace, job, own or "unknown",
+        "the job by hand",
+        job.namespace, job.name, step_pod.namespace,
     )  # fmt: skip
     return None
+
+
+def last_checkpoint(results: str) -> str:
+    """Return a sentence on the last checkpoint in a results folder; '' if it cannot be read."""
+    try:
+        names = [name for name in list_files(results) if _CHECKPOINT.fullmatch(name)]
+    except StorageError:
+        return ""
+    if not names:
+        return f"{redact_uri(results)} has no checkpoint yet: training starts from its beginning."
+    return f"The last checkpoint is {max(names)} in {redact_uri(results)}."
 
 
 def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mal.artifacts import REPORT_FILE, checkpoint_in
+from mal.artifacts import EPOCH_METRICS_FILE, REPORT_FILE, checkpoint_in
 from mal.automl.katib import katib_search, records_of, study_of, values_of
 from mal.automl.leaderboard import leaderboard_csv, markdown_from_csv
 from mal.automl.report import write_search_report
@@ -18,6 +19,7 @@ from mal.automl.space import build_search_space
 from mal.cluster import ClusterClient, JobSettings, WaitLimits
 from mal.cluster.experiment import run_experiment
 from mal.cluster.katib import METRIC, trial_outputs
+from mal.errors import StorageError
 from mal.evaluation.baselines import usefulness_warning
 from mal.registry.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
@@ -77,18 +79,22 @@ def search_on_katib(
         "; ".join(f"{p.key}: {p.describe()}" for p in space),
     )  # fmt: skip
     job = _trial_job(data, model, experiment, settings.trial_overrides, root=root, options=options)
+    client, step_pod = ClusterClient.connect(), training_job.own_pod()
+    owner = training_job.job_owner(job, step_pod, client)
     finished = run_experiment(
-        job,
+        job.model_copy(update={"owner": owner}),
         search,
         run_id=training_job.training_identity(model, data).run_id,
-        client=ClusterClient.connect(),
+        client=client,
         limits=options.limits,
         log=lambda line: log.info("%s", line),
+        step_pod=step_pod,
     )
     best_values = values_of(finished.best)
     _fetch_model(trial_outputs(root, finished.best.name), Path(model.path))
     best = load_spec("train", spec_as_dict(experiment), fixed=best_values)
-    records = records_of(finished.trials)
+    epochs = {t.name: _num_epochs(trial_outputs(root, t.name)) for t in finished.trials}
+    records = records_of(finished.trials, epochs)
     assert finished.best.metric is not None, "run_experiment requires it"
     measured = validated_metrics(Path(model.path))
     warning = usefulness_warning(measured, "val_")
@@ -140,6 +146,19 @@ def _trial_job(
         namespace=options.namespace or training_job.own_namespace(),
         image=options.image,
     )
+
+
+def _num_epochs(outputs: str) -> int:
+    """Return the number of epochs that a trial has recorded; 0 where it left nothing."""
+    with tempfile.TemporaryDirectory(prefix="mal-trial-") as scratch:
+        try:
+            fetch_results(outputs, Path(scratch), (EPOCH_METRICS_FILE,))
+        except StorageError as error:
+            log.warning("the epochs of a trial cannot be read: %s", error)
+        path = Path(scratch) / EPOCH_METRICS_FILE
+        if not path.is_file():
+            return 0
+        return len({json.loads(line)["epoch"] for line in path.read_text().splitlines()})
 
 
 def _fetch_model(outputs: str, model_dir: Path) -> None:

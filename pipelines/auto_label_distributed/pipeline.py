@@ -28,7 +28,7 @@ def auto_label_distributed(  # noqa: PLR0917 - kfp calls it by position
     namespace: str = "",
     outputs_uri: str = "",
     job: dict = {},  # type: ignore[type-arg]  # noqa: B006 - kfp knows no other type of a mapping
-    queue_timeout_s: int = 0,
+    queue_timeout_s: int = 86400,
     start_timeout_s: int = 1800,
 ) -> LabelOutputs:
     """Learn masks from boxes on several nodes, measure them, label a set and export the model.

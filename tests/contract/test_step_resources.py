@@ -57,6 +57,42 @@ def test_chosen_resources_reach_every_step_that_computes_and_no_other(pipeline: 
 
 
 @every_pipeline
+def test_every_step_is_tried_again_after_a_lost_pod_and_asks_to_stay_on_its_node(
+    pipeline: Pipeline,
+) -> None:
+    compiled = pipeline.compiled_path.read_text(encoding="utf-8")
+    for name, step in containers(compiled).items():
+        assert step["kubernetes"]["podMetadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }, name
+    document = next(yaml.safe_load_all(compiled))
+    graphs = [document["root"], *document["components"].values()]
+    tasks = [task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).values()]
+    steps = [task for task in tasks if "executorLabel" in _component(document, task)]
+    assert steps
+    for task in steps:
+        policy = task["retryPolicy"]
+        assert (policy["maxRetryCount"], policy["backoffDuration"]) == (2, "10s")
+        # Of all tries together; kfp's default of an hour would end a long training.
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) >= 7 * 24 * 3600
+
+
+def _component(document: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    component: dict[str, Any] = document["components"][task["componentRef"]["name"]]
+    return component
+
+
+@every_pipeline
+def test_steps_with_gpus_fail_where_they_see_none(pipeline: Pipeline) -> None:
+    steps = containers(pipeline.compiled(Target(resources=StepResources(gpus=2))))
+    for name, step in steps.items():
+        variables = {each["name"]: each.get("value") for each in step.get("env", ())}
+        is_computing = step["image"] == COMPONENT_IMAGE and name != "export"
+        assert variables.get("MAL_REQUIRED_GPUS") == ("2" if is_computing else None)
+
+
+@every_pipeline
 def test_tracing_a_pipeline_anew_changes_nothing(pipeline: Pipeline) -> None:
     pipeline.compiled(Target(resources=StepResources(gpus=1)))
     assert pipeline.compiled() == compiled_yaml(pipeline.function)

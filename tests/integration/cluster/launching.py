@@ -53,9 +53,9 @@ class Launch:
         """Return the lines of rank 0."""
         return [line for line in self.lines if not line.startswith(("PyTorchJob ", "TrainJob "))]
 
-    def wait_for_line(self, part: str, timeout_s: float = 60) -> None:
+    def wait_for_line(self, part: str, timeout_s: float = 60, count: int = 1) -> None:
         ends = time.monotonic() + timeout_s
-        while part not in self.text:
+        while self.text.count(part) < count:
             if self._error is not None:
                 raise self._error
             assert time.monotonic() < ends, f"never logged: {part}; logged: {self.text}"

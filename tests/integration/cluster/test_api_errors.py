@@ -92,6 +92,52 @@ def test_a_refused_job_gives_the_clusters_own_words(
         launch().result()
 
 
+def test_a_trainer_that_prunes_fields_is_refused_before_the_job_exists(
+    cluster: StandIn, launch: Callable[..., Launch]
+) -> None:
+    """Trainer 2.1 would run it without its security context, volumes and deadline."""
+    cluster.operators.trainer_version = "2.1"
+    with pytest.raises(ClusterError) as refused:
+        launch(backend="trainjob").result()
+    assert str(refused.value).startswith(
+        "The cluster drops fields of a TrainJob: spec.activeDeadlineSeconds, spec.runtimePatches. "
+        "It has Trainer 2.1 or older, and mal needs 2.2 or later."
+    )
+    assert cluster.objects("trainjobs") == []
+
+
+WEBHOOK = (
+    'Internal error occurred: failed calling webhook "validator.pytorchjob.training-operator'
+    '.kubeflow.org": failed to call webhook: Post "https://training-operator.kubeflow.svc:443/'
+    'validate-pytorchjob": no endpoints available for service "training-operator"'
+)
+SERVER_WORDS = {
+    "webhook": (
+        500,
+        WEBHOOK,
+        (
+            r"Cannot create pytorchjobs.kubeflow.org team/.*: the webhook validator.pytorchjob.* "
+            r"does not answer: .*no endpoints available.* Check that the training operator"
+        ),
+    ),
+    "etcd": (
+        503,
+        "etcdserver: request timed out",
+        r"Cannot create .*: the API server answered 503 Injected: etcdserver: request timed out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "message", "expected"), SERVER_WORDS.values(), ids=SERVER_WORDS)
+def test_an_answer_of_the_server_is_not_called_silence(
+    cluster: StandIn, launch: Callable[..., Launch], status: int, message: str, expected: str
+) -> None:
+    cluster.api.faults.add(Fault("/pytorchjobs", "POST", status, times=99, message=message))
+    with pytest.raises(ClusterError, match=expected) as failed:
+        launch(patience_s=1).result()
+    assert "network policies" not in str(failed.value)
+
+
 @pytest.mark.parametrize("path", ["/log", "/events"])
 def test_training_goes_on_where_only_its_log_or_events_cannot_be_read(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path, path: str

@@ -81,7 +81,7 @@ def test_a_killed_pod_is_distinguished_from_one_that_failed(
 def test_an_evicted_pod_is_reported_with_the_nodes_words(
     cluster: StandIn, launch: Callable[..., Launch], gate: Path
 ) -> None:
-    started = launch()
+    started = launch(restarts=0)
     started.wait_for_line("all pods run")
     cluster.kubelet.evict("mal-7f3a9c12-ab12-worker-0", "The node was low on ephemeral-storage")
     expected = "worker-0 was removed: Evicted: The node was low on ephemeral-storage. Raise"

@@ -18,9 +18,11 @@ from kfp import dsl
 from stand_in import NAMESPACE, Fault, StandIn
 from tiny_sets import HYBRID, write_tiny_set
 
+from cluster import katib_searching
 from cluster.katib_searching import SEARCH, TRIAL_IMAGE, search
-from cluster.launching import IMAGE, JOB
+from cluster.launching import IMAGE, JOB, Launch
 from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
+from mal.cluster import WaitLimits
 from mal.errors import ClusterError
 from mal.model.checkpoint import read_checkpoint
 
@@ -105,22 +107,72 @@ def test_a_failed_trial_is_logged_and_the_others_go_on(katib: StandIn) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "is_injecting", "reason"),
+    ("script", "reason"),
     [
-        ("exit 3", True, f"status.json in {JOB.outputs_uri}/trials/TRIAL says why"),
-        ("echo nothing", True, "Label the namespace katib.kubeflow.org/metrics-collector"),
-        (TRIAL_IMAGE, False, "Label the namespace katib.kubeflow.org/metrics-collector"),
+        ("echo broken; exit 3", "master-0 ended with exit code 3. The lines below may say why."),
+        ("echo nothing", "Katib read no mIoU: label the namespace katib.kubeflow.org/metrics-c"),
     ],
-    ids=["all trials fail", "nothing is printed", "the namespace has no label"],
+    ids=["all trials fail", "nothing is printed"],
 )
-def test_a_search_without_metrics_says_why(
-    cluster: StandIn, script: str, *, is_injecting: bool, reason: str
-) -> None:
+def test_a_search_without_metrics_says_why(cluster: StandIn, script: str, reason: str) -> None:
     cluster.add_image(IMAGE, script)
-    cluster.katib.is_injecting = is_injecting
     with pytest.raises(ClusterError, match=JOB.name) as failed:
         search(lambda _: None, num_trials=2)
     assert reason in str(failed.value)
+    assert ("\nbroken" in str(failed.value)) == ("broken" in script)
+
+
+def test_a_namespace_without_the_label_is_named_at_once(katib: StandIn) -> None:
+    katib.katib.is_injecting = False
+    expected = "kubectl label namespace team katib.kubeflow.org/metrics-collector-injection=enabled"
+    with pytest.raises(ClusterError, match=f"Katib refuses a search .*{expected}"):
+        search(lambda _: None, num_trials=2)
+
+
+def test_a_trial_out_of_memory_is_read_from_its_pod(
+    katib: StandIn, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    katib.add_image(IMAGE, TRIAL_IMAGE)
+    started = Launch(search, num_trials=2)
+    katib.wait_until(lambda: len(katib.kubelet.runs) >= 2, "a trial runs")
+    name = next(name for name in katib.kubelet.runs if name.endswith("-master-0"))
+    katib.kubelet.kill(name, is_out_of_memory=True)
+    started.wait_for_line("1 failed")
+    gate.touch()
+    started.result()
+    assert f"{name} was OOMKilled (limit 4Gi, exit code 137). Lower train.batch" in started.text
+
+
+def test_a_trial_whose_pod_waits_is_explained_and_not_waited_for_without_end(
+    katib: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        katib_searching, "LIMITS", WaitLimits(start_timeout_s=2, poll_interval_s=0.5)
+    )
+    katib.kubelet.unschedulable = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    lines: list[str] = []
+    with pytest.raises(ClusterError, match=r"was not started within 2 s: .*-0 cannot be schedu"):
+        search(lines.append)
+    assert katib.objects("experiments") == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        ("Pending", "no trial exists yet: mal-7f3a9c12-ab12-tpe is Pending"),
+        ("Running", "no trial exists yet: .*-tpe, which suggests values, runs.*port 6789: apply"),
+    ],
+)
+def test_a_search_that_does_not_start_names_the_pod_that_suggests_values(
+    katib: StandIn, monkeypatch: pytest.MonkeyPatch, phase: str, expected: str
+) -> None:
+    monkeypatch.setattr(
+        katib_searching, "LIMITS", WaitLimits(start_timeout_s=2, poll_interval_s=0.5)
+    )
+    katib.katib.suggestion_phase = phase
+    katib.katib.is_shut_in = True
+    with pytest.raises(ClusterError, match=expected):
+        search(lambda _: None)
 
 
 def test_a_cluster_without_katib_names_what_to_install(katib: StandIn) -> None:
@@ -132,13 +184,10 @@ def test_a_cluster_without_katib_names_what_to_install(katib: StandIn) -> None:
 def test_a_controller_that_is_down_is_not_waited_for_without_end(
     katib: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import katib_searching
-    from mal.cluster import WaitLimits
-
     katib.katib.is_running = False
     limits = WaitLimits(start_timeout_s=1, poll_interval_s=0.5)
     monkeypatch.setattr(katib_searching, "LIMITS", limits)
-    with pytest.raises(ClusterError, match="was not started within 1 s: no trial exists yet"):
+    with pytest.raises(ClusterError, match="no trial exists yet, and Katib has not read"):
         search(lambda _: None)
     assert katib.objects("experiments") == []
 
@@ -231,4 +280,7 @@ def test_the_step_searches_with_real_trainings_in_pods_and_takes_the_best_model(
     assert position["best_figure"] == pytest.approx(metric, abs=1e-4)
     rows = [line for line in (tmp_path / "leaderboard").read_text().splitlines() if line[:1] == "|"]
     assert len(rows) == 2 + 3
+    header, _, *trials = [[cell.strip() for cell in row.split("|")] for row in rows]
+    assert {int(row[header.index("epochs")]) for row in trials} == {2}
+    assert all(float(row[header.index("duration_s")]) > 0 for row in trials)
     assert artifacts["model"].metadata["val_mIoU"] == metric

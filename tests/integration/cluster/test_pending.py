@@ -96,6 +96,21 @@ def test_a_quota_is_waited_for_as_a_queue_is(
     started.result()
 
 
+def test_a_quota_that_admits_one_of_two_pods_is_not_waited_for_without_end(
+    cluster: StandIn, launch: Callable[..., Launch], gate: Path
+) -> None:
+    """The first pod holds its GPUs meanwhile: the default has an end, a day."""
+    assert 0 < WaitLimits().queue_timeout_s <= 24 * 3600
+    cluster.operators.num_admitted = 1
+    cluster.operators.pod_error = QUOTA
+    started = launch(limits=WaitLimits(queue_timeout_s=2, poll_interval_s=1))
+    started.wait_for_line("waits for quota: Error creating: pods")
+    with pytest.raises(ClusterError, match="was not admitted within 2 s: waits for quota"):
+        started.result()
+    assert cluster.objects("pytorchjobs") == []
+    cluster.wait_until(lambda: cluster.pod_names() == [], "the pods go")
+
+
 ENDLESS = {
     "unschedulable": (
         {"unschedulable": NODES},

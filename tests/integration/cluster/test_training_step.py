@@ -137,7 +137,7 @@ def test_a_job_in_another_namespace_belongs_to_no_pod_and_lives(
     assert train(model).metrics["tries"] == 1
     (job,) = training.objects("pytorchjobs")
     assert "ownerReferences" not in job["metadata"]
-    assert "is not owned by this step's pod, whose namespace is pipelines" in caplog.text
+    assert "is not owned by this step's run, whose namespace is pipelines" in caplog.text
 
 
 def test_a_job_in_the_steps_own_namespace_belongs_to_its_pod(

@@ -65,3 +65,21 @@ def test_the_step_that_failed_is_named_with_its_own_message(
     with pytest.raises(StepFailedError) as failure:
         run_parallel(words, tmp_path, monkeypatch)
     assert str(failure.value) == "step write-lines failed: word must be good, got bad."
+
+
+@dsl.pipeline(name="retried")  # type: ignore[untyped-decorator]
+def retried(words: list[str]) -> None:
+    with dsl.ParallelFor(words) as word:
+        task = write_lines(word=word, num_lines=1).set_caching_options(False)
+        task.set_retry(2, backoff_duration="10s")
+
+
+def test_a_step_that_fails_is_not_tried_again_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retries of our pipelines are for pods that a cluster loses."""
+    monkeypatch.setattr(Pipeline, "function", retried)
+    shown = io.StringIO()
+    with pytest.raises(StepFailedError):
+        run_locally(Pipeline("retried"), {"words": ["bad"]}, output_dir=tmp_path, shown=shown)
+    assert shown.getvalue().count("error: word must be good") == 1

@@ -61,6 +61,7 @@ class StandIn:
         self._is_stopping = threading.Event()
         self._fault: BaseException | None = None
         self.api.admit = self._admit
+        self.api.prune = self.operators.prune
         self.add_object("trainingruntimes", self._training_runtime())
 
     def __enter__(self) -> Self:
@@ -111,9 +112,23 @@ class StandIn:
         made["metadata"] = {**content["metadata"], "namespace": NAMESPACE}
         self.api.store.create(plural, made)
 
-    def add_step_pod(self, name: str, namespace: str = NAMESPACE) -> Object:
+    def add_step_pod(
+        self, name: str, namespace: str = NAMESPACE, workflow: Object | None = None
+    ) -> Object:
         """Put the pod of a pipeline's step there, which this cluster does not run."""
-        metadata = {"name": name, "namespace": namespace, "labels": {}}
+        metadata: Object = {"name": name, "namespace": namespace, "labels": {}}
+        if workflow is not None:
+            # argo-workflows workflow/controller/workflowpod.go:270
+            metadata["ownerReferences"] = [
+                {
+                    "apiVersion": "argoproj.io/v1alpha1",
+                    "kind": "Workflow",
+                    "name": workflow["metadata"]["name"],
+                    "uid": workflow["metadata"]["uid"],
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ]
         status = {"phase": "Running", "startTime": "2026-01-01T00:00:00Z"}
         return self.api.store.create("pods", {"metadata": metadata, "status": status})
 

@@ -25,6 +25,7 @@ _KINDS = {
     "pods": "Pod", "events": "Event", "secrets": "Secret", "configmaps": "ConfigMap",
     "pytorchjobs": "PyTorchJob", "trainjobs": "TrainJob", "workloads": "Workload",
     "trainingruntimes": "TrainingRuntime", "experiments": "Experiment", "trials": "Trial",
+    "workflows": "Workflow",
 }  # fmt: skip
 
 
@@ -68,8 +69,10 @@ class ApiServer:
         rights: `verb group/plural` that the account has, with `/log` behind pods for their logs.
         namespaces: Existing namespaces.
         tokens: Valid tokens.
-        logs: Pod logs, by (namespace, name).
+        logs: Logs of pods' main containers, by (namespace, pod); of others by
+            (namespace, pod/container).
         admit: Called with (plural, object) before an object is created; may change or reject it.
+        prune: Called with (plural, object) first; drops fields that the definition does not know.
         calls: Every request so far.
     """
 
@@ -80,6 +83,7 @@ class ApiServer:
     tokens: set[str] = field(default_factory=lambda: {"token-1"})
     logs: dict[tuple[str, str], PodLog] = field(default_factory=dict)
     admit: Callable[[str, Object], None] = lambda plural, made: None
+    prune: Callable[[str, Object], None] = lambda plural, made: None
     calls: list[Call] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
     is_stopping: threading.Event = field(default_factory=threading.Event)
@@ -253,7 +257,7 @@ def _handle(
     api: ApiServer, method: str, target: _Target, query: Mapping[str, str], body: Any
 ) -> Object:
     if method == "POST":
-        return _create(api, target, body)
+        return _create(api, target, body, is_dry=query.get("dryRun") == "All")
     if not target.name:
         return _list(api, target, query)
     made = api.store.get(target.plural, target.namespace, target.name)
@@ -277,12 +281,15 @@ def _handle(
     return changed or made
 
 
-def _create(api: ApiServer, target: _Target, body: Object) -> Object:
+def _create(api: ApiServer, target: _Target, body: Object, *, is_dry: bool) -> Object:
     if target.namespace not in api.namespaces:
         message = f'namespaces "{target.namespace}" not found'
         raise StatusError(404, "NotFound", message, "namespaces")
     body["metadata"].setdefault("namespace", target.namespace)
+    api.prune(target.plural, body)
     api.admit(target.plural, body)
+    if is_dry and not api.store.get(target.plural, target.namespace, body["metadata"]["name"]):
+        return body
     try:
         return api.store.create(target.plural, body)
     except NameTakenError:
@@ -358,7 +365,8 @@ def _watch_lines(api: ApiServer, target: _Target, query: Mapping[str, str]) -> I
 
 
 def _log_lines(api: ApiServer, target: _Target, query: Mapping[str, str]) -> Iterator[str]:
-    log = api.logs.get((target.namespace, target.name))
+    key = f"{target.name}/{query.get('container', '')}"
+    log = api.logs.get((target.namespace, key)) or api.logs.get((target.namespace, target.name))
     pod = api.store.get("pods", target.namespace, target.name)
     if pod is None:
         raise StatusError(404, "NotFound", f'pods "{target.name}" not found', "pods")

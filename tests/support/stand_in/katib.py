@@ -1,8 +1,13 @@
 """Katib's controller and webhook, as far as a launcher and the trials see them.
 
-Written from what Katib 0.19 does: it refuses templates with a name, suggests values, makes a Trial
-and its job of the same name, hands the first pod's command to a shell, reads what that prints by
-its own regular expression, and counts. The pod's log stands for the file that it reads.
+Written from the code of Katib 0.19: it refuses templates with a name, suggests values, makes a
+Trial and its job of the same name, hands the first pod's command to a shell, reads what that prints
+by its own regular expression, and counts. The pod's log stands for the file that it reads.
+- A namespace without the label is refused (pkg/webhook/v1beta1/experiment/
+  validation_webhook.go:76).
+- The pod that suggests values has the Experiment's labels (pkg/controller.v1beta1/util/
+  labels.go:27) and must be reached on port 6789: the policy mal-trainer-deny shuts in trainers.
+- The job of a trial that ended is deleted unless `retain` (trial_controller.go, reconcileJob).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from stand_in.store import Object, now
 # pkg/metricscollector/v1beta1/common/const.go
 METRIC_LINE = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 _PLACEHOLDER = re.compile(r"\$\{trialParameters\.(.+?)\}")
+_INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection"
 _EXPERIMENT_LABEL = "katib.kubeflow.org/experiment"
 _ENDS = {
     "Succeeded": "trialsSucceeded",
@@ -38,11 +44,15 @@ class Katib:
         api: Where they are.
         is_running: False when the controller is down.
         is_injecting: Whether the namespace has the label that makes Katib change trials' pods.
+        suggestion_phase: Of the pod that suggests values.
+        is_shut_in: Whether a network policy of the namespace denies the way to that pod.
     """
 
     api: ApiServer
     is_running: bool = True
     is_injecting: bool = True
+    suggestion_phase: str = "Running"
+    is_shut_in: bool = False
     _suggesters: dict[str, random.Random] = field(default_factory=dict)
 
     def admit(self, plural: str, made: Object) -> None:
@@ -55,6 +65,14 @@ class Katib:
         metadata = template["trialSpec"]["metadata"]
         if known != used:
             _refuse(f"parameters {known ^ used} in spec.trialTemplate do not match")
+        if not self.is_injecting:
+            raise StatusError(
+                400,
+                "BadRequest",
+                'admission webhook "validator.experiment.katib.kubeflow.org" denied the request: '
+                f'Cannot create the Experiment "{made["metadata"]["name"]}" in namespace "team": '
+                f'the namespace lacks label "{_INJECTION_LABEL}: enabled"',
+            )
         if "name" in metadata or "namespace" in metadata:
             _refuse("metadata.name and metadata.namespace in spec.trialTemplate must be omitted")
 
@@ -81,6 +99,10 @@ class Katib:
 
     def _reconcile(self, experiment: Object) -> None:
         spec, name = experiment["spec"], experiment["metadata"]["name"]
+        if not _condition(experiment, "Created"):
+            self._end(experiment, "Created", "Experiment is created")
+        if not self._suggests(experiment):
+            return
         trials = [
             trial
             for trial in self.api.store.list_objects("trials")
@@ -89,10 +111,38 @@ class Katib:
         for trial in trials:
             if not _end_of(trial):
                 self._reconcile_trial(trial)
+            elif not spec["trialTemplate"].get("retain"):
+                self._delete_job(trial)
         num_active = sum(not _end_of(trial) for trial in trials)
         if num_active < spec["parallelTrialCount"] and len(trials) < spec["maxTrialCount"]:
             self._make_trial(experiment)
         self._count(experiment)
+
+    def _suggests(self, experiment: Object) -> bool:
+        """Start the pod that suggests values; returns whether the controller reaches it."""
+        metadata = experiment["metadata"]
+        name = f"{metadata['name']}-{experiment['spec']['algorithm']['algorithmName']}"
+        pod = self.api.store.get("pods", metadata["namespace"], name)
+        if pod is None:
+            labels = {
+                **metadata["labels"],
+                "katib.kubeflow.org/deployment": name,
+                _EXPERIMENT_LABEL: metadata["name"],
+            }
+            made = {"name": name, "namespace": metadata["namespace"], "labels": labels}
+            made["ownerReferences"] = [_owner(experiment)]
+            status = {"phase": self.suggestion_phase, "startTime": now()}
+            pod = self.api.store.create("pods", {"metadata": made, "spec": {}, "status": status})
+        component = pod["metadata"]["labels"].get("app.kubernetes.io/component")
+        is_shut_in = self.is_shut_in or component == "trainer"
+        return pod["status"]["phase"] == "Running" and not is_shut_in
+
+    def _delete_job(self, trial: Object) -> None:
+        job = self.api.store.get(
+            "pytorchjobs", trial["metadata"]["namespace"], trial["metadata"]["name"]
+        )
+        if job is not None:
+            self.api.store.delete("pytorchjobs", job)
 
     def _make_trial(self, experiment: Object) -> None:
         spec, metadata = experiment["spec"], experiment["metadata"]
@@ -124,7 +174,7 @@ class Katib:
                         {"name": key, "value": value} for key, value in values.items()
                     ]
                 },
-                "status": {"conditions": []},
+                "status": {"conditions": [], "startTime": now()},
             },
         )
         job = json.loads(text)
@@ -183,6 +233,8 @@ class Katib:
         condition = {"type": kind, "status": "True", "message": message, "reason": kind}
         condition["lastTransitionTime"] = now()
         self._edit(made, lambda s: s.setdefault("conditions", []).append(condition))
+        if kind != "Created":
+            self._edit(made, lambda s: s.update(completionTime=now()))
 
     def _edit(self, made: Object, edit: Callable[[Object], Any]) -> None:
         plural = "trials" if made["kind"] == "Trial" else "experiments"

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +46,10 @@ class Kubelet:
         variables: Variables of every image, such as PYTHONPATH.
         unschedulable: Why no pod can be scheduled; '' when they can.
         is_making_containers: While true, every container stays in ContainerCreating.
+        init_tries: How often the init container of a worker looks up the master.
+        init_interval_s: Seconds between two of them.
         runs: Every process so far, by pod name.
+        foreign: Names of pods that a test runs itself, such as a step's.
     """
 
     api: ApiServer
@@ -54,13 +58,19 @@ class Kubelet:
     variables: dict[str, str] = field(default_factory=dict)
     unschedulable: str = ""
     is_making_containers: bool = False
+    init_tries: int = 100
+    init_interval_s: float = 2.0
     runs: dict[str, Run] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
     _ports: dict[str, int] = field(default_factory=dict)
+    _init_started: dict[str, float] = field(default_factory=dict)
 
     def reconcile(self) -> None:
         """Start pods that wait, and end those that are deleted."""
         for pod in self.api.store.list_objects("pods"):
             name = pod["metadata"]["name"]
+            if name in self.foreign:
+                continue
             run = self.runs.get(name)
             is_own = run is not None and pod["status"].get("startTime") is not None
             if "deletionTimestamp" in pod["metadata"]:
@@ -89,6 +99,25 @@ class Kubelet:
         self._set_status(pod, {**evicted, "conditions": [disruption]})
         _signal(self.runs[pod_name].process, signal.SIGKILL)
 
+    def drain(self, pod_name: str) -> None:
+        """Evict the pod by the API, as Karpenter and `kubectl drain` do.
+
+        kube-apiserver marks the pod (pkg/registry/core/pod/storage/eviction.go,
+        EvictionByEvictionAPI) and deletes it; its processes get SIGTERM and the pod's grace.
+        """
+        (pod,) = [
+            p for p in self.api.store.list_objects("pods") if p["metadata"]["name"] == pod_name
+        ]
+        mark_evicted(self.api, pod)
+
+    def delete_by_force(self, pod_name: str) -> None:
+        """Do what `kubectl delete pod --force --grace-period=0` does: the object goes first."""
+        (pod,) = [
+            p for p in self.api.store.list_objects("pods") if p["metadata"]["name"] == pod_name
+        ]
+        self.api.store.remove("pods", pod)
+        _signal(self.runs[pod_name].process, signal.SIGKILL)
+
     def stop(self) -> None:
         for run in self.runs.values():
             _signal(run.process, signal.SIGKILL)
@@ -98,6 +127,8 @@ class Kubelet:
         (container,) = pod["spec"]["containers"]
         if self.unschedulable:
             self._set_status(pod, _unscheduled(self.unschedulable))
+            return
+        if not self._has_initialized(pod):
             return
         image = self.images.get(container["image"])
         if image is None:
@@ -117,6 +148,44 @@ class Kubelet:
             self._set_waiting(pod, "CreateContainerConfigError", str(error))
             return
         self._run(pod, container, values, image)
+
+    def _has_initialized(self, pod: Object) -> bool:
+        """Let an init container look up the master, whose name exists once its pod is ready."""
+        init = pod["spec"].get("initContainers")
+        if not init:
+            return True
+        metadata = pod["metadata"]
+        job = metadata["labels"]["training.kubeflow.org/job-name"]
+        master = self.api.store.get("pods", metadata["namespace"], f"{job}-master-0")
+        if master is not None and master["status"].get("phase") != "Pending":
+            return True
+        key = metadata["namespace"], f"{metadata['name']}/{init[0]['name']}"
+        known = pod["status"].get("initContainerStatuses")
+        if not known:
+            self._init_started[metadata["uid"]] = time.monotonic()
+            self.api.logs[key] = PodLog()
+            self.api.logs[key].write("waiting for master")
+            state = {"running": {"startedAt": now()}}
+            self._set_init_state(pod, init[0]["name"], state, "Pending")
+        elapsed = time.monotonic() - self._init_started.get(metadata["uid"], time.monotonic())
+        if elapsed > self.init_tries * self.init_interval_s:
+            ended = {"exitCode": 1, "reason": "Error", "finishedAt": now()}
+            ended["startedAt"] = known[0]["state"]["running"]["startedAt"] if known else now()
+            self.api.logs[key].close()
+            self._set_init_state(pod, init[0]["name"], {"terminated": ended}, "Failed")
+        return False
+
+    def _set_init_state(self, pod: Object, name: str, state: Object, phase: str) -> None:
+        waiting = {"waiting": {"reason": "PodInitializing"}}
+        (container,) = pod["spec"]["containers"]
+        self._set_status(
+            pod,
+            {
+                "phase": phase,
+                "initContainerStatuses": [{"name": name, "state": state}],
+                "containerStatuses": [{"name": container["name"], "state": waiting}],
+            },
+        )
 
     def _run(self, pod: Object, container: Object, values: dict[str, str], image: Path) -> None:
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
@@ -250,3 +319,20 @@ def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
+
+
+def mark_evicted(api: ApiServer, pod: Object) -> None:
+    """Mark a pod as evicted by the API, and for deletion."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+        "lastTransitionTime": now(),
+    }
+
+    def edit(each: Object) -> None:
+        each["status"].setdefault("conditions", []).append(condition)
+        each["metadata"].setdefault("deletionTimestamp", now())
+
+    api.store.change("pods", pod, edit)

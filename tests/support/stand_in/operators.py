@@ -1,8 +1,16 @@
 """The training operator v1 and Trainer v2, as far as a launcher and a training process see them.
 
-Written from what they do (docs of training-operator release-1.9 and Trainer 2.3): variables are
-appended after the user's, `backoffLimit` deletes every pod at a failure, a finished job's pods are
-cleaned by the policy, a suspended job has none.
+Written from the code of training-operator release-1.9 and Trainer 2.1 to 2.3:
+- variables are appended after the user's (pkg/controller.v1/pytorch/envvar.go);
+- `backoffLimit` deletes every pod at a failure (trainer#3419), a finished job's pods are cleaned by
+  the policy, a suspended job has none;
+- `activeDeadlineSeconds` of a PyTorchJob is not enforced: the queue drops what is to come later
+  (pkg/common/util/fake_workqueue.go:47, used in pytorchjob_controller.go:365; trainer#3358);
+- a worker's pod gets an init container that looks up the master 100 times, 2 s apart
+  (pkg/controller.v1/pytorch/initcontainer.go:35-46);
+- a missing pod is made again under its name (pkg/controller.v1/common/pod.go:307);
+- Trainer 2.1 knows neither `runtimePatches` nor `activeDeadlineSeconds` of a TrainJob, and the API
+  server prunes them (release-2.1 manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml).
 """
 
 from __future__ import annotations
@@ -32,13 +40,17 @@ class Operators:
     Attributes:
         api: Where jobs and pods are.
         pod_error: Why pods are rejected, such as an exceeded quota; '' accepts them.
+        num_admitted: Pods that are accepted nevertheless.
         are_running: False when the operators are down.
+        trainer_version: Of the TrainJob's definition.
         mutate_pod: Called with a job and its pod before the pod is made, as webhooks are.
     """
 
     api: ApiServer
     pod_error: str = ""
+    num_admitted: int = 0
     are_running: bool = True
+    trainer_version: str = "2.3"
     mutate_pod: Callable[[Object, Object], None] = lambda job, pod: None
 
     def reconcile(self) -> None:
@@ -49,6 +61,12 @@ class Operators:
             self._reconcile_pytorchjob(job)
         for job in self.api.store.list_objects("trainjobs"):
             self._reconcile_trainjob(job)
+
+    def prune(self, plural: str, made: Object) -> None:
+        """Drop the fields that the definition does not know."""
+        if plural == "trainjobs" and self.trainer_version == "2.1":
+            for field in ("runtimePatches", "activeDeadlineSeconds"):
+                made["spec"].pop(field, None)
 
     def _reconcile_pytorchjob(self, job: Object) -> None:
         name, policy = job["metadata"]["name"], job["spec"]["runPolicy"]
@@ -71,12 +89,6 @@ class Operators:
             self._delete(pods)
             self._fail(
                 job, f"Job {name} has failed because it has reached the specified backoff limit"
-            )
-            return
-        if self._is_past_deadline(job, policy.get("activeDeadlineSeconds")):
-            self._delete(pods)
-            self._fail(
-                job, f"Job {name} has failed because it was active longer than specified deadline"
             )
             return
         for kind, spec in replicas.items():
@@ -147,7 +159,8 @@ class Operators:
         ]
 
     def _make_pod(self, job: Object, pod: Object, maker: Object) -> None:
-        if self.pod_error:
+        num_pods = len(self.api.store.list_objects("pods", job["metadata"]["namespace"]))
+        if self.pod_error and num_pods >= self.num_admitted:
             reason = "FailedCreate" if maker.get("kind") == "Job" else "FailedCreatePod"
             message = f'Error creating: pods "{pod["metadata"]["name"]}" is forbidden: '
             record_event(self.api, maker, reason, message + self.pod_error)
@@ -218,6 +231,10 @@ def pytorchjob_pod(job: Object, kind: str, index: int) -> Object:
     }
     if kind == "Master":
         pod["metadata"]["labels"]["training.kubeflow.org/job-role"] = "master"
+    else:
+        pod["spec"]["initContainers"] = [
+            {"name": "init-pytorch", "image": "alpine:3.10", "command": ["sh", "-c", "nslookup"]}
+        ]
     pod["spec"]["restartPolicy"] = replicas[kind]["restartPolicy"]
     total = sum(each["replicas"] for each in replicas.values())
     per_node = str(job["spec"].get("nprocPerNode", "auto"))

@@ -52,7 +52,7 @@ TRIALS = (
     KatibTrial("a", _values := {
         "train.lr": "1.5e-05", "train.batch_size": "4", "model.teacher_momentum": "0.5",
         "model.not_adjust_scale": "true",
-    }, 0.4, "Succeeded", ""),
+    }, 0.4, "Succeeded", "", duration_s=61.0),
     KatibTrial("b", _values | {"train.lr": "0.001"}, 0.6, "Succeeded", ""),
     KatibTrial("c", _values, None, "Failed", "out of memory"),
 )  # fmt: skip
@@ -68,7 +68,9 @@ def test_values_that_katib_keeps_as_texts_are_read_as_the_spec_reads_them() -> N
 
 
 def test_trials_become_records_and_a_study_to_draw() -> None:
-    records = records_of(TRIALS)
+    records = records_of(TRIALS, {"a": 3, "b": 2})
+    assert [record.num_epochs for record in records] == [3, 2, 0]
+    assert [record.duration_s for record in records] == [61.0, 0.0, 0.0]
     assert [record.end for record in records] == [
         TrialEnd.COMPLETE, TrialEnd.COMPLETE, TrialEnd.FAILED,
     ]  # fmt: skip

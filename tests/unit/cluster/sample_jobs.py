@@ -36,6 +36,7 @@ FULL = JobSettings(
     spec="train:\n  lr: 1e-4\n",
     overrides=("train.num_epochs=2",),
     num_nodes=3,
+    restarts=5,
     image_pull_policy="Always",
     master_port=29400,
     resources=Resources(gpus_per_node=4, cpu="16", memory="64Gi", shm_size="16Gi"),

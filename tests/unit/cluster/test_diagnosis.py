@@ -92,10 +92,42 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     "another container": (
         [pod("a", containerStatuses=[KILLED_SIDECAR])],
         "why",
-        "pods are gone",
+        "kubectl describe pod",
     ),
-    "no pod left": ([], "why", "pods are gone"),
+    "no pod left": ([], "why", "No pod of the job is left"),
 }
+
+
+def test_pods_that_explain_nothing_are_shown_with_their_containers() -> None:
+    initializing = {"name": CONTAINER, "state": {"waiting": {"reason": "PodInitializing"}}}
+    failure = find_failure(
+        JobState(Phase.FAILED, "why"),
+        [pod("a", containerStatuses=[initializing])],
+        SMALL,
+        CONTAINER,
+    )
+    assert failure.details == (f"a: Failed, {CONTAINER} waiting PodInitializing",)
+
+
+@pytest.mark.parametrize("state", ["state", "lastState"])
+def test_an_init_container_that_failed_is_named_with_its_age_and_message(state: str) -> None:
+    ended = {
+        "exitCode": 1, "startedAt": "2026-01-01T10:00:00Z", "finishedAt": "2026-01-01T10:03:24Z",
+        "message": "no such host",
+    }  # fmt: skip
+    statuses = [{"name": "init-pytorch", state: {"terminated": ended}}]
+    worker = pod("w-0", initContainerStatuses=statuses)
+    failure = find_failure(
+        JobState(Phase.FAILED, "1 Worker replica(s) failed"),
+        [worker],
+        SMALL,
+        CONTAINER,
+    )
+    assert failure.what == (
+        "the init container init-pytorch of w-0 ended with exit code 1 after 204 s: no such host"
+    )
+    assert (failure.pod, failure.container) == ("w-0", "init-pytorch")
+    assert "--pytorch-init-container-max-tries" in failure.advice
 
 
 @pytest.mark.parametrize(("pods", "what", "advice"), CASES.values(), ids=CASES)

@@ -75,6 +75,20 @@ def test_the_template_leaves_to_katib_what_katib_sets() -> None:
     assert queue not in experiment["metadata"]["labels"]
 
 
+def test_the_pod_that_suggests_values_is_no_trainer_for_network_policies() -> None:
+    """Katib copies the Experiment's labels to it, and mal-trainer-deny shuts trainers in."""
+    experiment = build_experiment(JOB, SEARCH)
+    component = "app.kubernetes.io/component"
+    assert experiment["metadata"]["labels"][component] != "trainer"
+    job = template_of(experiment)["trialSpec"]
+    for replicas in job["spec"]["pytorchReplicaSpecs"].values():
+        assert replicas["template"]["metadata"]["labels"][component] == "trainer"
+
+
+def test_pods_of_trials_stay_until_the_experiment_goes() -> None:
+    assert template_of(build_experiment(JOB, SEARCH))["retain"] is True
+
+
 @pytest.mark.parametrize("role", ["Master", "Worker"])
 def test_the_command_of_every_pod_is_a_shells_with_each_word_quoted(role: str) -> None:
     job = template_of(build_experiment(JOB, SEARCH))["trialSpec"]

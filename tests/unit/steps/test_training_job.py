@@ -12,7 +12,7 @@ import pytest
 import yaml
 from snapshots import DATA, SPLIT
 
-from mal.cluster import JobSettings, build_pytorchjob
+from mal.cluster import JobSettings, StepPod, build_pytorchjob
 from mal.errors import ArtifactError, SpecError
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import load_spec
@@ -154,19 +154,34 @@ def test_the_jobs_pods_reach_kubeflows_own_stores_without_the_clusters_api(
     assert variables["MAL_PIPELINE_ROOTS"]["value"] == "s3://own-root"
 
 
-def test_the_job_goes_with_the_pod_of_its_step(
+def test_the_pod_of_a_step_is_known_only_with_its_namespace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert settings_of().owner is None
+    assert training_job.own_pod() is None
     monkeypatch.setattr(training_job, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KFP_POD_NAME", "run-7f3-step")
     monkeypatch.setenv("KFP_POD_UID", "0123-4567")
-    assert settings_of().owner is None, "where the pod is cannot be told"
+    assert training_job.own_pod() is None
     (tmp_path / "namespace").write_text("team")
-    owner = settings_of().owner
-    assert owner is not None
-    assert (owner.kind, owner.name, owner.uid) == ("Pod", "run-7f3-step", "0123-4567")
-    assert settings_of(namespace="elsewhere").owner is None
+    assert training_job.own_pod() == StepPod("team", "run-7f3-step", "0123-4567")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], "has no checkpoint yet: training starts from its beginning."),
+        (
+            ["mal_model_epoch_001_step_00100.pth", "mal_model_epoch_002_step_00213.pth",
+             "mal_model_latest.pth", "metrics.jsonl"],
+            "The last checkpoint is mal_model_epoch_002_step_00213.pth in ",
+        ),
+    ],
+    ids=["none", "two"],
+)  # fmt: skip
+def test_the_last_checkpoint_is_named(tmp_path: Path, names: list[str], expected: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x")
+    assert expected in training_job.last_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(
