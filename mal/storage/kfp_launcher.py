@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mal.errors import StorageError
+from mal.errors import StorageError, StoreAwayError
 from mal.storage.uris import RemoteUri
 
 LAUNCHER_CONFIG_MAP = "kfp-launcher"
@@ -260,11 +260,14 @@ def _read_secret(name: str, source: str) -> dict[str, str] | None:
         with urllib.request.urlopen(request, timeout=_API_TIMEOUT_S, context=context) as answer:
             data = json.load(answer).get("data") or {}
     except (OSError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code == 404:
+        status = error.code if isinstance(error, urllib.error.HTTPError) else 0
+        error_type = StorageError if status and status < 500 else StoreAwayError
+        advice = "Let the service account of the step `get` it"
+        if status == 404:
             advice = f"Create it in namespace {namespace}"
-        else:
-            advice = "Let the service account of the step `get` it"
-        raise StorageError(
+        elif error_type is StoreAwayError:
+            advice = "Check the cluster's API server"
+        raise error_type(
             f"Cannot read Secret {name} in namespace {namespace}, which {source} names: {error}. "
             f"{advice}."
         ) from error

@@ -160,6 +160,7 @@ def test_data_in_ones_own_store_and_artifacts_in_kubeflows(
     assert [b["Name"] for b in own.client().list_buckets()["Buckets"]] == ["data", "ready"]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_while_the_store_is_away_and_catches_up(
     stores: tuple[SeaweedFs, SeaweedFs], tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_training_goes_on_while_the_store_is_away_and_catches_up(
     assert any(message.startswith("step ") for message in messages)
 
 
+@pytest.mark.slow
 def test_a_finished_model_waits_for_the_store(
     stores: tuple[SeaweedFs, SeaweedFs], tmp_path: Path
 ) -> None:
