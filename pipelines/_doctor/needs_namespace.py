@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mal.storage.kfp_launcher import ARTIFACT_KEYS, LAUNCHER_CONFIG_MAP
+
 from .cluster_view import ClusterView, ForbiddenError, Object, Right
 from .findings import Finding, Plan, State, missing, ok, unknown
 
 LAUNCHER_ACCOUNT = "mal-launcher"
 TRAINER_ACCOUNT = "mal-trainer"
-ARTIFACT_SECRET = "mlpipeline-minio-artifact"
-LAUNCHER_CONFIG = "kfp-launcher"
 PROFILE_LABELS = {
     "pipelines.kubeflow.org/enabled": "true",
     "app.kubernetes.io/part-of": "kubeflow-profile",
@@ -27,8 +27,8 @@ JOB_RIGHTS = (
 STEP_RIGHTS = (
     Right("create", "argoproj.io", "workflowtaskresults"),
     Right("patch", "argoproj.io", "workflowtaskresults"),
-    Right("get", "", "configmaps", name=LAUNCHER_CONFIG),
-    Right("get", "", "secrets", name=ARTIFACT_SECRET),
+    Right("get", "", "configmaps", name=LAUNCHER_CONFIG_MAP),
+    Right("get", "", "secrets", name=ARTIFACT_KEYS.secret),
 )
 # By component of manifests/components, with the part of a run that needs it.
 COMPONENT_RIGHTS = {
@@ -124,7 +124,7 @@ def secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     """Check the Secrets with the keys of the object store."""
     base = f"/api/v1/namespaces/{plan.namespace}"
     for name, keys, is_required in (
-        (ARTIFACT_SECRET, ("accesskey", "secretkey"), True),
+        (ARTIFACT_KEYS.secret, (ARTIFACT_KEYS.access_key, ARTIFACT_KEYS.secret_key), True),
         ("mal-s3", (), False),
     ):
         need = f"Secret {name}"

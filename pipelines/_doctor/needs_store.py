@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mal.errors import StorageError
+from mal.storage.kfp_launcher import (
+    ARTIFACT_KEYS,
+    LAUNCHER_CONFIG_MAP,
+    LAUNCHER_KEYS,
+    SecretKeys,
+    read_launcher,
+)
+from mal.storage.uris import parse_remote_uri
+
 from .cluster_view import ClusterView, ForbiddenError, image_version
 from .findings import Finding, Plan, missing, ok, unknown
-from .needs_namespace import ARTIFACT_SECRET, LAUNCHER_CONFIG
 
-DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
 # KFP 2.16 and later, and before.
 KFP_SERVICES = ("seaweedfs", "minio-service")
 PORT = 9000
@@ -30,22 +38,29 @@ class Store:
     Attributes:
         endpoint: As pods reach it; '' is AWS.
         source: What names it.
+        keys: The Secret with its keys; None where pods have an identity of their own.
     """
 
     endpoint: str
     bucket: str
     source: str
+    keys: SecretKeys | None
 
 
 def store_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     """Check the store's endpoint, and that one of several concurrent writers wins."""
-    store = find_store(view, plan)
+    try:
+        store = find_store(view, plan)
+    except StorageError as error:
+        edit = f"kubectl -n {plan.namespace} edit configmap {LAUNCHER_CONFIG_MAP}"
+        yield missing("Object store", str(error), edit)
+        return
     if store is None:
         yield missing(
             "Object store",
             f"no service {' or '.join(KFP_SERVICES)} in {plan.kfp_namespace}, and "
-            f"{LAUNCHER_CONFIG} names none",
-            f"kubectl -n {plan.namespace} patch configmap {LAUNCHER_CONFIG} --type=merge "
+            f"{LAUNCHER_CONFIG_MAP} names none",
+            f"kubectl -n {plan.namespace} patch configmap {LAUNCHER_CONFIG_MAP} --type=merge "
             """-p '{"data":{"defaultPipelineRoot":"s3://BUCKET/PREFIX"}}'""",
         )
         return
@@ -60,39 +75,34 @@ def find_store(view: ClusterView, plan: Plan) -> Store | None:
 
     Raises:
         ForbiddenError: The user may not read what names it.
+        StorageError: The ConfigMap cannot be read.
     """
-    path = f"/api/v1/namespaces/{plan.namespace}/configmaps/{LAUNCHER_CONFIG}"
-    launcher = (view.read(path) or {}).get("data") or {}
-    root = str(launcher.get("defaultPipelineRoot") or DEFAULT_ROOT)
-    scheme, _, rest = root.partition("://")
-    bucket = re.split(r"[/?]", rest)[0]
-    endpoint = _configured_endpoint(launcher, scheme)
-    if endpoint:
-        return Store(endpoint, bucket, LAUNCHER_CONFIG)
-    if scheme == "s3":
-        return Store("", bucket, LAUNCHER_CONFIG)
+    path = f"/api/v1/namespaces/{plan.namespace}/configmaps/{LAUNCHER_CONFIG_MAP}"
+    data = (view.read(path) or {}).get("data") or {}
+    launcher = read_launcher({name: data.get(key, "") for name, key in LAUNCHER_KEYS.items()})
+    root = parse_remote_uri(launcher.root.partition("?")[0])
+    if root is None:
+        return None
+    known = (
+        launcher.override_of(root) or launcher.root_store(root) or launcher.default_of(root.scheme)
+    )
+    if known:
+        return Store(
+            known.endpoint, root.bucket, f"{known.source} of {LAUNCHER_CONFIG_MAP}", known.keys
+        )
+    if root.scheme == "s3":
+        return Store("", root.bucket, f"defaultPipelineRoot of {LAUNCHER_CONFIG_MAP}", None)
     for service in KFP_SERVICES:
         path = f"/api/v1/namespaces/{plan.kfp_namespace}/services/{service}"
         if view.read(path) is not None:
             address = f"http://{service}.{plan.kfp_namespace}:{PORT}"
-            return Store(address, bucket, f"service {service}")
+            return Store(address, root.bucket, f"service {service}", ARTIFACT_KEYS)
     return None
-
-
-def _configured_endpoint(launcher: dict[str, str], scheme: str) -> str:
-    import yaml
-
-    providers = yaml.safe_load(launcher.get("providers") or "") or {}
-    default = ((providers.get(scheme) or {}).get("default")) or {}
-    endpoint = str(default.get("endpoint") or "")
-    if not endpoint or endpoint.startswith(("http://", "https://")):
-        return endpoint
-    return f"{'http' if default.get('disableSSL') else 'https'}://{endpoint}"
 
 
 def _conditional_writes(view: ClusterView, plan: Plan, store: Store) -> Finding:
     need = "Conditional writes"
-    keys = _keys(view, plan)
+    keys = _keys(view, plan, store)
     address = plan.store_endpoint or store.endpoint
     if keys is not None:
         try:
@@ -141,13 +151,16 @@ def _writes_by_version(view: ClusterView, plan: Plan, store: Store) -> Finding:
     return unknown(need, detail, forward if service in KFP_SERVICES else "")
 
 
-def _keys(view: ClusterView, plan: Plan) -> tuple[str, str] | None:
+def _keys(view: ClusterView, plan: Plan, store: Store) -> tuple[str, str] | None:
+    if store.keys is None:
+        return None
     try:
-        path = f"/api/v1/namespaces/{plan.namespace}/secrets/{ARTIFACT_SECRET}"
+        path = f"/api/v1/namespaces/{plan.namespace}/secrets/{store.keys.secret}"
         data = (view.read(path) or {}).get("data") or {}
     except ForbiddenError:
         return None
-    keys = [base64.b64decode(data.get(key, "")).decode() for key in ("accesskey", "secretkey")]
+    names = (store.keys.access_key, store.keys.secret_key)
+    keys = [base64.b64decode(data.get(name, "")).decode() for name in names]
     return (keys[0], keys[1]) if all(keys) else None
 
 

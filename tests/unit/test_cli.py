@@ -396,6 +396,13 @@ def test_the_demo_set_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert made == {p: p.read_bytes() for p in (tmp_path / "demo").rglob("*") if p.is_file()}
 
 
+def test_the_demo_set_is_written_to_an_object_store(s3: Any) -> None:
+    assert main(["dataset", "demo", "-o", "s3://bucket/set", "--images", "2"]) == 0
+    keys = {each["Key"] for each in s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert {"set/train.json", "set/val.json"} < keys
+    assert sum(key.startswith("set/images/") for key in keys) == 2
+
+
 def spoil(data: TinySet) -> None:
     document = data.document()
     document["annotations"] = []
