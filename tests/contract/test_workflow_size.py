@@ -41,11 +41,11 @@ def workflow_of(
 @pytest.mark.parametrize(
     ("name", "skipped", "max_kb"),
     [
-        ("auto_label", (), 385),
-        ("auto_label_distributed", (), 400),
-        ("tune", (), 385),
-        ("retrain", FIRST_MODEL, 730),
-        ("retrain", WITH_CHAMPION, 810),
+        ("auto_label", (), 420),
+        ("auto_label_distributed", (), 430),
+        ("tune", (), 420),
+        ("retrain", FIRST_MODEL, 790),
+        ("retrain", WITH_CHAMPION, 870),
     ],
     ids=["auto_label", "auto_label_distributed", "tune", "retrain-first", "retrain-champion"],
 )
