@@ -32,6 +32,9 @@ FRAGMENTS = {
     **dict.fromkeys(JOB_SETTINGS, "settings of a job, which are read below"),
     "STORE/champion.json": "the files of a model store",
     "-p backend=katib": "options of a command",
+    "spec:": "a part of an object",
+    "kubectl edit configmap kfp-launcher": "a ConfigMap of Kubeflow's",
+    "securityContext:": "a part of Katib's configuration",
 }
 # By the first words of a command, the longest that fit.
 NOT_RUN = {
