@@ -19,7 +19,7 @@ INSTALL = $(BIN)/python -m pip --disable-pip-version-check $(shell $(HAS_CACHE) 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install check format test test-slow test-container bench compile \
+.PHONY: help demo install check format test test-slow test-container test-cluster bench compile \
   wheel images lock sbom audit release clean
 
 help: ## List the commands
@@ -56,6 +56,11 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes
 test-container: $(VENV)/.dev ## Build the images and run them; skipped where Docker cannot run
 	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -m container --timeout 1800 --durations 5 -rs tests/container
+
+test-cluster: $(VENV)/.dev ## Run the scenarios on a real Kubeflow: KFP_HOST=URL NAMESPACE=N, images by MAL_REGISTRY
+	@test -n "$(KFP_HOST)" && test -n "$(NAMESPACE)" || { echo >&2 "KFP_HOST and NAMESPACE must name a Kubeflow: make test-cluster KFP_HOST=http://localhost:8888 NAMESPACE=kubeflow"; exit 2; }
+	KFP_HOST=$(KFP_HOST) NAMESPACE=$(NAMESPACE) \
+	  $(BIN)/python -m pytest -m cluster --timeout 900 --durations 0 -rs tests/real_cluster
 
 bench: $(VENV)/.dev ## Measure against the literal algorithm (CASE=name for one); writes docs/performance.md
 	$(BIN)/python tests/bench/run.py $(CASE)

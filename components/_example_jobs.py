@@ -20,6 +20,7 @@ from mal.cluster import (
     build_pytorchjob,
     build_trainjob,
 )
+from mal.storage.stores import CONFIG_MAP, S3_SECRET, SECRET_VARIABLES
 
 from ._images import TRAIN_IMAGE
 
@@ -35,7 +36,6 @@ train:
   lr: 1.0e-6
   batch_size: 4
 """
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 EXAMPLE_JOB = JobSettings(
     name="mal-train-example",
@@ -56,8 +56,10 @@ EXAMPLE_JOB = JobSettings(
     ),
     storage=Storage(cache_claim="mal-cache"),
     environment=Environment(
-        secrets={name: SecretKey(secret="mal-s3", key=name) for name in _CREDENTIALS},
-        config_map="mal-config",
+        secrets={
+            name: SecretKey(secret=S3_SECRET, key=name, optional=True) for name in SECRET_VARIABLES
+        },
+        config_map=CONFIG_MAP,
     ),
 )
 # Trainer v2 reads from its runtime what a TrainJob cannot express.

@@ -150,8 +150,13 @@ def _interface_problems(component: Any) -> Iterator[str]:
         if name not in described:
             yield f"The docstring does not describe {name}. Add it below Args:."
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is None:
+        if parameter.default is None and not _is_artifact(spec.inputs[name]):
             yield f"{name} must not be None by default: KFP has no such value. Use '' / 0 / -1."
+
+
+def _is_artifact(value: Any) -> bool:
+    """Whether an input is an artifact: kfp's types of artifacts have a namespace and a version."""
+    return "@" in str(value.type)
 
 
 def _metadata_problems(folder: Path, today: datetime.date | None) -> Iterator[str]:

@@ -192,7 +192,7 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
     dataset = commands.add_parser("dataset", help="generate the demo set, or check a data set")
     actions = dataset.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = actions.add_parser("demo", help="generate the demo set")
-    demo.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    demo.add_argument("-o", "--output", required=True, help="folder to make, local or s3://")
     demo.add_argument("--images", type=int, default=300)
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_make_demo_dataset)
@@ -309,9 +309,20 @@ def _print_recipes(args: argparse.Namespace) -> int:
 
 
 def _make_demo_dataset(args: argparse.Namespace) -> int:
-    from mal.data.synthetic import generate_demo_dataset
+    import tempfile
 
-    generate_demo_dataset(args.output, num_images=args.images, seed=args.seed)
+    from mal.data.synthetic import generate_demo_dataset
+    from mal.storage import put_files
+    from mal.storage.uris import parse_remote_uri
+
+    if parse_remote_uri(args.output) is None:
+        generate_demo_dataset(Path(args.output), num_images=args.images, seed=args.seed)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            generate_demo_dataset(folder, num_images=args.images, seed=args.seed)
+            files = (path for path in folder.rglob("*") if path.is_file())
+            put_files(folder, [str(path.relative_to(folder)) for path in files], args.output)
     print(args.output)
     return 0
 

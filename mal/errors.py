@@ -52,6 +52,10 @@ class StorageError(MalError):
     """A path or URI that cannot be read or written."""
 
 
+class StoreAwayError(StorageError):
+    """An object store that does not answer now; it may answer later."""
+
+
 class ClusterError(MalError):
     """A Kubernetes or Kubeflow object that cannot be created, watched or read."""
 

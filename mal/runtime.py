@@ -25,6 +25,9 @@ SIGNAL_EXIT_BASE = 128
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+_requests: list[StopRequest] = []
+
+
 class Interrupted(BaseException):
     """The process, or another process of its run, got a stop signal; `exit_code` is 130 or 143."""
 
@@ -70,10 +73,18 @@ class StopRequest:
 
         A collective operation: all ranks must call it.
         """
-        number = max_of_ranks(self.received or 0)
+        return self.agree_with(is_due=False)[0]
+
+    def agree_with(self, *, is_due: bool) -> tuple[bool, bool]:
+        """Share a signal, and whether something is due on any rank, in one operation.
+
+        Returns:
+            Whether there is a signal; whether it is due. A signal may hide what is due.
+        """
+        number, due = divmod(max_of_ranks(2 * (self.received or 0) + is_due), 2)
         if number and self.received is None:
             self.received = number
-        return bool(number)
+        return bool(number), bool(due)
 
     def take_signals(self) -> None:
         """Install the handlers (in a main thread), replacing those of libraries."""
@@ -91,14 +102,23 @@ class StopRequest:
 def handling_stop_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the block; only in a main thread."""
     request = StopRequest()
+    _requests.append(request)
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     request.take_signals()
     try:
         yield request
     finally:
+        _requests.remove(request)
         with contextlib.suppress(ValueError):
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Let a first stop signal of the running action wait for the end of the block."""
+    with _requests[-1].deferring() if _requests else contextlib.nullcontext():
+        yield
 
 
 def choose_device(spec: ExperimentSpec, gpu_ids: list[int]) -> torch.device:

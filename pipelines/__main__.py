@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 
-from . import _lineage, _promote, _schedule, _submit
+from . import _lineage, _logs, _promote, _schedule, _status, _submit
+from ._cluster import forwarding
+from ._doctor import command as _doctor
 from ._registry import Pipeline, find_pipeline, is_installed, list_pipelines
 from ._target import COMMITTED_TARGET, TargetError, add_target_options, target_of
 
@@ -24,7 +26,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pipel
     """
     options = _parser(prog).parse_args(arguments)
     try:
-        return int(options.command(options))
+        with forwarding(options):
+            return int(options.command(options))
     except (MalError, ModuleNotFoundError) as error:
         known = MissingExtraError.of(error) or error
         if not isinstance(known, MalError):
@@ -72,7 +75,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     running.set_defaults(command=_run)
 
-    for module in (_submit, _schedule, _promote, _lineage):
+    for module in (_submit, _status, _logs, _schedule, _promote, _lineage, _doctor):
         module.add_command(commands)
     return parser
 

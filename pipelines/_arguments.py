@@ -102,8 +102,13 @@ def _assign(
         arguments[parameter.name] = value
 
 
+def is_path_parameter(name: str) -> bool:
+    """Whether a parameter is a path or URI that the steps read or write."""
+    return bool(_PATH_PARAMETER.fullmatch(name))
+
+
 def _text_value(name: str, text: str) -> str:
-    if _PATH_PARAMETER.fullmatch(name) and text and "://" not in text:
+    if is_path_parameter(name) and text and "://" not in text:
         return str(Path(text).expanduser().resolve())
     if name == "spec" and "\n" not in text and text.endswith((".yaml", ".yml")):
         return Path(text).expanduser().read_text(encoding="utf-8")

@@ -11,6 +11,8 @@ from typing import Any
 from mal.errors import MalError
 from mal.kfp.components._generated import compiled_yaml
 
+from ._compact import compact
+from ._graph_rules import require_distinct_inputs
 from ._target import COMMITTED_TARGET, Target, compiling_for
 
 PIPELINES_DIR = Path(__file__).parent
@@ -105,8 +107,15 @@ class Pipeline:
             return dsl.pipeline(name=self.kfp_name)(function.pipeline_func)
 
     def compiled(self, target: Target = COMMITTED_TARGET) -> str:
-        """Compile to the YAML that a cluster takes."""
-        return target.images.put_in(compiled_yaml(self.function_for(target)))
+        """Compile to the YAML that a cluster takes.
+
+        Raises:
+            RepeatedInputError: A task takes one artifact twice, which a cluster refuses.
+        """
+        function = self.function_for(target)
+        require_distinct_inputs(function.pipeline_spec)
+        compact(function.pipeline_spec)
+        return target.images.put_in(compiled_yaml(function))
 
 
 def list_pipelines() -> list[Pipeline]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mal.errors import ClusterError
 
+from ._argument_checks import check_arguments
 from ._arguments import parse_arguments
 from ._cluster import add_options, connect, wrap_api_errors
 from ._registry import find_pipeline
@@ -190,10 +191,13 @@ def is_enabled(run: Any) -> bool:
 
 def _apply(options: argparse.Namespace) -> int:
     pipeline = find_pipeline(options.name)
+    target = cluster_target_of(options)
+    arguments = parse_arguments(pipeline, options.assignments)
+    check_arguments(pipeline, arguments)
     schedule = Schedule(
         name=options.schedule or pipeline.kfp_name,
-        compiled=pipeline.compiled(cluster_target_of(options)),
-        parameters=parse_arguments(pipeline, options.assignments),
+        compiled=pipeline.compiled(target),
+        parameters=arguments,
         cron=_checked_cron(options.cron),
         service_account=options.service_account,
         pipeline_root=options.pipeline_root,
@@ -221,7 +225,7 @@ def _change(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _schedules(options: argparse.Namespace) -> Iterator[Schedules]:
-    with wrap_api_errors(options.host):
+    with wrap_api_errors(options):
         yield Schedules(
             connect(options), experiment=options.experiment, namespace=options.namespace
         )

@@ -4,13 +4,10 @@ from kfp import dsl, kubernetes
 
 from mal.artifacts import GPUS_VARIABLE, IMAGE_DIGEST_VARIABLE
 from mal.kfp.components._images import COMPONENT_IMAGE
+from mal.storage.kfp_launcher import LAUNCHER_CONFIG_MAP, LAUNCHER_KEYS
+from mal.storage.stores import CONFIG_MAP, CONFIG_VARIABLES, S3_SECRET, SECRET_VARIABLES
 
 from ._target import StepResources, current_target
-
-CONFIG_MAP = "mal-config"
-CONFIGURED = ("AWS_ENDPOINT_URL_S3", "AWS_REGION")
-S3_SECRET = "mal-s3"
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 SHARED_MEMORY = "/dev/shm"
@@ -30,18 +27,25 @@ def prepare(
 
     The step gets the digest of its image if it is known. Steps on the `component` image get the
     resources that the pipeline is compiled for. ConfigMap and Secret are optional: without them the
-    step uses the credentials of its service account.
+    store of Kubeflow itself is used, with the rights of the step's service account.
 
     Args:
         step: The task of the step.
         is_cached: Whether Kubeflow may reuse an earlier result for equal inputs.
         uses_gpus: False for a step that has no use for GPUs.
     """
+    # Names of our own: KFP's launcher runs in the same container and reads AWS_*.
     kubernetes.use_config_map_as_env(
-        step, CONFIG_MAP, {name: name for name in CONFIGURED}, optional=True
+        step, CONFIG_MAP, {name: name for name in CONFIG_VARIABLES}, optional=True
+    )
+    kubernetes.use_config_map_as_env(
+        step,
+        LAUNCHER_CONFIG_MAP,
+        {key: variable for variable, key in LAUNCHER_KEYS.items()},
+        optional=True,
     )
     kubernetes.use_secret_as_env(
-        step, S3_SECRET, {name: name for name in CREDENTIALS}, optional=True
+        step, S3_SECRET, {name: name for name in SECRET_VARIABLES}, optional=True
     )
     kubernetes.set_security_context(step, run_as_non_root=True)
     survive_disruptions(step)

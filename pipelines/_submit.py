@@ -12,10 +12,17 @@ from typing import Any
 
 from mal import __version__
 
+from ._argument_checks import check_arguments
 from ._arguments import parse_arguments
-from ._cluster import add_options, connect, wrap_api_errors
+from ._cluster import add_options, connect, read_health, wrap_api_errors
+from ._doctor.command import check_run
 from ._registry import Pipeline, find_pipeline
 from ._target import Target, add_target_options, cluster_target_of, target_of
+
+KFP_NAMESPACE = "kubeflow"
+# Kubeflow's own, without --service-account.
+SINGLE_USER_ACCOUNT = "pipeline-runner"
+MULTI_USER_ACCOUNT = "default-editor"
 
 
 def add_command(commands: Any) -> None:
@@ -23,6 +30,11 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("submit", help="run a pipeline on a cluster")
     add_pipeline_options(parser)
     parser.add_argument("--run-name", default="", metavar="NAME")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check first, as doctor does, that the cluster has what this run needs",
+    )
     add_options(parser)
     parser.set_defaults(command=_submit)
 
@@ -71,11 +83,21 @@ def _submit(options: argparse.Namespace) -> int:
     pipeline = find_pipeline(options.name)
     target = cluster_target_of(options)
     arguments = parse_arguments(pipeline, options.assignments)
+    check_arguments(pipeline, arguments)
+    if options.check:
+        health = read_health(options)
+        default_account = MULTI_USER_ACCOUNT if health.is_multi_user else SINGLE_USER_ACCOUNT
+        check_run(
+            pipeline, arguments, target,
+            namespace=options.namespace or KFP_NAMESPACE,
+            account=options.service_account or default_account,
+            version=health.version,
+        )  # fmt: skip
     name = options.run_name or f"{pipeline.kfp_name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     links = io.StringIO()  # the client prints links itself
     with (
         compiled_file(pipeline.compiled(target)) as path,
-        wrap_api_errors(options.host),
+        wrap_api_errors(options),
         contextlib.redirect_stdout(links),
     ):
         run = connect(options).create_run_from_pipeline_package(

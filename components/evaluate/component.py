@@ -46,6 +46,5 @@ def evaluate(
         step.write_artifact(
             report, metadata.report_metadata(step.data, result.metrics), file=result.report
         )
-        step.write_summary(
-            summary, summaries.evaluation_markdown(step.data, result.metrics), report=report
-        )
+        page = summaries.evaluation_markdown(step.data, result.metrics, result.report)
+        step.write_summary(summary, page, report=report)

@@ -37,4 +37,4 @@ def export(
         step.write_artifact(
             onnx, metadata.onnx_metadata(experiment, onnx.path, result.max_abs_diff)
         )
-        step.write_summary(summary, summaries.metadata_markdown("ONNX", onnx.metadata), onnx=onnx)
+        step.write_summary(summary, summaries.onnx_markdown(onnx.metadata), onnx=onnx)

@@ -41,6 +41,5 @@ def inference(
         described = metadata.labels_metadata(step.data, result.labels, result.num_instances)
         step.write_artifact(labels, described, file=result.labels)
         step.write_artifact(report, {"display_name": "labels report"}, file=result.report)
-        step.write_summary(
-            summary, summaries.metadata_markdown("Labels", labels.metadata), labels=labels
-        )
+        page = summaries.labels_markdown(labels.metadata, result.report)
+        step.write_summary(summary, page, labels=labels)

@@ -1,4 +1,4 @@
-"""Label one shard of a data set."""
+"""Label some shards of a data set."""
 
 from typing import NamedTuple
 
@@ -15,35 +15,22 @@ def label_shard(
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
     pipeline_name: str = "mal",
-) -> NamedTuple("Outputs", [("labels_uri", str)]):  # type: ignore[valid-type]
-    """Write a mask for every box of a shard, unless an earlier run has done so.
+) -> NamedTuple("Outputs", [("labels_uri", str), ("num_boxes", int)]):  # type: ignore[valid-type]
+    """Write a mask for every box of some shards, unless an earlier run has done so.
 
     Args:
-        shard: URI of a shard of split_boxes.
-        report: One self-contained page with masks drawn on their images.
-        labels_uri: URI of the shard's label file, beside its boxes.
+        shard: An item of split_boxes: the URI of a shard, or of the first of several shards with
+            -to- and the number of the last one.
+        report: One self-contained page with masks drawn on their images, of one shard.
+        labels_uri: URI of the last shard's label file, beside its boxes.
+        num_boxes: Number of boxes of these shards.
         spec: Experiment spec as YAML text or recipe:NAME, over the one the model was trained with.
         overrides: dotted.key=value settings that win over the spec.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    import tempfile
-    from pathlib import Path
+    from mal.steps import Step
+    from mal.steps.label_batch import label_batch
 
-    from mal.stages import run_inference
-    from mal.steps import Step, metadata
-    from mal.steps.label_shards import keep_labels, read_shard, shard_spec
-
-    with Step(pipeline_name=pipeline_name) as step, tempfile.TemporaryDirectory() as scratch:
-        part = read_shard(shard)
-        described = metadata.shard_report_metadata(part)
-        if part.is_labelled:
-            step.log(f"{shard} was labelled by an earlier run")
-            page = "<!doctype html><p>This shard was labelled by an earlier run.</p>\n"
-            step.write_artifact(report, described, text=page)
-        else:
-            experiment = shard_spec(part, Path(scratch), spec=spec, overrides=overrides)
-            result = run_inference(experiment)
-            keep_labels(part, result.labels)
-            described |= metadata.spec_metadata("inference", experiment)
-            step.write_artifact(report, described, file=result.report)
-    return (part.labels_uri,)
+    with Step(pipeline_name=pipeline_name) as step:
+        labelled = label_batch(step, shard, report, spec=spec, overrides=overrides)
+    return labelled.labels_uri, labelled.num_boxes

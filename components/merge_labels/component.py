@@ -8,12 +8,12 @@ from .._images import CONTROL_IMAGE
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
 def merge_labels(
     *,
+    shards: dsl.Input[dsl.Artifact],
     labels: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     annotations: str,
-    shards: list[str],
-    shard_labels: list[str],
+    num_labelled: list[int],
     boxes_per_shard: int,
     pipeline_name: str = "mal",
 ) -> None:
@@ -24,23 +24,26 @@ def merge_labels(
         metrics: Number of shards and boxes.
         summary: The labels, their boxes and their model.
         annotations: The file that was split.
-        shards: URIs of split_boxes.
-        shard_labels: URIs of the shards' label files, in the same order.
+        shards: Listing of split_boxes.
+        num_labelled: Outputs num_boxes of label_shard, collected.
         boxes_per_shard: The value that split_boxes had.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
     from mal.steps import Step, label_shards, metadata, summaries
 
     with Step(pipeline_name=pipeline_name) as step:
+        parts = label_shards.read_listing(shards.path)
+        step.log(f"{len(parts)} shards, {sum(map(int, num_labelled))} boxes labelled")
         num_boxes = label_shards.merge_labels(
-            annotations, shard_labels, boxes_per_shard=boxes_per_shard, output=labels.path
+            annotations,
+            label_shards.label_files_of(parts),
+            boxes_per_shard=boxes_per_shard,
+            output=labels.path,
         )
-        shard = label_shards.read_shard(shards[0])
+        shard = label_shards.read_shard(parts[0])
         described = metadata.merged_labels_metadata(
             labels.path, num_boxes, annotations_uri=annotations, shard=shard
         )
         step.write_artifact(labels, described)
-        step.log_metrics(metrics, {"num_shards": len(shards), "num_boxes": num_boxes})
-        step.write_summary(
-            summary, summaries.metadata_markdown("Labels", labels.metadata), labels=labels
-        )
+        step.log_metrics(metrics, {"num_shards": len(parts), "num_boxes": num_boxes})
+        step.write_summary(summary, summaries.labels_markdown(labels.metadata), labels=labels)

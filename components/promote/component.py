@@ -16,9 +16,9 @@ def promote(
     onnx: dsl.Input[dsl.Model],
     report: dsl.Input[dsl.HTML],
     challenger_metrics: dsl.Input[dsl.Metrics],
-    champion_metrics: dsl.Input[dsl.Metrics],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    champion_metrics: dsl.Input[dsl.Metrics] | None = None,
     champion_version: str = "",
     miou_margin: float = 0.005,
     category_margin: float = 0.05,
@@ -43,7 +43,7 @@ def promote(
         onnx: Folder of export.
         report: Report of evaluate, kept with the version.
         challenger_metrics: metrics.json of the challenger.
-        champion_metrics: metrics.json of the champion on the same set; unused without a champion.
+        champion_metrics: metrics.json of the champion on the same set; None without a champion.
         metrics: The values that the gate compared.
         summary: The decision, check by check.
         version: Version under which the challenger is registered.
@@ -68,7 +68,7 @@ def promote(
     with Step(snapshot=snapshot) as step:
         detection = changes.read_detection(snapshot.path)
         challenger = promotion.read_metrics(challenger_metrics.path)
-        champion = promotion.read_metrics(champion_metrics.path) if champion_version else None
+        champion = promotion.read_champion_metrics(champion_version, champion_metrics)
         lineage = artifact_records(
             snapshot=snapshot, dataset=dataset, model=model, onnx=onnx, report=report
         )

@@ -57,6 +57,4 @@ def snapshot_dataset(
         step.log(manifest.summary)
         manifest.write(dataset.path)
         step.write_artifact(dataset, metadata.dataset_metadata(manifest))
-        step.write_summary(
-            summary, summaries.metadata_markdown("Data set", dataset.metadata), dataset=dataset
-        )
+        step.write_summary(summary, summaries.dataset_markdown(dataset.metadata), dataset=dataset)

@@ -8,6 +8,7 @@ from .._images import CONTROL_IMAGE
 @dsl.component(base_image=CONTROL_IMAGE, packages_to_install=[], install_kfp_package=False)
 def split_boxes(
     *,
+    shards: dsl.Output[dsl.Artifact],
     images: str,
     annotations: str,
     model: str,
@@ -16,12 +17,14 @@ def split_boxes(
     boxes_per_shard: int = 20000,
     spec: str = "",
     overrides: list[str] = [],  # noqa: B006 - kfp compiles the literal
+    pipeline_name: str = "mal",
 ) -> list[str]:
-    """Write the shards of a data set, and the model that labels them; return their URIs.
+    """Write the shards of a data set, and the model that labels them; return them in batches.
 
     Shards and labels of an earlier run with the same inputs are kept. Do not cache this step.
 
     Args:
+        shards: Listing of the shards' URIs, for merge_labels.
         images: Folder, archive or bucket folder.
         annotations: COCO JSON with the boxes to label.
         model: A model store, a results folder of a training, a folder of checkpoints, or one of
@@ -31,17 +34,17 @@ def split_boxes(
         boxes_per_shard: Approximate number of boxes in a shard; an image is never split.
         spec: The value that label_shard gets.
         overrides: The value that label_shard gets.
-        Output: URI of every shard, in order.
+        pipeline_name: Name that the artifacts of this run are grouped under.
+        Output: An item for each pod that labels, in order: a shard, or several shards.
     """
     import tempfile
     from pathlib import Path
 
     from mal.registry.model_fetch import fetch_model
-    from mal.steps import Step
-    from mal.steps.label_shards import split_data_set
+    from mal.steps import Step, label_shards
 
-    with Step() as step, tempfile.TemporaryDirectory() as scratch:
-        shards = split_data_set(
+    with Step(pipeline_name=pipeline_name) as step, tempfile.TemporaryDirectory() as scratch:
+        parts = label_shards.split_data_set(
             annotations,
             images,
             work_dir=work_dir,
@@ -49,5 +52,9 @@ def split_boxes(
             boxes_per_shard=boxes_per_shard,
             settings=[spec, *overrides],
         )
-        step.log(f"{len(shards)} shards, {sum(shard.num_boxes for shard in shards)} boxes")
-    return [shard.uri for shard in shards]
+        batches = label_shards.batches_of(parts)
+        num_boxes = sum(part.num_boxes for part in parts)
+        step.log(f"{len(parts)} shards, {num_boxes} boxes, in {len(batches)} batches")
+        label_shards.write_listing(parts, shards.path)
+        step.write_artifact(shards, {"display_name": f"{len(parts)} shards, {num_boxes} boxes"})
+    return batches

@@ -36,8 +36,7 @@ def train(
             "train", spec=spec, overrides=overrides, results_dir=model.path
         )
         result = run_train(experiment)
-        step.write_artifact(model, metadata.model_metadata(experiment, model.path, result.metrics))
+        described = metadata.model_metadata(experiment, model.path, result.metrics, uri=model.uri)
+        step.write_artifact(model, described)
         step.log_metrics(metrics, result.metrics)
-        step.write_summary(
-            summary, summaries.metadata_markdown("Model", model.metadata), model=model
-        )
+        step.write_summary(summary, summaries.model_markdown(model.metadata), model=model)

@@ -60,6 +60,4 @@ def train_distributed(
         )  # fmt: skip
         step.write_artifact(model, trained.metadata | metadata.image_metadata(image))
         step.log_metrics(metrics, trained.metrics)
-        step.write_summary(
-            summary, summaries.metadata_markdown("Model", model.metadata), model=model
-        )
+        step.write_summary(summary, summaries.model_markdown(model.metadata), model=model)

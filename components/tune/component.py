@@ -84,9 +84,9 @@ def tune(
             backend=backend, image=image, namespace=namespace, outputs_uri=outputs_uri,
             job=job, start_timeout_s=start_timeout_s,
         )  # fmt: skip
-        step.write_artifact(model, tuning.tuned_model_metadata(tuned, model.path))
+        step.write_artifact(model, tuning.tuned_model_metadata(tuned, model))
         step.log_metrics(metrics, tuned.metrics)
-        search = tuning.search_metadata(tuned)
+        search = tuning.search_metadata(model)
         page = tuning.leaderboard_page(tuned, model)
         step.write_artifact(leaderboard, search, text=page)
         step.write_artifact(report, search, text=tuned.report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,4 +60,5 @@ def values_text(values: Mapping[str, Any]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Escape a cell: in KFP's page underscores within words would be emphasis."""
+    return re.sub(r"([\\`*_~\[\]<>|])", r"\\\1", text.replace("\n", " "))

@@ -82,6 +82,18 @@ class ClusterClient:
                 raise MissingExtraError(package, "cluster") from error
         return cls(_load_configuration, patience_s=patience_s)
 
+    def call(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> Object:
+        """Send any request, with retries, and return the response.
+
+        Raises:
+            ApiError: The server rejects it.
+            ConnectionLost: The server cannot be reached.
+        """
+        content: Object = json.loads(self._retrying(self._read, method, path, query, body))
+        return content
+
     def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
         """Create the object; None when its name is taken."""
         request = Request("create", resource, namespace, body["metadata"]["name"])

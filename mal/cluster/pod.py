@@ -15,6 +15,8 @@ from mal.cluster.resources import Object
 from mal.cluster.rules import KEYS_OF_OUTPUTS, quantity
 from mal.cluster.settings import JobSettings, Owner
 from mal.spec.sources import RECIPE_PREFIX, VARIABLE_PREFIX, parse_override
+from mal.storage.kfp_launcher import LAUNCHER_CONFIG_MAP, LAUNCHER_KEYS
+from mal.storage.stores import CONFIG_VARIABLES
 
 # Kubernetes replaces $(NAME) in commands and variables, and reads $$ as $.
 _EXPANDED = re.compile(r"\$(?=[$(])")
@@ -190,14 +192,20 @@ def variables(job: JobSettings) -> list[Object]:
         values[names.SPEC_VARIABLE] = job.spec
     sources: Object = {}
     if environment.config_map:
-        for key in names.CONFIG_VARIABLES:
-            reference = {"name": environment.config_map, "key": key, "optional": True}
-            sources[key] = {"valueFrom": {"configMapKeyRef": reference}}
+        for key in CONFIG_VARIABLES:
+            sources[key] = _key_of_config_map(environment.config_map, key)
+    for name, key in LAUNCHER_KEYS.items():
+        sources[name] = _key_of_config_map(LAUNCHER_CONFIG_MAP, key)
     sources |= {name: {"value": escape_expansion(value)} for name, value in values.items()}
     for name, secret in sorted(environment.secrets.items()):
         reference = {"name": secret.secret, "key": secret.key}
-        sources[name] = {"valueFrom": {"secretKeyRef": reference}}
+        optional = {"optional": True} if secret.optional else {}
+        sources[name] = {"valueFrom": {"secretKeyRef": {**reference, **optional}}}
     return [{"name": name, **source} for name, source in sources.items()]
+
+
+def _key_of_config_map(name: str, key: str) -> Object:
+    return {"valueFrom": {"configMapKeyRef": {"name": name, "key": key, "optional": True}}}
 
 
 def container_resources(job: JobSettings) -> Object:

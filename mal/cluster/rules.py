@@ -37,6 +37,7 @@ _UNITS: dict[str, int | Decimal] = {
     "": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50,
 }  # fmt: skip
+_STEP = Decimal("0.001")  # Kubernetes' sizes may have three decimals
 # The long words also at the end of one (PGPASSWORD); the short ones alone and last (KAGGLE_KEY).
 _SECRET_VARIABLE = re.compile(
     r"(SECRETS?|PASSWORD|PASSWD|PASSPHRASE|TOKEN|APIKEY|CREDENTIALS?)(_|\d*$)"
@@ -98,6 +99,18 @@ def quantity(text: str) -> Decimal:
     """Return the value of a checked Kubernetes quantity, such as 500m or 64Gi."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     return Decimal(number) * _UNITS[text.removeprefix(number)]
+
+
+def half_of(size: str) -> str:
+    """Return half of a checked size in its own unit; '' of ''."""
+    unit = size.lstrip("0123456789.")
+    number = size.removesuffix(unit)
+    return f"{(Decimal(number) / 2).quantize(_STEP).normalize():f}{unit}" if number else ""
+
+
+def smaller_size(size: str, other: str) -> str:
+    """Return the smaller of two checked sizes; '' is unknown."""
+    return size if size and quantity(size) < quantity(other) else other
 
 
 def is_below(path: str, folder: str) -> bool:

@@ -18,6 +18,11 @@ from mal.cluster.problems import problems_of
 from mal.errors import SpecError, StorageError
 from mal.storage.uris import parse_remote_uri
 
+_GPU_NODE: Mapping[str, str] = {"cpu": "8", "memory": "32Gi"}
+# A node without GPUs must fit a small cluster, beside the pods of the run itself.
+_CPU_NODE: Mapping[str, str] = {"cpu": "2", "memory": "8Gi"}
+_MAX_DEFAULT_SHM = "8Gi"
+
 
 class _Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
@@ -34,20 +39,33 @@ class Resources(_Settings):
     Attributes:
         gpus_per_node: 0 trains on CPUs.
         processes_per_node: On CPUs; 0 is one. A node with GPUs runs one process a GPU.
-        shm_size: Size of /dev/shm, through which data loader processes pass batches.
+        cpu: '' is 8; 2 without GPUs.
+        memory: '' is 32Gi; 8Gi without GPUs.
+        shm_size: Size of /dev/shm, through which data loader processes pass batches; '' is half of
+            `memory`, at most 8Gi.
     """
 
     gpus_per_node: Annotated[rules.Whole, rules.between(0)] = 1
     processes_per_node: Annotated[rules.Whole, rules.between(0)] = 0
-    cpu: rules.Cores = "8"
-    memory: rules.Size = "32Gi"
-    shm_size: rules.Size = "8Gi"
+    cpu: rules.Cores = ""
+    memory: rules.Size = ""
+    shm_size: rules.Size = ""
     gpu_resource: rules.Text = "nvidia.com/gpu"
 
     @property
     def devices_per_node(self) -> int:
         """Training processes of a node."""
         return self.gpus_per_node or self.processes_per_node or 1
+
+    @field_validator("cpu", "memory", "shm_size", mode="before")
+    @classmethod
+    def _fill_in(cls, amount: Any, info: ValidationInfo) -> Any:
+        if amount != "":
+            return amount
+        if info.field_name == "shm_size":
+            return rules.smaller_size(rules.half_of(info.data.get("memory", "")), _MAX_DEFAULT_SHM)
+        has_gpus = info.data.get("gpus_per_node", 1)
+        return (_GPU_NODE if has_gpus else _CPU_NODE)[str(info.field_name)]
 
     @field_validator("processes_per_node")
     @classmethod
@@ -137,10 +155,15 @@ class Storage(_Settings):
 
 
 class SecretKey(_Settings):
-    """Reference to a key of a Secret; the value itself is nowhere in a job."""
+    """Reference to a key of a Secret; the value itself is nowhere in a job.
+
+    Attributes:
+        optional: Whether the pods start without the Secret or the key.
+    """
 
     secret: rules.SecretName
     key: rules.KeyInSecret
+    optional: StrictBool = False
 
 
 class Environment(_Settings):
@@ -149,8 +172,8 @@ class Environment(_Settings):
     Attributes:
         values: Plain, readable by everyone who may read the job; literal, `$(NAME)` included.
         secrets: References, by variable.
-        config_map: ConfigMap with the object store's AWS_ENDPOINT_URL_S3 and AWS_REGION, unless the
-            others set them; '' for none.
+        config_map: ConfigMap with the object store's MAL_S3_ENDPOINT_URL and MAL_S3_REGION, unless
+            the others set them; '' for none.
     """
 
     values: Mapping[rules.PlainVariable, rules.SafeText] = Field(default_factory=dict)

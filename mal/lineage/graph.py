@@ -7,6 +7,7 @@ cluster in the last line of the pages `<run>/<step>/<try>/summary` of the object
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mal.errors import ArtifactError
+from mal.errors import ArtifactError, MalError
 from mal.lineage.page_record import PAGE_OUTPUTS, read_record
 from mal.registry.model_store import VERSION_FILE, ModelStore
 from mal.registry.promotion import list_versions
@@ -93,16 +94,21 @@ class LineageGraph:
         hide the rest.
         """
         commit, spec = node.metadata.get("git_sha"), node.metadata.get("train_config")
-        if not spec:
+        uri = node.metadata.get("train_config_uri")
+        # Up to 0.1.0 the metadata had the whole spec.
+        sha256 = node.metadata.get("train_config_sha256") or (spec and _sha256(str(spec)))
+        if not sha256:
             return
         if commit:
             code = self._node(str(commit), "code", f"commit {str(commit)[:_SHOWN_SHA_CHARS]}")
             code.metadata.setdefault("git_sha", commit)
             node.parents.setdefault(code.key, "code")
-        sha256 = hashlib.sha256(str(spec).encode()).hexdigest()
-        parent = self._node(sha256, "spec", f"spec {sha256[:_SHOWN_SHA_CHARS]}")
-        parent.metadata.setdefault("spec", spec)
-        node.parents.setdefault(sha256, "spec")
+        parent = self._node(str(sha256), "spec", f"spec {str(sha256)[:_SHOWN_SHA_CHARS]}")
+        known = {"spec": spec, "uri": uri, "sha256": sha256 if uri else None}
+        for name, value in known.items():
+            if value:
+                parent.metadata.setdefault(name, value)
+        node.parents.setdefault(parent.key, "spec")
 
     def children_of(self, key: str) -> list[Node]:
         """Return the nodes that have this parent."""
@@ -156,6 +162,12 @@ def read_lineage(source: str) -> LineageGraph:
         ArtifactError: The source has no lineage.
         StorageError: The source cannot be read.
     """
+    graph = _read_graph(source)
+    _read_specs(graph, source)
+    return graph
+
+
+def _read_graph(source: str) -> LineageGraph:
     graph = LineageGraph()
     outputs = [] if "://" in source else list(Path(source).expanduser().rglob(EXECUTOR_OUTPUT))
     for path in sorted(outputs, key=lambda path: (path.stat().st_mtime_ns, path)):
@@ -229,6 +241,31 @@ def _add_version(graph: LineageGraph, record: Mapping[str, Any]) -> None:
     }
     node.parents = {keys[name]: name for name in ("model", "onnx", "report") if name in keys}
     graph.nodes[uri] = node
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_specs(graph: LineageGraph, source: str) -> None:
+    """Add the text of the specs that are local or in the store of `source`.
+
+    A run's files may be gone, or be in a store that this machine cannot reach: the graph is whole
+    without them.
+    """
+    for node in graph.nodes.values():
+        uri = str(node.metadata.get("uri") or "")
+        if node.kind != "spec" or "spec" in node.metadata or not uri:
+            continue
+        if _store_of(uri) == _store_of(source):
+            with contextlib.suppress(MalError, OSError):
+                node.metadata["spec"] = fetch_file(uri).read_text(encoding="utf-8")
+
+
+def _store_of(uri: str) -> str:
+    """Return the bucket of a URI; '' for a local path. minio:// and s3:// are one store."""
+    scheme, separator, rest = uri.partition("://")
+    return rest.partition("/")[0] if separator and scheme != "file" else ""
 
 
 def lineage_lines(graph: LineageGraph, node: Node) -> list[str]:

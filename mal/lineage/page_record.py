@@ -2,12 +2,14 @@
 
 `mal pipelines lineage` reads a cluster's run from the object store alone, and KFP's launcher
 uploads only the output artifacts there: a JSON file beside the page does not reach it, nor does
-executor_output.json (docs/decisions/0008-lineage-record.md). Markdown does not show the line.
+executor_output.json (docs/decisions/0008-lineage-record.md). Markdown does not show the line, nor
+does KFP's page: markdown-to-jsx drops comments also where it shows other HTML as text.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 # Outputs whose page ends with a record.
@@ -31,10 +33,21 @@ def artifact_records(**artifacts: DescribedArtifact) -> dict[str, dict[str, Any]
     return {name: {"uri": a.uri, **a.metadata} for name, a in artifacts.items()}
 
 
-def with_record(markdown: str, **artifacts: DescribedArtifact) -> str:
-    """Return a page whose last line holds the records of artifacts."""
+def with_record(
+    markdown: str, spec: Mapping[str, str] | None = None, /, **artifacts: DescribedArtifact
+) -> str:
+    """Return a page whose last line holds the records of artifacts.
+
+    Args:
+        markdown: The page.
+        spec: The resolved spec as JSON, by the name of its key: it is too long for metadata.
+        artifacts: By the name of the output.
+    """
+    records = {
+        name: {**entry, **(spec or {})} for name, entry in artifact_records(**artifacts).items()
+    }
     # An escaped `>` cannot end the comment.
-    content = json.dumps(artifact_records(**artifacts)).replace(">", "\\u003e")
+    content = json.dumps(records).replace(">", "\\u003e")
     return f"{markdown.rstrip()}\n\n{_START}{content}{_END}\n"
 
 

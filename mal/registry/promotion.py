@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mal.artifacts import (
     EPOCH_METRICS_FILE,
@@ -142,6 +142,11 @@ class Outcome:
         return metrics
 
 
+class _File(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class _NewVersion:
     store: ModelStore
@@ -168,6 +173,26 @@ def read_metrics(path: str | Path) -> Mapping[str, Any]:
             f"Cannot read the metrics of an evaluation from {path} ({error}). Evaluate again."
         ) from error
     return content
+
+
+def read_champion_metrics(version: str, metrics: _File | None) -> Mapping[str, Any] | None:
+    """Read the `metrics.json` of the champion; return None before the first promotion.
+
+    Args:
+        version: Version of the champion; '' before the first promotion.
+        metrics: Artifact with its metrics; None before the first promotion.
+
+    Raises:
+        ArtifactError: There is a champion, and its metrics are missing or are not JSON.
+    """
+    if not version:
+        return None
+    if metrics is None:
+        raise ArtifactError(
+            f"champion_metrics must be given with champion_version, got none for {version}. Give "
+            "the output metrics of the step that evaluates the champion."
+        )
+    return read_metrics(metrics.path)
 
 
 def register_and_promote(

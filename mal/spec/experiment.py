@@ -491,6 +491,27 @@ class ExportSpec:
 
 
 @dataclass
+class StorageSpec:
+    """How object stores are read and written."""
+
+    retry_s: int = setting(
+        600,
+        "[mal] How long an object store may be away before an action gives up, s; 0 does not wait. "
+        "A training goes on meanwhile. In a pod, the results of a finished action are tried for as "
+        "long as the pod lives.",
+        minimum=0,
+        is_searchable=False,
+    )
+    upload_interval_s: int = setting(
+        100,
+        "[mal] A remote results folder gets records and a checkpoint at least this often, s. Raise "
+        "it where a checkpoint takes seconds to write.",
+        minimum=1,
+        is_searchable=False,
+    )
+
+
+@dataclass
 class WandbSpec:
     """Weights & Biases logging of a training run."""
 
@@ -532,6 +553,7 @@ class ExperimentSpec:
     evaluate: EvaluateSpec = section(EvaluateSpec, "Measure a model against true masks.")
     inference: InferenceSpec = section(InferenceSpec, "Write masks for boxes.")
     export: ExportSpec = section(ExportSpec, "Write an ONNX model.")
+    storage: StorageSpec = section(StorageSpec, "How object stores are read and written.")
     wandb: WandbSpec = section(WandbSpec, "Weights & Biases logging of a training run.")
 
 

@@ -70,6 +70,7 @@ _ROLE_NAMES: Mapping[Role, str] = {
         : results_dir
         train: results_dir overwrite resume_training_checkpoint_path checkpoint_interval
             checkpoint_interval_unit validation_interval feature_cache_gib profile
+        storage: retry_s upload_interval_s
         wandb: enable project entity group name run_id reinit save_code sync_tensorboard tags
     """,
     Role.NONE: """

@@ -45,6 +45,7 @@ from mal.stages.run_identity import (
     describe_conflict,
     differences,
 )
+from mal.stages.session import upload_finished
 from mal.stages.written_files import RESTORED, SEARCH, WRITTEN, require_inputs_kept, results_uri
 from mal.status import MONITORED_METRIC, Status, StatusLog
 from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
@@ -322,7 +323,7 @@ def _recording(
         with contextlib.suppress(MalError):
             results.upload()
         raise
-    results.upload()
+    upload_finished(results, plan.base)
 
 
 def _claim(plan: SearchPlan, results: ResultsFolder, *, may_overwrite: bool) -> RunRecord:

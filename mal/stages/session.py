@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import json
 import logging
+import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,20 +24,22 @@ from mal.artifacts import (
 )
 from mal.distributed.group import explain_lost_rank
 from mal.distributed.workers import Worker
-from mal.errors import MalError, SpecError, StorageError
-from mal.runtime import choose_device
+from mal.errors import MalError, SpecError, StorageError, StoreAwayError
+from mal.runtime import choose_device, finishing
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
 from mal.stages.memory import is_out_of_memory, prediction_shortage, training_shortage
 from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import Status, StatusLog
-from mal.storage import ResultsFolder, describe_inputs
+from mal.storage import BackgroundUpload, ResultsFolder, describe_inputs, impatient, patient
 from mal.tao import missing_settings
 
 if TYPE_CHECKING:
     from mal.stages.run_identity import RunRecord
 
 log = logging.getLogger(__name__)
+
+UPLOAD_INTERVAL_S = 100.0
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -51,12 +55,20 @@ class Session:
             its first start.
     """
 
-    def __init__(self, results: ResultsFolder, *, is_rank0: bool = True) -> None:
+    def __init__(
+        self,
+        results: ResultsFolder,
+        *,
+        is_rank0: bool = True,
+        upload_interval_s: float = UPLOAD_INTERVAL_S,
+    ) -> None:
         self.results = results
         self.status = StatusLog(results.path)
         self.is_rank0 = is_rank0
         self.outputs: list[Path] = []
         self.run: RunRecord | None = None
+
+        self._uploader = BackgroundUpload(results, upload_interval_s)
 
     @property
     def path(self) -> Path:
@@ -81,6 +93,22 @@ class Session:
     def upload(self) -> None:
         """Upload the finished files to a remote results folder."""
         self.results.upload()
+
+    def start_uploads(self) -> None:
+        """Upload from now on in the background, at an interval."""
+        self._uploader.start()
+
+    def upload_soon(self) -> None:
+        """Upload in the background what is finished; an absent store stops nothing.
+
+        Raises:
+            StorageError: The store refused an earlier upload.
+        """
+        self._uploader.request()
+
+    def end_uploads(self) -> None:
+        """Wait for an upload in the background, and start no other."""
+        self._uploader.close()
 
 
 def require_runnable(action: str, spec: ExperimentSpec) -> None:
@@ -114,8 +142,7 @@ def recording(
         with _assisting(worker) as session, _wrap_torch_errors(action, spec):
             yield session
         return
-    results = ResultsFolder(results_uri(action, spec))
-    with results.held():
+    with patient(spec.storage.retry_s), ResultsFolder(results_uri(action, spec)).held() as results:
         results.adopt_remote_state()
         results.restore((RUN_FILE, MANIFEST_FILE))
         if action != "train":
@@ -147,12 +174,12 @@ def _require_own_folder(action: str, results: ResultsFolder) -> None:
 def _recording_in(
     results: ResultsFolder, action: str, spec: ExperimentSpec, inputs: Mapping[str, str]
 ) -> Iterator[Session]:
-    session = Session(results)
+    session = Session(results, upload_interval_s=spec.storage.upload_interval_s)
     try:
         if not session.has_model:
             session.write_spec(spec)
         session.status.write(Status.STARTED, f"{action} started")
-        with _wrap_torch_errors(action, spec):
+        with _wrap_torch_errors(action, spec), _uploading(session):
             yield session
         write_manifest(
             session.path,
@@ -166,15 +193,48 @@ def _recording_in(
         message = str(error) or type(error).__name__
         with contextlib.suppress(OSError):
             session.status.write(Status.FAILURE, f"{action} failed: {message}", verbosity="ERROR")
-        with contextlib.suppress(MalError):
+        # A store that was away for all the time that an action waits is not waited for again.
+        is_away = isinstance(error, StoreAwayError)
+        with contextlib.suppress(MalError), impatient() if is_away else contextlib.nullcontext():
             results.upload()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise StorageError(
-                f"Cannot write to {results.uri}: {error.strerror}. Free disk space there, or "
-                "set another results_dir."
+                f"Cannot write to {results.uri}: {error.strerror}. Free disk space there, or set "
+                "another results_dir."
             ) from error
         raise
-    results.upload()
+    upload_finished(results, spec)
+
+
+def upload_finished(results: ResultsFolder, spec: ExperimentSpec) -> None:
+    """Upload the results of an action that has succeeded.
+
+    In a pod they would be lost with it: an absent store is waited for as long as the pod lives. A
+    first stop signal waits for the upload.
+
+    Raises:
+        StorageError: The store refused them, or was away for `storage.retry_s`.
+    """
+    retry_s = float(spec.storage.retry_s)
+    if retry_s and "KUBERNETES_SERVICE_HOST" in os.environ:
+        retry_s = math.inf
+    try:
+        with finishing(), patient(retry_s):
+            results.upload()
+    except StorageError as error:
+        raise StorageError(
+            f"{error} The finished results are in {results.path}; the same command uploads them."
+        ) from error
+
+
+@contextmanager
+def _uploading(session: Session) -> Iterator[None]:
+    """Upload in the background inside the block."""
+    session.start_uploads()
+    try:
+        yield
+    finally:
+        session.end_uploads()
 
 
 @contextmanager

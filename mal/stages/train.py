@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +52,7 @@ from mal.stages.results import TrainResult
 from mal.stages.resume import ResumePlan, broadcast_resume_plan
 from mal.stages.session import Session, recording
 from mal.stages.training_identity import identity_of_training
-from mal.stages.written_files import RESTORED
+from mal.stages.written_files import RESTORED, results_uri
 from mal.status import Status
 from mal.storage import describe_inputs, fetch_file
 from mal.storage.uris import parse_remote_uri
@@ -198,7 +199,9 @@ class _Training:
             stop=self.stop,
             measure=_validation(self.data.validation, start.spec, prior, self.stop),
             on_start=lambda: self._record_start(start.spec),
-            on_checkpoint=self.session.upload,
+            on_checkpoint=self.session.upload_soon,
+            on_superseded=self.session.results.retire,
+            save_interval_s=_save_interval_s(start.spec),
             warm_from=start.warm_from,
         )
         reader = with_boxes_to_train_on(self.data.training, start, run)
@@ -210,6 +213,15 @@ class _Training:
         if self.claim is not None:
             self.session.run = self.claim.started(spec)
             self.session.run.write(self.session.path)
+
+
+def _save_interval_s(spec: ExperimentSpec) -> float:
+    """Return how often a checkpoint is saved by time; infinite for a local results folder.
+
+    The same on all ranks, of which only rank 0 has the remote folder.
+    """
+    is_remote = parse_remote_uri(results_uri("train", spec)) is not None
+    return float(spec.storage.upload_interval_s) if is_remote else math.inf
 
 
 def _smaller_spec(

@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import resource
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
-from mal.artifacts import sha256_of_file, write_json
+from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
@@ -41,9 +43,15 @@ from mal.storage import (
 
 SHARD_FILE = "shard.json"
 ANNOTATIONS_FILE = "annotations.json"
-MAX_SHARDS = 500  # the merge opens one file for each shard
+MAX_SHARDS = 2000  # the merge opens one file for each shard
+# A batch costs a run three pods, and Argo's workflow object 12 nodes: it must stay below 1 MiB,
+# compressed (tests/contract/test_workflow_size.py).
+MAX_BATCHES = 200
+MAX_PARALLEL_BATCHES = 16
 
 _KEY_CHARS = 16
+_SPARE_FILES = 64
+_BATCH = re.compile(r"(?P<folder>.*/shard-)(?P<first>\d+)-to-(?P<last>\d+)")
 _MAX_BUFFERED = 20_000
 
 
@@ -187,6 +195,59 @@ def split_data_set(
     return shards
 
 
+def batches_of(shards: Sequence[Shard]) -> list[str]:
+    """Group consecutive shards for the pods that label them.
+
+    Each batch has one pod of its own and costs two more; a shard of many costs at most 1.5 pods.
+
+    Returns:
+        The URI of a shard, or `.../shard-00002-to-00003`, by batch.
+    """
+    size = math.ceil(len(shards) / MAX_BATCHES)
+    if len(shards) > MAX_PARALLEL_BATCHES:
+        size = max(size, 2)  # more pods would not run at the same time
+    groups = [shards[start : start + size] for start in range(0, len(shards), size)]
+    last = [group[-1].uri.rpartition("-")[2] for group in groups]
+    return [
+        group[0].uri if len(group) == 1 else f"{group[0].uri}-to-{end}"
+        for group, end in zip(groups, last, strict=True)
+    ]
+
+
+def shards_of_batch(batch: str) -> list[str]:
+    """Return the URIs of the shards of a batch; a shard is a batch of one."""
+    found = _BATCH.fullmatch(batch)
+    if found is None:
+        return [batch]
+    first, last = int(found["first"]), int(found["last"])
+    return [f"{found['folder']}{number:05d}" for number in range(first, last + 1)]
+
+
+def write_listing(shards: Sequence[Shard], path: str | Path) -> None:
+    """Write the URIs of all shards, in order, for `read_listing`."""
+    write_json(Path(path), {"shards": [shard.uri for shard in shards]})
+
+
+def read_listing(path: str | Path) -> list[str]:
+    """Read the URIs of all shards.
+
+    Raises:
+        ArtifactError: The file is no listing.
+    """
+    try:
+        return list(json.loads(Path(path).read_bytes())["shards"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"Cannot read the listing of the shards in {path} ({error}). Give the output shards "
+            "of split_boxes."
+        ) from error
+
+
+def label_files_of(shards: Sequence[str]) -> list[str]:
+    """Return the URIs of the shards' label files."""
+    return [child_uri(shard, LABELS_FILE) for shard in shards]
+
+
 def read_shard(uri: str) -> Shard:
     """Read a shard's file.
 
@@ -239,9 +300,16 @@ def shard_spec(
     )
 
 
-def keep_labels(shard: Shard, labels: Path) -> None:
-    """Store a shard's label file beside its boxes; the shard is then labelled."""
+def keep_labels(shard: Shard, labels: Path, spec: Path) -> dict[str, str]:
+    """Store a shard's label file and its spec beside its boxes; the shard is then labelled.
+
+    Returns:
+        URI and sha256 of the spec.
+    """
+    spec_uri = child_uri(shard.uri, EXPERIMENT_FILE)
+    put_file(spec, spec_uri)
     put_file(labels, shard.labels_uri)
+    return {"inference_config_uri": spec_uri, "inference_config_sha256": sha256_of_file(spec)}
 
 
 def merge_labels(
@@ -283,6 +351,7 @@ def merge_labels(
 
 def _in_order_of(annotations: Path, labels: Sequence[str], plan: ShardPlan) -> Iterator[Any]:
     """Yield the labels of all shards in the order of the annotations."""
+    _allow_open_files(len(labels) + _SPARE_FILES)
     shards = [stream_entries(fetch_file(uri), "annotations") for uri in labels]
     for box in stream_entries(annotations, "annotations"):
         number = plan.shard_of_box(box)
@@ -293,6 +362,23 @@ def _in_order_of(annotations: Path, labels: Sequence[str], plan: ShardPlan) -> I
     for uri, rest in zip(labels, shards, strict=True):
         if next(rest, None) is not None:
             raise _mismatch(uri, "more labels than boxes")
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the limit of open files of this process; a shell's default is 1,024.
+
+    Raises:
+        ArtifactError: The system's limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= count or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise ArtifactError(
+            f"Cannot open {count} files to merge the shards: the limit is {hard}. Raise "
+            "boxes_per_shard, or the node's limit of open files."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _mismatch(uri: str, found: str) -> ArtifactError:

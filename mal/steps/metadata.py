@@ -13,19 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mal.artifacts import LATEST_CHECKPOINT, MANIFEST_FILE, ONNX_FILE, sha256_of_file
+from mal.artifacts import (
+    EXPERIMENT_FILE,
+    LATEST_CHECKPOINT,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    sha256_of_file,
+)
 from mal.errors import ArtifactError, MalError
 from mal.registry.changes import Detection
 from mal.registry.model_fetch import FetchedModel
 from mal.registry.model_store import ModelStore, now
 from mal.registry.snapshot import DatasetManifest
-from mal.spec import ExperimentSpec, spec_as_dict
+from mal.spec import ExperimentSpec
 from mal.steps.label_shards import Shard
-from mal.storage import fetch_file
+from mal.storage import child_uri, fetch_file
 
 Metadata = dict[str, str | float]
 
+CATEGORY_PREFIX = "per category: "
 _SHORT_SHA_CHARS = 8
+_REPORTED = ("mIoU", "mean_iou_instances", "num_instances")
 
 
 class StepArtifact(Protocol):
@@ -42,17 +50,31 @@ class StepArtifact(Protocol):
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of `metrics`; the IoU of a category is named `IoU <category>`."""
+    """Return the finite numbers of `metrics`; the IoU of a category is `per category: <category>`.
+
+    KFP's page shows ten metrics, sorted by name with capitals first: mIoU must be among them,
+    however many categories there are.
+    """
     flat = {name: float(value) for name, value in metrics.items() if _is_number(value)}
     for name, category in (metrics.get("per_category") or {}).items():
         if _is_number(category.get("iou")):
-            flat[f"IoU {name}"] = float(category["iou"])
+            flat[f"{CATEGORY_PREFIX}{name}"] = float(category["iou"])
     return flat
 
 
-def spec_metadata(action: str, experiment: ExperimentSpec) -> Metadata:
-    """Return the spec of an action as JSON."""
-    return {f"{action}_config": json.dumps(spec_as_dict(experiment))}
+def spec_file_metadata(action: str, uri: str, sha256: str) -> Metadata:
+    """Name the file with the resolved spec of an action.
+
+    The spec itself has 4 KB: every byte of an artifact's metadata is in Argo's workflow object six
+    times for each step that takes the artifact, and that object must stay below 1 MiB.
+    """
+    return {f"{action}_config_uri": uri, f"{action}_config_sha256": sha256}
+
+
+def model_spec_metadata(model: StepArtifact) -> Metadata:
+    """Return what a model's metadata says about the spec of its training."""
+    names = ("train_config_uri", "train_config_sha256")
+    return {name: model.metadata[name] for name in names if name in model.metadata}
 
 
 def image_metadata(image: str) -> Metadata:
@@ -69,6 +91,8 @@ def dataset_metadata(data: DatasetManifest) -> Metadata:
         "dataset_sha256": data.dataset_sha256,
     }
     for name, split in data.splits.items():
+        if name != "train" and split == data.train:
+            continue  # the part to label is the training part unless another is given
         metadata |= {
             f"{name}_images_uri": split.images_uri,
             f"{name}_images_sha256": split.images_sha256,
@@ -109,9 +133,11 @@ def champion_metadata(champion: FetchedModel | None, store: str) -> Metadata:
         return {"display_name": "no champion yet"}
     record = ModelStore(store).read_version(champion.version) or {}
     model = record.get("lineage", {}).get("model", {})
+    spec_uri = child_uri(champion.uri, EXPERIMENT_FILE) if champion.spec_sha256 else ""
     return {
         "display_name": f"champion {champion.version}",
-        **{name: model.get(name, "") for name in ("git_sha", "image_digest", "train_config")},
+        **{name: model.get(name, "") for name in ("git_sha", "image_digest")},
+        **spec_file_metadata("train", spec_uri, champion.spec_sha256),
         "sha256": champion.sha256,
         "version": champion.version,
         "model_uri": champion.checkpoint_uri,
@@ -130,7 +156,7 @@ def skip_metadata(detection: Detection, snapshot: StepArtifact) -> Metadata:
 
 
 def model_metadata(
-    experiment: ExperimentSpec, model_dir: str | Path, metrics: Mapping[str, Any]
+    experiment: ExperimentSpec, model_dir: str | Path, metrics: Mapping[str, Any], *, uri: str
 ) -> Metadata:
     """Describe a trained model.
 
@@ -139,13 +165,17 @@ def model_metadata(
     Args:
         experiment: The spec of the training.
         model_dir: Local folder with the manifest; the checkpoints may be elsewhere.
+        uri: URI of the model artifact, which is a folder.
         metrics: Metrics of the training.
 
     Raises:
         ArtifactError: The folder has no manifest, or the manifest names no checkpoint.
     """
     manifest = _training_manifest(Path(model_dir))
-    sha256 = manifest["outputs"][LATEST_CHECKPOINT]["sha256"]
+    outputs = manifest["outputs"]
+    sha256 = outputs[LATEST_CHECKPOINT]["sha256"]
+    spec_sha256 = outputs.get(EXPERIMENT_FILE, {}).get("sha256", "")
+    spec_uri = child_uri(uri, EXPERIMENT_FILE) if spec_sha256 else ""
     return {
         "display_name": f"model {_short(sha256)} ({experiment.model.arch})",
         "sha256": sha256,
@@ -155,7 +185,7 @@ def model_metadata(
         "seed": float(experiment.train.seed),
         "git_sha": manifest.get("git_commit") or "",
         "image_digest": manifest.get("image_digest") or "",
-        **spec_metadata("train", experiment),
+        **spec_file_metadata("train", spec_uri, spec_sha256),
         **_parent_model(experiment.train.pretrained_model_path),
         **flat_metrics(metrics),
     }
@@ -168,7 +198,8 @@ def report_metadata(data: DatasetManifest, metrics: Mapping[str, Any]) -> Metada
         "display_name": f"report on the {data.evaluated_part}",
         "evaluated_annotations_uri": split.annotations_uri,
         "evaluated_annotations_sha256": split.annotations_sha256,
-        **flat_metrics(metrics),
+        # The artifact `metrics` has them all; this one is passed to the step promote as well.
+        **{name: value for name, value in flat_metrics(metrics).items() if name in _REPORTED},
     }
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mal.artifacts import (
+    EXPERIMENT_FILE,
     checkpoint_in,
     made_by,
     sha256_of_file,
@@ -23,9 +28,11 @@ from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 from mal.lineage.page_record import with_record
 from mal.registry.snapshot import DatasetManifest, read_dataset_manifest
 from mal.runtime import Interrupted, set_up_logging
-from mal.spec import ExperimentSpec
-from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_metadata
+from mal.spec import ExperimentSpec, spec_as_dict
+from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_file_metadata
 from mal.steps.specs import step_spec
+from mal.storage import DEFAULT_RETRY_S, child_uri, patient
+from mal.storage.stores import add_artifact_uri
 
 ERROR_PREFIX = "error: "
 DEFAULT_PIPELINE_NAME = "mal"
@@ -40,6 +47,22 @@ class MetricsArtifact(Protocol):
     def path(self) -> str: ...
 
     def log_metric(self, metric: str, value: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """The resolved spec of a step's action, as JSON."""
+
+    action: str
+    text: str
+
+    def file_metadata(self, artifact: StepArtifact) -> Metadata:
+        """Name the spec's file in the artifact's folder; without one, the sha256 of the JSON."""
+        file = Path(artifact.path) / EXPERIMENT_FILE
+        if file.is_file():
+            uri = child_uri(artifact.uri, EXPERIMENT_FILE)
+            return spec_file_metadata(self.action, uri, sha256_of_file(file))
+        return {f"{self.action}_config_sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
 
 class Step:
@@ -69,13 +92,18 @@ class Step:
         pipeline_name: str = "",
     ) -> None:
         self._dataset, self._model = dataset, model
+        self._patience = contextlib.ExitStack()
+        for artifact in filter(None, (dataset, model, snapshot)):
+            add_artifact_uri(artifact.uri)
         named = dataset or snapshot
         inherited = named.metadata.get("pipeline_name") if named else ""
         self._pipeline_name = str(pipeline_name or inherited or DEFAULT_PIPELINE_NAME)
-        self._spec_metadata: Metadata = {}
+        self._spec: StepSpec | None = None
+        self._written: list[StepArtifact] = []
 
     def __enter__(self) -> Self:
         set_up_logging()
+        self._patience.enter_context(patient(DEFAULT_RETRY_S))
         return self
 
     def __exit__(
@@ -84,6 +112,7 @@ class Step:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._patience.close()
         if isinstance(error, MalError | ModuleNotFoundError):
             known = MissingExtraError.of(error) or error
             if isinstance(known, MalError):
@@ -132,7 +161,7 @@ class Step:
             results_dir=results_dir,
             model_dir=self._model.path if self._model else "",
         )
-        self._spec_metadata = spec_metadata(action, experiment)
+        self._spec = StepSpec(action, json.dumps(spec_as_dict(experiment)))
         return experiment
 
     def write_artifact(
@@ -145,6 +174,9 @@ class Step:
     ) -> None:
         """Finish an output: its content, and all its metadata.
 
+        The spec of the step is named by URI and sha256: for a folder the file in it, for a file the
+        record of the step's page (`write_summary`).
+
         Args:
             artifact: A folder's symbolic links become files: an object store has no links.
             metadata: Beats what the step records itself: commit, image, parents and spec.
@@ -152,7 +184,7 @@ class Step:
             text: Written to the artifact's path. Without both the step has written the content.
         """
         path = Path(artifact.path)
-        recorded = {"pipeline_name": self._pipeline_name, **self.parents, **self._spec_metadata}
+        recorded = {"pipeline_name": self._pipeline_name, **self.parents}
         if file is not None:
             _copy_file(file, path)
         if text is not None:
@@ -161,7 +193,10 @@ class Step:
             recorded["sha256"] = sha256_of_file(path)
         if path.is_dir():
             replace_links_by_files(path)
+        if self._spec is not None:
+            recorded |= self._spec.file_metadata(artifact)
         _describe(artifact, recorded, metadata)
+        self._written.append(artifact)
 
     def log_metrics(
         self, artifact: MetricsArtifact, metrics: Mapping[str, Any], *, file: Path | None = None
@@ -182,12 +217,16 @@ class Step:
             markdown: Text of the page.
             described: By the name of the output; the page keeps their metadata.
         """
-        write_text(Path(summary.path), with_record(markdown, **described))
+        if self._spec is not None:
+            for artifact in self._written:
+                artifact.metadata.setdefault(f"{self._spec.action}_config_uri", summary.uri)
+        spec = {f"{self._spec.action}_config": self._spec.text} if self._spec else {}
+        write_text(Path(summary.path), with_record(markdown, spec, **described))
         shared = {
             name: value
             for artifact in described.values()
             for name, value in artifact.metadata.items()
-            if name.endswith(("_uri", "_sha256", "_config"))
+            if name.endswith(("_uri", "_sha256"))
         }
         named = {"display_name": "summary", "pipeline_name": self._pipeline_name}
         _describe(summary, shared, named)

@@ -39,6 +39,14 @@ from mal.status import MONITORED_METRIC, last_metrics
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
 from mal.steps.specs import step_spec
 from mal.storage import child_uri, fetch_results, list_files, redact_uri
+from mal.storage.kfp_launcher import OWN_ROOTS_VARIABLE, secret_variable
+from mal.storage.stores import (
+    CONFIG_MAP,
+    S3_SECRET,
+    SECRET_VARIABLES,
+    add_artifact_uri,
+    current_launcher,
+)
 from mal.storage.uris import parse_remote_uri
 
 log = logging.getLogger(__name__)
@@ -49,10 +57,9 @@ POD_UID_VARIABLE = "KFP_POD_UID"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Created by manifests/base and manifests/components/s3-secret.
 DEFAULT_ENVIRONMENT: Mapping[str, Any] = {
-    "config_map": "mal-config",
+    "config_map": CONFIG_MAP,
     "secrets": {
-        name: {"secret": "mal-s3", "key": name}
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        name: {"secret": S3_SECRET, "key": name, "optional": True} for name in SECRET_VARIABLES
     },
 }
 
@@ -138,6 +145,7 @@ def train_as_job(
         ArtifactError: The job left no model.
         StorageError: The results cannot be read.
     """
+    add_artifact_uri(model.uri)
     identity = training_identity(model, data)
     results = results_uri(model.uri, outputs_uri)
     if outputs_uri:
@@ -173,7 +181,8 @@ def train_as_job(
         metrics = flat_metrics(last_metrics(folder / STATUS_FILE))
         metrics.pop(MONITORED_METRIC, None)  # the validation's, under another name
         experiment = load_spec("train", folder / EXPERIMENT_FILE)
-        metadata = model_metadata(experiment, folder, metrics) | _job_facts(settings, finished)
+        metadata = model_metadata(experiment, folder, metrics, uri=model.uri)
+        metadata |= _job_facts(settings, finished)
     return JobTraining(metrics, metadata)
 
 
@@ -231,7 +240,7 @@ def job_settings(
     """
     experiment = step_spec("train", data, spec=spec, overrides=overrides, results_dir=outputs_uri)
     settings = read_job_settings(
-        {"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)},
+        _with_stores({"environment": DEFAULT_ENVIRONMENT, **_with_gpus(job, gpus_per_node)}),
         name=name,
         namespace=namespace,
         image=image,
@@ -285,6 +294,26 @@ def _with_gpus(job: Mapping[str, Any], gpus_per_node: int) -> Mapping[str, Any]:
             "Keep one, or set gpus_per_node=-1."
         )
     return {**job, "resources": {**resources, "gpus_per_node": gpus_per_node}}
+
+
+def _with_stores(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add what a pod without access to the cluster's API needs to reach KFP's own stores."""
+    environment = job["environment"]
+    if not isinstance(environment, Mapping):
+        return job
+    launcher = current_launcher()
+    secrets = {
+        secret_variable(keys.secret, key): {"secret": keys.secret, "key": key, "optional": True}
+        for keys in launcher.secrets()
+        for key in (keys.access_key, keys.secret_key)
+    }
+    values = {OWN_ROOTS_VARIABLE: " ".join(launcher.own_roots)} if launcher.own_roots else {}
+    added: dict[str, dict[str, Any]] = {"secrets": secrets, "values": values}
+    given = {name: environment.get(name, {}) for name in added}
+    if not all(isinstance(value, Mapping) for value in given.values()):
+        return job
+    merged = {name: {**added[name], **value} for name, value in given.items()}
+    return {**job, "environment": {**environment, **merged}}
 
 
 def own_namespace() -> str:

@@ -32,8 +32,9 @@ from mal.steps.metadata import (
     StepArtifact,
     image_metadata,
     model_metadata,
-    spec_metadata,
+    model_spec_metadata,
 )
+from mal.steps.page import StepPage, digests_of, escaped
 from mal.steps.specs import step_spec
 from mal.steps.tuned_model import TunedModel, take_model, validated_metrics
 
@@ -140,24 +141,38 @@ def search_here(experiment: ExperimentSpec, settings: SearchSettings) -> TunedMo
     )
 
 
-def tuned_model_metadata(tuned: TunedModel, model_dir: str | Path) -> Metadata:
+def tuned_model_metadata(tuned: TunedModel, model: StepArtifact) -> Metadata:
     """Describe the model of a training or search."""
-    metadata = model_metadata(tuned.experiment, model_dir, tuned.metrics)
+    metadata = model_metadata(tuned.experiment, model.path, tuned.metrics, uri=model.uri)
     metadata |= image_metadata(tuned.image)
     if tuned.best_values:
         metadata["best_params"] = json.dumps(dict(tuned.best_values))
     return metadata
 
 
-def search_metadata(tuned: TunedModel) -> Metadata:
-    """Describe the leaderboard and the report of a search."""
-    return {"display_name": "AutoML search", **spec_metadata("train", tuned.experiment)}
+def search_metadata(model: StepArtifact) -> Metadata:
+    """Describe the leaderboard and the report of the search that found a model."""
+    return {"display_name": "AutoML search", **model_spec_metadata(model)}
 
 
 def leaderboard_page(tuned: TunedModel, model: StepArtifact) -> str:
     """Return the Markdown page of a search, with the record of its model."""
-    warning = f"**Warning:** {tuned.warning}\n\n" if tuned.warning else ""
-    return with_record(warning + tuned.leaderboard, model=model)
+    metrics = tuned.metrics
+    is_measured = tuned.best_metric != UNMEASURED
+    numbers: dict[str, object] = {"validation mIoU": tuned.best_metric} if is_measured else {}
+    names = {"baseline_val_mIoU": "mIoU of the first trial", "num_trials": "trials"}
+    numbers |= {names[name]: metrics[name] for name in names if name in metrics}
+    page = StepPage(
+        "The best trial" if tuned.best_values else "Trained without a search",
+        numbers,
+        notice=f"**Warning:** {escaped(tuned.warning)}" if tuned.warning else "",
+        next_step="do not label with this model yet."
+        if tuned.warning
+        else "read the page of evaluate: it measures the model.",
+        tables=[tuned.leaderboard],
+        digests=digests_of(model.metadata),
+    )
+    return with_record(page.markdown(), model=model)
 
 
 def _decide(experiment: ExperimentSpec, policy: str) -> RouteDecision:

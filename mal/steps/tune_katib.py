@@ -29,6 +29,7 @@ from mal.steps import training_job
 from mal.steps.metadata import StepArtifact
 from mal.steps.tuned_model import TunedModel, spec_text, take_model, validated_metrics
 from mal.storage import fetch_results
+from mal.storage.stores import add_artifact_uri
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def search_on_katib(
         ClusterError: The experiment failed.
         ArtifactError: The best trial left no model.
     """
+    add_artifact_uri(model.uri)
     space = build_search_space(action_schema("train"), settings.keys, settings.ranges)
     search = katib_search(space, settings)
     suffix = "" if options.outputs_uri else "-search"

@@ -3,6 +3,7 @@
 Every function raises StorageError if a file, disk or object store gives an error.
 """
 
+from mal.storage.background import BackgroundUpload
 from mal.storage.cache import fetch_file
 from mal.storage.documents import (
     ABSENT,
@@ -21,11 +22,14 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
+from mal.storage.patience import DEFAULT_RETRY_S, impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 
 __all__ = [
     "ABSENT",
+    "DEFAULT_RETRY_S",
+    "BackgroundUpload",
     "ConflictError",
     "Document",
     "ImageFile",
@@ -39,8 +43,10 @@ __all__ = [
     "fetch_images",
     "fetch_results",
     "find_image",
+    "impatient",
     "list_files",
     "open_image_folder",
+    "patient",
     "put_file",
     "put_files",
     "read_document",

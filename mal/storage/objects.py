@@ -1,9 +1,7 @@
 """S3 and stores with its protocol (MinIO, SeaweedFS); boto3 is imported when it is needed.
 
-boto3 reads credentials, region and endpoint itself: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_SESSION_TOKEN, AWS_PROFILE, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL. `minio://` is the scheme of
-KFP's own artifacts. Without an endpoint in the AWS variables it means MINIO_SERVICE_SERVICE_HOST
-and _PORT, which Kubernetes injects beside the `minio-service`, or else that service's default name.
+`mal.storage.stores` decides which store a bucket is in. A store that does not answer is asked again
+for as long as `mal.storage.patience` allows; what it refuses fails at once.
 
 Why boto3 and not obstore: docs/decisions/0007-object-store-client.md.
 """
@@ -18,15 +16,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mal.errors import MissingExtraError, StorageError
+from mal.errors import MissingExtraError, StorageError, StoreAwayError
+from mal.storage.patience import asking_again
+from mal.storage.stores import StoreSettings, store_of
 from mal.storage.uris import RemoteUri, redact_text
-
-KFP_MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
 
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _DENIED_CODES = frozenset(
@@ -38,12 +36,14 @@ _DENIED_CODES = frozenset(
 _CONFLICT_CODES = frozenset(
     {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
 )
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S = 10
 _PROGRESS_INTERVAL_S = 10.0
 _ONE_REQUEST_BYTES = 8 << 20  # boto3 reads larger objects in parts
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,9 @@ class StoredObject:
     version_id: str = ""
 
 
-def endpoint_of(scheme: str) -> str | None:
-    """Return the endpoint of a scheme, or None where boto3 finds it itself."""
-    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if scheme != "minio" or given:
-        return None
-    host = os.environ.get("MINIO_SERVICE_SERVICE_HOST")
-    if not host:
-        return KFP_MINIO_ENDPOINT
-    return f"http://{host}:{os.environ.get('MINIO_SERVICE_SERVICE_PORT') or 9000}"
-
-
 def head_object(uri: RemoteUri) -> StoredObject:
     """Ask the store for the description of one object."""
-    with _wrap_store_errors(uri, "read"):
-        answer = _client(uri.scheme).head_object(Bucket=uri.bucket, Key=uri.key)
+    answer = _ask(uri, "read", lambda client: client.head_object(Bucket=uri.bucket, Key=uri.key))
     return StoredObject(
         uri, int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"],
         answer.get("VersionId", ""),
@@ -87,35 +75,39 @@ def head_object(uri: RemoteUri) -> StoredObject:
 
 def list_objects(folder: RemoteUri) -> list[StoredObject]:
     """List every object below a folder, sorted by key, without the empty objects for folders."""
-    found = []
-    with _wrap_store_errors(folder, "list"):
-        pages = _client(folder.scheme).get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=folder.bucket, Prefix=folder.folder_prefix):
-            found += [
-                StoredObject(
-                    RemoteUri(folder.scheme, folder.bucket, entry["Key"]),
-                    int(entry["Size"]),
-                    entry["ETag"].strip('"'),
-                    entry["LastModified"],
-                )
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")
-            ]
-    return sorted(found, key=lambda stored: stored.uri.key)
+
+    def list_all(client: Any) -> list[StoredObject]:
+        pages = client.get_paginator("list_objects_v2")
+        return [
+            StoredObject(
+                RemoteUri(folder.scheme, folder.bucket, entry["Key"]),
+                int(entry["Size"]),
+                entry["ETag"].strip('"'),
+                entry["LastModified"],
+            )
+            for page in pages.paginate(Bucket=folder.bucket, Prefix=folder.folder_prefix)
+            for entry in page.get("Contents", ())
+            if not entry["Key"].endswith("/")
+        ]
+
+    return sorted(_ask(folder, "list", list_all), key=lambda stored: stored.uri.key)
 
 
 def download_object(stored: StoredObject, path: Path) -> None:
     """Write an object to `path` and check its size."""
     uri = stored.uri
-    with _wrap_store_errors(uri, "read"):
+
+    def download(client: Any) -> None:
         from boto3.s3.transfer import TransferConfig
 
-        _client(uri.scheme).download_file(
+        client.download_file(
             uri.bucket, uri.key, str(path),
             Callback=_progress_logger(f"fetching {uri}", stored.size),
             # Starting boto3's threads takes longer than fetching a photograph.
             Config=TransferConfig(use_threads=stored.size > _ONE_REQUEST_BYTES),
         )  # fmt: skip
+
+    _ask(uri, "read", download)
     size = path.stat().st_size
     if size != stored.size:
         raise StorageError(
@@ -126,9 +118,12 @@ def download_object(stored: StoredObject, path: Path) -> None:
 
 def upload_object(path: Path, uri: RemoteUri) -> None:
     """Write a local file to an object."""
-    with _wrap_store_errors(uri, "write"):
+
+    def upload(client: Any) -> None:
         progress = _progress_logger(f"writing {uri}", path.stat().st_size)
-        _client(uri.scheme).upload_file(str(path), uri.bucket, uri.key, Callback=progress)
+        client.upload_file(str(path), uri.bucket, uri.key, Callback=progress)
+
+    _ask(uri, "write", upload)
 
 
 def read_object(uri: RemoteUri) -> tuple[bytes, str] | None:
@@ -154,13 +149,14 @@ def age_of_object_s(uri: RemoteUri) -> float | None:
 
 
 def _get(uri: RemoteUri) -> dict[str, Any] | None:
-    client = _client(uri.scheme)
-    with _wrap_store_errors(uri, "read"):
+    def get(client: Any) -> dict[str, Any] | None:
         try:
             answer: dict[str, Any] = client.get_object(Bucket=uri.bucket, Key=uri.key)
         except client.exceptions.NoSuchKey:
             return None
         return answer | {"Body": answer["Body"].read()}
+
+    return _ask(uri, "read", get)
 
 
 def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> str | None:
@@ -169,52 +165,67 @@ def write_object_if(content: bytes, uri: RemoteUri, *, expected_etag: str) -> st
     Returns:
         The new etag; None where the store has another object. Nothing is written then.
     """
-    from botocore.exceptions import ClientError
-
     condition = {"IfMatch": expected_etag} if expected_etag else {"IfNoneMatch": "*"}
-    with _wrap_store_errors(uri, "write"):
+
+    def write(client: Any) -> str | None:
+        from botocore.exceptions import ClientError
+
         try:
-            answer = _client(uri.scheme).put_object(
-                Bucket=uri.bucket, Key=uri.key, Body=content, **condition
-            )
+            answer = client.put_object(Bucket=uri.bucket, Key=uri.key, Body=content, **condition)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in _CONFLICT_CODES:
                 return None
             raise
-    return str(answer["ETag"].strip('"'))
+        return str(answer["ETag"].strip('"'))
+
+    return _ask(uri, "write", write)
 
 
 def write_object(content: bytes, uri: RemoteUri) -> None:
     """Write a small object and replace the one that is there."""
-    with _wrap_store_errors(uri, "write"):
-        _client(uri.scheme).put_object(Bucket=uri.bucket, Key=uri.key, Body=content)
+    _ask(
+        uri, "write", lambda client: client.put_object(Bucket=uri.bucket, Key=uri.key, Body=content)
+    )
 
 
 def delete_object(uri: RemoteUri) -> None:
     """Delete an object; a missing one is no error."""
-    with _wrap_store_errors(uri, "delete"):
-        _client(uri.scheme).delete_object(Bucket=uri.bucket, Key=uri.key)
+    _ask(uri, "delete", lambda client: client.delete_object(Bucket=uri.bucket, Key=uri.key))
 
 
 def copy_object(source: RemoteUri, target: RemoteUri) -> None:
     """Copy inside one store; the content does not pass through this machine."""
-    with _wrap_store_errors(target, "write"):
-        _client(target.scheme).copy(
-            {"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key
-        )
+    content = {"Bucket": source.bucket, "Key": source.key}
+    _ask(target, "write", lambda client: client.copy(content, target.bucket, target.key))
 
 
-def store_address(scheme: str) -> str:
-    """Return the endpoint of a scheme's store."""
-    return str(_client(scheme).meta.endpoint_url).rstrip("/").lower()
+def store_address(uri: RemoteUri) -> str:
+    """Return the endpoint of the store of a bucket."""
+    settings = asking_again(lambda: store_of(uri), f"{uri.scheme}://{uri.bucket}")
+    return str(_client_of(settings).meta.endpoint_url).rstrip("/").lower()
 
 
-def _client(scheme: str) -> Any:
-    return _client_of_process(os.getpid(), endpoint_of(scheme))
+def _ask(uri: RemoteUri, verb: str, request: Callable[[Any], _T]) -> _T:
+    """Send a request to the store of `uri`, again while the store is away.
+
+    Raises:
+        StorageError: The store refused the request, or was away for too long.
+    """
+
+    def ask() -> _T:
+        settings = store_of(uri)
+        with _wrap_store_errors(uri, verb, settings):
+            return request(_client_of(settings))
+
+    return asking_again(ask, f"{uri.scheme}://{uri.bucket}")
 
 
-@functools.lru_cache(maxsize=4)
-def _client_of_process(pid: int, endpoint: str | None) -> Any:
+def _client_of(settings: StoreSettings) -> Any:
+    return _client_of_process(os.getpid(), settings)
+
+
+@functools.lru_cache(maxsize=16)
+def _client_of_process(pid: int, settings: StoreSettings) -> Any:
     """Create the client of one process: connections do not survive a fork (`pid` is only a key)."""
     del pid
     try:
@@ -223,25 +234,46 @@ def _client_of_process(pid: int, endpoint: str | None) -> Any:
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise MissingExtraError("boto3", "s3") from error
+    options: dict[str, Any] = {}
+    if settings.is_path_style is not None:
+        options["s3"] = {"addressing_style": "path" if settings.is_path_style else "virtual"}
     config = Config(
         retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
         connect_timeout=_CONNECT_TIMEOUT_S,
         # Older MinIO and SeaweedFS refuse the checksum trailers that boto3 sends by default.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        ignore_configured_endpoint_urls=not settings.is_of_boto3,
+        **options,
     )
+    arguments = {} if settings.is_of_boto3 else _client_arguments(settings)
     try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+        return boto3.session.Session().client("s3", config=config, **arguments)
     except (BotoCoreError, ValueError) as error:
         raise StorageError(
-            f"Cannot create an S3 client from the AWS_* variables: {redact_text(str(error))}. "
-            "Fix them."
+            f"Cannot create an S3 client: {redact_text(f'{error}. {settings.endpoint_source}')} "
+            f"Its keys come from {settings.keys_source}. Fix them."
         ) from error
 
 
+def _client_arguments(settings: StoreSettings) -> dict[str, str]:
+    arguments = {
+        "endpoint_url": settings.endpoint,
+        # A store behind an endpoint signs with any region; AWS_REGION may not be set.
+        "region_name": settings.region or ("us-east-1" if settings.endpoint else ""),
+    }
+    if settings.keys is not None:
+        arguments |= {
+            "aws_access_key_id": settings.keys.access_key,
+            "aws_secret_access_key": settings.keys.secret_key,
+            "aws_session_token": settings.keys.session_token,
+        }
+    return {name: value for name, value in arguments.items() if value}
+
+
 @contextlib.contextmanager
-def _wrap_store_errors(uri: RemoteUri, verb: str) -> Iterator[None]:
-    """Turn boto3's errors into a StorageError with object, reason and remedy."""
+def _wrap_store_errors(uri: RemoteUri, verb: str, settings: StoreSettings) -> Iterator[None]:
+    """Turn boto3's errors into a StorageError with object, reason, setting and remedy."""
     try:
         from boto3.exceptions import Boto3Error
         from botocore import exceptions as boto
@@ -251,32 +283,55 @@ def _wrap_store_errors(uri: RemoteUri, verb: str) -> Iterator[None]:
         yield
     except (boto.ClientError, boto.BotoCoreError, Boto3Error, OSError) as error:
         # Boto3Error of a transfer hides the answer of the store in its context.
-        cause = error.__context__ if isinstance(error, Boto3Error) else error
+        cause = error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error
+        where = redact_text(f"{settings.endpoint_source} {settings.remedy}.")
+        error_type: type[StorageError] = StorageError
         if isinstance(cause, boto.ClientError):
-            reason = _describe_answer(str(cause.response.get("Error", {}).get("Code", "")))
-        elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-            reason = (
-                "no complete credentials are set. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            reason = _describe_answer(
+                str(cause.response.get("Error", {}).get("Code", "")), settings
             )
-        elif isinstance(error, Boto3Error):
-            reason = f"{redact_text(str(error))}. Retry, or check the store"
-        elif isinstance(error, boto.BotoCoreError):
-            reason = (
-                f"{redact_text(str(error))}. Check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and the "
-                "network"
-            )
+            error_type = StoreAwayError if _is_overloaded(cause.response) else StorageError
+        elif isinstance(cause, boto.NoCredentialsError | boto.PartialCredentialsError):
+            keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            if "KUBERNETES_SERVICE_HOST" in os.environ:
+                keys = "MAL_S3_ACCESS_KEY_ID and MAL_S3_SECRET_ACCESS_KEY in Secret mal-s3"
+            reason = f"no complete credentials are set. Set {keys}"
+        elif isinstance(cause, boto.BotoCoreError | Boto3Error):
+            text = redact_text(str(cause)).rstrip(".")
+            reason = f"{text}. Check that the store runs, and the network"
+            error_type = StoreAwayError if _is_absence(cause) else StorageError
         else:
-            reason = f"a local file failed: {error}. Check its permissions and free disk space"
-        raise StorageError(f"Cannot {verb} {uri}: {reason}.") from error
+            reason = f"a local file failed: {cause}. Check its permissions and free disk space"
+            where = ""
+        raise error_type(f"Cannot {verb} {uri}: {reason}. {where}".rstrip()) from error
 
 
-def _describe_answer(code: str) -> str:
+def _is_overloaded(answer: Mapping[str, Any]) -> bool:
+    """Whether the store answers that it cannot work now."""
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return status >= 500 or status in (408, 429)
+
+
+def _is_absence(error: BaseException) -> bool:
+    """Whether nothing answered, or the connection broke; not a certificate or a bad URL."""
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.SSLError):
+        return "CERTIFICATE" not in str(error).upper()
+    return isinstance(
+        error,
+        boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | Boto3Error,
+    )
+
+
+def _describe_answer(code: str, settings: StoreSettings) -> str:
     if code in _MISSING_CODES:
         return f"it does not exist ({code}). Check bucket and key"
     if code in _DENIED_CODES:
         return (
-            f"the object store denied access ({code}). Check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and the bucket's policy"
+            f"the object store denied access ({code}). Check the keys, which come from "
+            f"{settings.keys_source}, and the bucket's policy"
         )
     return f"the object store answered {code}. Retry, or check the store"
 

@@ -8,10 +8,12 @@ import fnmatch
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from mal.artifacts import MANIFEST_FILE, RUN_FILE, STATUS_FILE, write_json, writing_atomically
+from mal.errors import StorageError, StoreAwayError
 from mal.storage.archives import relative_path_of
 from mal.storage.cache import cache_dir, fetch_object, key_of, wrap_cache_errors
 from mal.storage.objects import (
@@ -47,6 +49,8 @@ class ResultsFolder:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._lock: RemoteLock | None = None
+        self._writing = threading.RLock()
+        self._retired: set[str] = set()
         self._remote = remote = parse_remote_uri(uri)
         if remote is None:
             self.path = Path(uri).expanduser()
@@ -55,7 +59,7 @@ class ResultsFolder:
             except OSError as error:
                 raise unwritable_folder(uri, error) from error
             return
-        address = store_address(remote.scheme)
+        address = store_address(remote)
         key = key_of(address, remote.scheme, remote.bucket, remote.folder_prefix)
         self._staging = cache_dir() / "results" / key
         self._uploaded_file = self._staging / "uploaded.json"
@@ -69,15 +73,15 @@ class ResultsFolder:
         return self._remote is not None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes, on any machine, from writing here.
+    def held(self) -> Iterator[ResultsFolder]:
+        """Keep other processes, on any machine, from writing here; yields the folder itself.
 
         Raises:
             StorageError: Another process holds the folder; the message names it.
         """
         if self._remote is None:
             with holding_folder(self.path, self.uri):
-                yield
+                yield self
             return
         with (
             holding_folder(self._staging, self.uri) as is_alone,
@@ -85,7 +89,7 @@ class ResultsFolder:
         ):
             self._lock = lock
             try:
-                yield
+                yield self
             finally:
                 self._lock = None
 
@@ -135,6 +139,10 @@ class ResultsFolder:
 
     def remove(self, patterns: Sequence[str]) -> None:
         """Delete local and remote files by name or pattern (`*` crosses folders), in this order."""
+        with self._writing:
+            self._remove(patterns)
+
+    def _remove(self, patterns: Sequence[str]) -> None:
         remote = self._list_remote() if self._remote else {}
         uploaded = self._read_uploaded() if self._remote else {}
         local = {
@@ -152,6 +160,11 @@ class ResultsFolder:
                 (self.path / name).unlink(missing_ok=True)
         if self._remote is not None:
             self._write_uploaded(uploaded)
+
+    def retire(self, path: Path) -> None:
+        """Delete a file here; a remote copy is deleted by the next upload, after its successors."""
+        self._retired.add(path.relative_to(self.path).as_posix())
+        path.unlink(missing_ok=True)
 
     def restore(self, names: Sequence[str] = ("*",)) -> list[Path]:
         """Fetch the files that an earlier run, on any machine, left in the remote folder.
@@ -183,13 +196,17 @@ class ResultsFolder:
     def upload(self) -> int:
         """Write every new or changed file to the remote folder, and return their number.
 
-        Links become copies.
+        Links become copies. Another thread may write files meanwhile.
 
         Raises:
             StorageError: The store denied or failed a request, or another run has the folder.
         """
         if self._remote is None:
             return 0
+        with self._writing:
+            return self._upload(self._remote)
+
+    def _upload(self, remote: RemoteUri) -> int:
         if self._lock is not None:
             self._lock.require_held()
         remote_sizes = {name: stored.size for name, stored in self._list_remote().items()}
@@ -198,23 +215,57 @@ class ResultsFolder:
         try:
             for path in self._local_files():
                 name = path.relative_to(self.path).as_posix()
-                fingerprint = _fingerprint(path, self.path)
-                if uploaded.get(name) == fingerprint and remote_sizes.get(name) == fingerprint[0]:
-                    continue
-                self._write_remote(path, self._remote, name)
+                try:
+                    fingerprint = _fingerprint(path, self.path)
+                    is_same_size = remote_sizes.get(name) == fingerprint[0]
+                    if uploaded.get(name) == fingerprint and is_same_size:
+                        continue
+                    if not self._write_remote(path, remote, name, fingerprint, uploaded):
+                        continue
+                except (FileNotFoundError, StorageError):
+                    if path.exists():
+                        raise
+                    continue  # retired since it was listed
                 uploaded[name] = fingerprint
                 num_written += 1
+            self._delete_retired(remote, uploaded)
         finally:
             self._write_uploaded(uploaded)
         return num_written
 
-    def _write_remote(self, path: Path, remote: RemoteUri, name: str) -> None:
-        """Upload a file, or copy remotely the target of a link that stays inside the folder."""
-        root, target = self.path.resolve(), path.resolve()
-        if path.is_symlink() and target.is_relative_to(root):
-            copy_object(remote.child(target.relative_to(root).as_posix()), remote.child(name))
+    def _delete_retired(self, remote: RemoteUri, uploaded: dict[str, _Fingerprint]) -> None:
+        for name in sorted(self._retired):
+            if name in uploaded:
+                try:
+                    delete_object(remote.child(name))
+                except StoreAwayError:
+                    raise
+                except StorageError as error:  # an account without the right to delete
+                    log.warning("%s stays: %s", name, error)
+                del uploaded[name]
+            self._retired.discard(name)
+
+    def _write_remote(
+        self,
+        path: Path,
+        remote: RemoteUri,
+        name: str,
+        fingerprint: _Fingerprint,
+        uploaded: Mapping[str, _Fingerprint],
+    ) -> bool:
+        """Upload a file, or copy remotely the target of a link that stays inside the folder.
+
+        Returns:
+            False for a link that has got a new target, which is not uploaded yet.
+        """
+        target = str(fingerprint[2])
+        if path.is_symlink() and not Path(target).is_absolute():
+            if target not in uploaded:
+                return False
+            copy_object(remote.child(target), remote.child(name))
         else:
             upload_object(path, remote.child(name))
+        return True
 
     def _local_files(self) -> list[Path]:
         """Return every finished file: run.json first, links after targets, status last."""

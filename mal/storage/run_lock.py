@@ -32,10 +32,12 @@ from mal.storage.objects import (
     write_object,
     write_object_if,
 )
+from mal.storage.patience import impatient
 from mal.storage.uris import RemoteUri
 
 LOCK_NAME = ".mal.lock"
 BEAT_S = 15.0
+BEAT_AFTER_FAILURE_S = 3.0
 GONE_AFTER_S = 60.0
 READ_BACK_S = 1.0
 POLL_S = 2.0
@@ -185,7 +187,7 @@ class RemoteLock:
         """Stop the heartbeat and release the lock."""
         self._has_ended.set()
         self._thread.join(timeout=GONE_AFTER_S)
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError), impatient():
             found = self._read()
             if found is None or not self._is_mine(found):
                 return
@@ -209,6 +211,8 @@ class RemoteLock:
 
     def _try_to_take(self) -> bool:
         found = self._read()
+        if found is not None and self._is_mine(found):
+            return True  # the answer to an earlier write was lost
         if found is not None and not found.is_released:
             found = self._wait_for_end(found)
         etag = found.etag if found else ""
@@ -251,15 +255,22 @@ class RemoteLock:
 
     def _beat(self) -> None:
         """Write the lock object every BEAT_S, unless another process has taken it."""
-        while not self._has_ended.wait(BEAT_S):
+        has_failed = False
+        while not self._has_ended.wait(BEAT_AFTER_FAILURE_S if has_failed else BEAT_S):
             try:
-                found = self._read()
+                with impatient():
+                    found = self._read()
                 if found is not None and not self._is_mine(found):
                     return
                 self._num_beats += 1
-                write_object(self._content(), self._uri)
+                with impatient():
+                    write_object(self._content(), self._uri)
+                has_failed = False
             except StorageError as error:
-                log.warning("the lock of %s could not be renewed: %s", self._folder, error)
+                # Beats are soon after the store is back, before another process takes the lock.
+                if not has_failed:
+                    log.warning("the lock of %s could not be renewed: %s", self._folder, error)
+                has_failed = True
 
     def _content(self, *, is_released: bool = False) -> bytes:
         content = {**self._holder, "beat": self._num_beats, "beat_at": _now()}

@@ -35,6 +35,7 @@ from mal.training.loss_terms import diverged
 log = logging.getLogger(__name__)
 
 POSITION_KEY = "mal_position"
+INTERIM_KEY = "is_interim"
 BEST_KEY = "best_figure"  # since 0.1.0: renaming it would break older checkpoints
 VALIDATION_METRIC = "val_mIoU"
 RECORD_KEYS = ("epoch", "step", "lr", "epoch_time_s")
@@ -63,7 +64,14 @@ class PlainCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints atomically, and points `latest` and `best` at them."""
+    """Writes checkpoints atomically, and points `latest` and `best` at them.
+
+    A checkpoint that is written only because time has passed is an interim one: the next checkpoint
+    replaces it.
+
+    Attributes:
+        interim: Name of the interim checkpoint that exists; '' for none.
+    """
 
     def __init__(
         self,
@@ -74,7 +82,15 @@ class Checkpoints(Callback):
         num_steps: int,
         *,
         facts: Mapping[str, Any] | None = None,
+        on_superseded: Callable[[Path], None] = lambda _: None,
+        save_interval_s: float = math.inf,
     ) -> None:
+        self.on_superseded = on_superseded
+        self.save_interval_s = save_interval_s
+        self.interim = ""
+        self.status = StatusLog(folder)
+        self._saved_s = time.monotonic()
+        self._is_interim = False
         self.facts = dict(facts or {})
         self.folder = folder
         self.spec = spec
@@ -101,6 +117,7 @@ class Checkpoints(Callback):
             BEST_KEY: self.best_metric,
             "epoch": trainer.current_epoch + is_epoch_over,
             "batch": 0 if is_epoch_over else num_batches_done(trainer),
+            **({INTERIM_KEY: True} if self._is_interim else {}),
         }
 
     def on_train_start(self, *_: Any) -> None:
@@ -110,6 +127,7 @@ class Checkpoints(Callback):
         and broadcasts, which ranks without a signal would read as another message.
         """
         self.stop.take_signals()
+        self._saved_s = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
@@ -126,9 +144,11 @@ class Checkpoints(Callback):
             return
         if (batch_idx + 1) % self.spec.train.accum_grad_batches:
             return
-        must_stop = self.stop.agree()
+        must_stop, is_time = self.stop.agree_with(is_due=self._is_time())
         if must_stop or self._is_due(trainer, "step", trainer.global_step):
             self._write(trainer)
+        elif is_time:
+            self._write_interim(trainer)
         if must_stop:
             self.stop.raise_if_received()
 
@@ -142,7 +162,7 @@ class Checkpoints(Callback):
             assert metric is not None
             self.best_metric = float(metric)
         is_last = is_last_epoch(trainer)
-        must_stop = self.stop.agree()
+        must_stop, is_time = self.stop.agree_with(is_due=self._is_time())
         if (
             must_stop
             or is_last
@@ -156,6 +176,8 @@ class Checkpoints(Callback):
             if trainer.is_global_zero and is_last and (is_unmeasured or not has_best):
                 point_at(self.folder / BEST_CHECKPOINT, path)
                 self.on_written()
+        elif is_time:
+            self._write_interim(trainer)
         if must_stop:  # a signal since then would stop this rank alone
             self.stop.raise_if_received()
 
@@ -163,9 +185,23 @@ class Checkpoints(Callback):
         train = self.spec.train
         return train.checkpoint_interval_unit == unit and count % train.checkpoint_interval == 0
 
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._saved_s >= self.save_interval_s
+
+    def _write_interim(self, trainer: Trainer) -> None:
+        """Write a checkpoint that the next one replaces, and the position to `status.json`."""
+        if trainer.is_global_zero:
+            self.status.write(Status.RUNNING, f"step {trainer.global_step}/{self.num_steps}")
+        self._is_interim = True
+        try:
+            self._write(trainer)
+        finally:
+            self._is_interim = False
+
     def _write(self, trainer: Trainer, *, is_best: bool = False) -> Path:
         num_epochs = trainer.current_epoch + is_whole_epoch(trainer)
         path = self.folder / checkpoint_name(num_epochs, trainer.global_step)
+        self._saved_s = time.monotonic()
         if not trainer.is_global_zero:
             trainer.save_checkpoint(path)  # all ranks must call it; rank 0 writes
             return path
@@ -175,6 +211,9 @@ class Checkpoints(Callback):
         if is_best:
             point_at(self.folder / BEST_CHECKPOINT, path)
         point_at(self.folder / LATEST_CHECKPOINT, path)
+        if self.interim not in ("", path.name):
+            self.on_superseded(self.folder / self.interim)
+        self.interim = path.name if self._is_interim else ""
         self.on_written()
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
-from mal.artifacts import LATEST_CHECKPOINT
+from mal.artifacts import LATEST_CHECKPOINT, checkpoint_name
 from mal.data.annotations import CocoBoxes
 from mal.data.crop_dataset import (
     ImageReader,
@@ -44,6 +45,7 @@ from mal.spec.experiment import ExperimentSpec
 from mal.status import StatusLog
 from mal.training.callbacks import (
     BEST_KEY,
+    INTERIM_KEY,
     POSITION_KEY,
     VALIDATION_METRIC,
     Checkpoints,
@@ -75,6 +77,9 @@ class TrainingRun:
         folder: Result folder, local.
         measure: Returns the metrics on the validation set; None without one.
         on_start: Called before the first step; never, if nothing is left to train.
+        on_checkpoint: Called after a checkpoint was written.
+        on_superseded: Removes a checkpoint that was saved by time only.
+        save_interval_s: A checkpoint is saved at least this often; infinite for never.
         warm_from: A checkpoint whose student to start from, before any pretrained weights.
     """
 
@@ -85,6 +90,8 @@ class TrainingRun:
     measure: Measure | None
     on_start: Callable[[], None]
     on_checkpoint: Callable[[], None]
+    on_superseded: Callable[[Path], None] = lambda _: None
+    save_interval_s: float = math.inf
     warm_from: Path | None = None
 
 
@@ -144,9 +151,13 @@ def _fit(
         student, spec, seed=run.seed, steps_per_epoch=steps_per_epoch, num_steps=num_steps,
         profiler=profiler,
     )  # fmt: skip
-    checkpoints = Checkpoints(run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts)
+    checkpoints = Checkpoints(
+        run.folder, spec, run.stop, run.on_checkpoint, num_steps, facts=facts,
+        on_superseded=run.on_superseded, save_interval_s=run.save_interval_s,
+    )  # fmt: skip
     if checkpoint is not None:
         _restore_position(checkpoint, sampler, checkpoints, spec)
+        checkpoints.interim = _interim_name(checkpoint, run.folder)
     max_epochs = _max_epochs(checkpoint, spec, num_steps, run.folder)
     records = EpochRecords(run.folder, StatusLog(run.folder), num_steps)
     callbacks = [
@@ -231,6 +242,13 @@ def _restore_position(
     sampler.set_epoch(int(position["epoch"]))
     sampler.num_skipped = int(position["batch"]) * spec.train.batch_size
     checkpoints.best_metric = float(position[BEST_KEY])
+
+
+def _interim_name(checkpoint: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of the checkpoint if it is an interim one of this folder, else ''."""
+    position = checkpoint[POSITION_KEY]
+    name = checkpoint_name(int(position["epoch"]), int(checkpoint["global_step"]))
+    return name if position.get(INTERIM_KEY) and (folder / name).exists() else ""
 
 
 def _max_epochs(

@@ -7,11 +7,11 @@ from kfp import dsl
 from mal.kfp.components.label_shard import label_shard
 from mal.kfp.components.merge_labels import merge_labels
 from mal.kfp.components.split_boxes import split_boxes
+from mal.steps.label_shards import MAX_PARALLEL_BATCHES
 
 from .._step_setup import prepare
 
 PIPELINE_NAME = "label-only"
-MAX_PARALLEL_SHARDS = 16
 
 
 class LabelOnlyOutputs(NamedTuple):
@@ -58,15 +58,17 @@ def label_only(  # noqa: PLR0917 - kfp calls it by position
         boxes_per_shard=boxes_per_shard,
         spec=spec,
         overrides=overrides,
+        pipeline_name=PIPELINE_NAME,
     )
-    with dsl.ParallelFor(shards.output, parallelism=MAX_PARALLEL_SHARDS) as shard:
+    batches = shards.outputs["Output"]
+    with dsl.ParallelFor(batches, parallelism=MAX_PARALLEL_BATCHES) as shard:
         labelled = label_shard(
             shard=shard, spec=spec, overrides=overrides, pipeline_name=PIPELINE_NAME
         )
     merged = merge_labels(
         annotations=annotations,
-        shards=shards.output,
-        shard_labels=dsl.Collected(labelled.outputs["labels_uri"]),
+        shards=shards.outputs["shards"],
+        num_labelled=dsl.Collected(labelled.outputs["num_boxes"]),
         boxes_per_shard=boxes_per_shard,
         pipeline_name=PIPELINE_NAME,
     )

@@ -136,8 +136,7 @@ def retrain(  # noqa: PLR0917 - kfp calls it by position
                 champion_metrics=best.outputs["metrics"], champion_version=version, **candidate
             )
         with dsl.Else(name="first-model"):
-            # There is nothing to compare with, and kfp knows no absent artifact.
-            as_first = promote(champion_metrics=measured.outputs["metrics"], **candidate)
+            as_first = promote(**candidate)  # there is nothing to compare with
         for step in (against_champion, as_first):
             step.set_display_name("promote")
         for step in (trained, measured, best):

@@ -44,7 +44,7 @@ with Step(dataset=dataset) as step:
         step.data, model, spec=spec, overrides=[], policy=policy, settings=SearchSettings(),
         backend=backend, image="", namespace="", outputs_uri="", job={}, start_timeout_s=1,
     )
-    step.write_artifact(model, tuning.tuned_model_metadata(tuned, model.path))
+    step.write_artifact(model, tuning.tuned_model_metadata(tuned, model))
     Path("leaderboard.md").write_text(tuning.leaderboard_page(tuned, model))
 """
 

@@ -18,7 +18,14 @@ EXEMPT = {
 }
 SOURCES = [
     path
-    for pattern in ("mal/cluster/*", "mal/registry/*", "mal/steps/*", "pipelines/_cluster*")
+    for pattern in (
+        "mal/storage/stores",
+        "mal/storage/kfp_launcher",
+        "mal/cluster/*",
+        "mal/registry/*",
+        "mal/steps/*",
+        "pipelines/_cluster*",
+    )
     for path in sorted(REPOSITORY.glob(f"{pattern}.py"))
     if str(path.relative_to(REPOSITORY)) not in EXEMPT
 ]

@@ -92,13 +92,20 @@ def test_every_step_may_read_the_object_store_and_runs_in_a_restricted_namespace
     for executor in executors.values():
         assert executor["securityContext"]["runAsNonRoot"]
         (secret,) = executor["secretAsEnv"]
-        (config,) = executor["configMapAsEnv"]
-        assert secret["optional"]
-        assert config["optional"]
-        variables = [pair["envVar"] for pair in secret["keyToEnv"] + config["keyToEnv"]]
-        assert sorted(variables) == [
-            "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_SECRET_ACCESS_KEY",
-        ]  # fmt: skip
+        sources = [secret, *executor["configMapAsEnv"]]
+        assert all(source["optional"] for source in sources)
+        variables = {
+            (source.get("secretName") or source["configMapName"], pair["envVar"])
+            for source in sources
+            for pair in source["keyToEnv"]
+        }
+        # KFP's launcher runs in the same container: it must not see an AWS_* of ours.
+        assert variables == {
+            ("mal-config", "MAL_S3_ENDPOINT_URL"), ("mal-config", "MAL_S3_REGION"),
+            ("mal-s3", "MAL_S3_ACCESS_KEY_ID"), ("mal-s3", "MAL_S3_SECRET_ACCESS_KEY"),
+            ("mal-s3", "MAL_S3_SESSION_TOKEN"),
+            ("kfp-launcher", "MAL_KFP_PROVIDERS"), ("kfp-launcher", "MAL_KFP_PIPELINE_ROOT"),
+        }  # fmt: skip
 
 
 def test_the_distributed_training_knows_its_run_outside_of_the_caches_key() -> None:

@@ -37,7 +37,8 @@ class ApiContent:
     """What was created, by kind and id; `requests` are method and path.
 
     A request whose method and path match `failing` is answered 500: before it was done, or after
-    where `fails_late`. `most_enabled` is how many schedules were on at a time.
+    where `fails_late`. `most_enabled` is how many schedules were on at a time. `refusals` are code
+    and message by a pattern of method and path.
     """
 
     token: str = ""
@@ -49,6 +50,9 @@ class ApiContent:
     failing: str = ""
     fails_late: bool = False
     most_enabled: int = 0
+    is_multi_user: bool = False
+    version: str = "2.17.0"
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def schedules(self) -> list[Entity]:
@@ -69,7 +73,15 @@ def check(body: Mapping[str, Any], model: Any) -> None:
 
 def create_experiment(content: ApiContent, body: Entity, _: Mapping[str, str]) -> Entity:
     check(body, kfp_server_api.V2beta1Experiment)
+    require_namespace(content, body.get("namespace"))
     return content.create("experiments", "experiment_id", body)
+
+
+def require_namespace(content: ApiContent, namespace: str | None) -> None:
+    """Refuse as experiment_server.go:357 does."""
+    if content.is_multi_user and not namespace:
+        text = "An experiment cannot have an empty namespace in multi-user mode"
+        raise RefusalError(400, f"Invalid input error: {text}")
 
 
 def create_run(content: ApiContent, body: Entity, _: Mapping[str, str]) -> Entity:
@@ -105,6 +117,8 @@ def check_pipeline(body: Entity, content: ApiContent) -> None:
 
 def list_of(kind: str) -> Callable[..., Entity]:
     def list_entities(content: ApiContent, _: Entity, query: Mapping[str, str]) -> Entity:
+        if kind == "experiments":
+            require_namespace(content, query.get("namespace"))
         found = list(content.entities[kind].values())
         if "experiment_id" in query:
             found = [e for e in found if e["experiment_id"] == query["experiment_id"]]
@@ -120,6 +134,12 @@ def list_of(kind: str) -> Callable[..., Entity]:
     return list_entities
 
 
+def get_run(content: ApiContent, _: Entity, __: Mapping[str, str], key: str) -> Entity:
+    if key not in content.entities["runs"]:
+        raise RefusalError(404, f"Failed to fetch run {key}: ResourceNotFoundError: Run {key}")
+    return content.entities["runs"][key]
+
+
 def delete(content: ApiContent, _: Entity, __: Mapping[str, str], key: str) -> Entity:
     if content.entities["recurringruns"].pop(key, None) is None:
         raise RefusalError(404, key)
@@ -132,10 +152,16 @@ def switch(content: ApiContent, _: Entity, __: Mapping[str, str], key: str, verb
 
 
 ROUTES: tuple[tuple[str, str, Callable[..., Entity]], ...] = (
-    ("GET", "/healthz", lambda *_: {"multi_user": False}),
+    # apiserver/main.go:556-580: version and mode, without authentication.
+    (
+        "GET",
+        "/healthz",
+        lambda content, *_: {"tag_name": content.version, "multi_user": content.is_multi_user},
+    ),
     ("GET", "/experiments", list_of("experiments")),
     ("POST", "/experiments", create_experiment),
     ("POST", "/runs", create_run),
+    ("GET", r"/runs/([\w-]+)", get_run),
     ("GET", "/recurringruns", list_of("recurringruns")),
     ("POST", "/recurringruns", create_recurring_run),
     ("DELETE", r"/recurringruns/([\w-]+)", delete),
@@ -172,11 +198,21 @@ def serving_pipelines_api() -> Iterator[tuple[str, ApiContent]]:
             body = json.loads(self.rfile.read(size)) if size else {}
             code = 200
             try:
-                if content.token and self.headers.get("authorization") != f"Bearer {content.token}":
-                    raise RefusalError(401, "who are you")
+                is_open = self.path.endswith("/healthz")
+                if (
+                    not is_open
+                    and content.token
+                    and self.headers.get("authorization") != f"Bearer {content.token}"
+                ):
+                    raise RefusalError(401, "Unauthenticated: invalid bearer token")
+                for pattern, (refused, text) in content.refusals.items():
+                    if re.fullmatch(pattern, f"{self.command} {self.path}"):
+                        raise RefusalError(refused, text)
                 result = answer(content, self.command, self.path, body)
             except RefusalError as refusal:
-                code, result = refusal.code, {"code": refusal.code, "message": str(refusal)}
+                # grpc-gateway's form, with gRPC's own code.
+                code, text = refusal.code, str(refusal)
+                result = {"error": text, "code": 13, "message": text, "details": []}
             data = json.dumps(result).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")

@@ -36,6 +36,7 @@ def prepare(cluster: StandIn, s3: Any) -> None:
     """Make what an operator of the cluster makes: the image, the Secret, the ConfigMap."""
     cluster.add_image(IMAGE, f'exec {sys.executable} -m mal "$@"')
     cluster.kubelet.variables |= {"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"}
-    cluster.add_object("secrets", {"metadata": {"name": "mal-s3"}, "stringData": CREDENTIALS})
-    settings = {"AWS_ENDPOINT_URL_S3": s3.meta.endpoint_url, "AWS_REGION": "us-east-1"}
+    keys = {f"MAL_S3_{name.removeprefix('AWS_')}": value for name, value in CREDENTIALS.items()}
+    cluster.add_object("secrets", {"metadata": {"name": "mal-s3"}, "stringData": keys})
+    settings = {"MAL_S3_ENDPOINT_URL": s3.meta.endpoint_url, "MAL_S3_REGION": "us-east-1"}
     cluster.add_object("configmaps", {"metadata": {"name": "mal-config"}, "data": settings})

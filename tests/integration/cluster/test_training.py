@@ -12,8 +12,9 @@ from stand_in import StandIn
 from tiny_sets import HYBRID, write_tiny_set
 
 from cluster.launching import Launch
-from cluster.real_training import CREDENTIALS, SPEC, prepare, upload
+from cluster.real_training import SPEC, prepare, upload
 from mal.cluster import Environment, SecretKey
+from mal.storage.stores import SECRET_VARIABLES
 
 
 @pytest.mark.slow
@@ -36,7 +37,7 @@ def test_two_pods_train_together_and_leave_their_results_in_the_object_store(
             f"dataset.val_img_dir={source}/images.tar.gz",
         ),
         environment=Environment(
-            secrets={name: SecretKey(secret="mal-s3", key=name) for name in CREDENTIALS},
+            secrets={name: SecretKey(secret="mal-s3", key=name) for name in SECRET_VARIABLES[:2]},
             config_map="mal-config",
         ),
     )

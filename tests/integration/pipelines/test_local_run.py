@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,28 @@ def test_artifacts_carry_flat_metadata_that_leads_back_to_the_data_set(
                 assert metadata["dataset_sha256"] == manifest["dataset_sha256"]
                 assert metadata.get("git_sha") == made_by()["git_commit"]
                 assert metadata["image_digest"] == IMAGE_DIGEST
-                assert "dataset" in artifacts or any(key.endswith("_config") for key in metadata)
+                assert "dataset" in artifacts or any(
+                    key.endswith("_config_uri") for key in metadata
+                )
+
+
+def test_no_line_of_ours_is_printed_twice_in_a_step(
+    finished: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    _, output = finished
+    steps: dict[str, Counter[str]] = {}
+    for line in (output / "latest" / "run.log").read_text(encoding="utf-8").splitlines():
+        if started := re.search(r"Executing task '([^']+)'", line):
+            lines = steps.setdefault(started[1], Counter())
+        elif ours := re.match(r"\d\d:\d\d:\d\d (\S.*)", line):
+            lines[ours[1]] += 1
+    assert steps["evaluate"], "the log of the steps was not read"
+    assert {name: line for name, all_ in steps.items() for line, n in all_.items() if n > 1} == {}
+    for name in ("evaluate", "inference", "export"):
+        loaded = [line for line in steps[name] if "weights loaded" in line]
+        networks = [line.partition(":")[0] for line in loaded]
+        assert networks, name
+        assert len(set(networks)) == len(networks), name
 
 
 def test_the_pages_alone_tell_the_lineage_as_they_do_from_an_object_store(

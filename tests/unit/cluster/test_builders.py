@@ -260,13 +260,15 @@ def test_secrets_are_references(pod_of: Any) -> None:
 def test_a_variable_or_secret_beats_the_config_map(pod_of: Any) -> None:
     key = SecretKey(secret="s", key="k")
     environment = Environment(
-        values={"AWS_REGION": "eu"}, secrets={"AWS_ENDPOINT_URL_S3": key}, config_map="mal-config"
+        values={"MAL_S3_REGION": "eu"},
+        secrets={"MAL_S3_ENDPOINT_URL": key},
+        config_map="mal-config",
     )
     env = {
         each["name"]: each for each in container_of(pod_of(small(environment=environment)))["env"]
     }
-    assert env["AWS_REGION"]["value"] == "eu"
-    assert "secretKeyRef" in env["AWS_ENDPOINT_URL_S3"]["valueFrom"]
+    assert env["MAL_S3_REGION"]["value"] == "eu"
+    assert "secretKeyRef" in env["MAL_S3_ENDPOINT_URL"]["valueFrom"]
 
 
 @both_pods

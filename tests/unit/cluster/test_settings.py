@@ -59,7 +59,10 @@ def problems_of(**changes: Any) -> list[str]:
         ({"resources": {"cpu": "0"}}, "job.resources.cpu"),
         ({"resources": {"memory": "64"}}, "job.resources.memory"),
         ({"resources": {"memory": "64GB"}}, "job.resources.memory"),
-        ({"resources": {"memory": "8Gi"}}, "job.resources.shm_size must be below memory"),
+        (
+            {"resources": {"memory": "8Gi", "shm_size": "8Gi"}},
+            "job.resources.shm_size must be below memory",
+        ),
         ({"placement": {"queue_name": "A"}}, "job.placement.queue_name"),
         ({"placement": {"priority_class": "A"}}, "job.placement.priority_class"),
         (
@@ -288,3 +291,20 @@ def test_defaults_need_four_settings_only() -> None:
     fields = JobSettings.model_fields.items()
     required = {name for name, field in fields if field.is_required()}
     assert required == {"name", "namespace", "image", "outputs_uri"}
+
+
+@pytest.mark.parametrize(
+    ("memory", "shm_size"),
+    [("32Gi", "8Gi"), ("16Gi", "8Gi"), ("4Gi", "2Gi"), ("1.5Gi", "0.75Gi"), ("5G", "2.5G")],
+)
+def test_shared_memory_is_by_default_half_of_the_memory_and_at_most_8_gib(
+    memory: str, shm_size: str
+) -> None:
+    assert Resources(memory=memory).shm_size == shm_size
+
+
+def test_a_job_without_gpus_asks_for_what_a_small_node_has() -> None:
+    small = Resources(gpus_per_node=0)
+    assert (small.cpu, small.memory, small.shm_size) == ("2", "8Gi", "4Gi")
+    given = Resources(gpus_per_node=0, cpu="12", memory="64Gi")
+    assert (given.cpu, given.memory, given.shm_size) == ("12", "64Gi", "8Gi")

@@ -104,6 +104,23 @@ def test_a_model_names_its_data_spec_code_and_parent(run: Path) -> None:
     }
 
 
+def test_the_spec_of_a_model_is_read_from_its_file_where_it_can_be(run: Path) -> None:
+    spec = run / "train" / "model" / "experiment.yaml"
+    spec.parent.mkdir()
+    spec.write_text("train: {lr: 2}\n")
+    (run / "train" / "executor_output.json").unlink()
+    named = {name: value for name, value in MODEL.items() if name != "train_config"}
+    for name, uri in (("here", str(spec)), ("elsewhere", "s3://other/experiment.yaml")):
+        described = named | {"train_config_uri": uri, "train_config_sha256": name * 16}
+        write_step(run, f"train-{name}", model=described | {"sha256": name})
+    graph = read_lineage(str(run))
+    specs = {key: node.metadata for key, node in graph.nodes.items() if node.kind == "spec"}
+    assert specs["here" * 16]["spec"] == "train: {lr: 2}\n"
+    assert specs["elsewhere" * 16] == {
+        "uri": "s3://other/experiment.yaml", "sha256": "elsewhere" * 16,
+    }  # fmt: skip
+
+
 def test_what_was_made_from_a_model_is_told(run: Path) -> None:
     graph = read_lineage(str(run))
     lines = lineage_lines(graph, graph.main_node())

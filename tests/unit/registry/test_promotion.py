@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from mal.registry.promotion import (
     Outcome,
     list_versions,
     promote_version,
+    read_champion_metrics,
     register_and_promote,
 )
 from mal.storage import ConflictError, list_files, put_file, replace_document
@@ -116,6 +118,16 @@ def test_encoder_and_decoder_of_points_come_with_a_version(
         "mal_model.json",
         "mal_model.onnx",
     }
+
+
+def test_the_metrics_of_the_champion_are_needed_when_there_is_a_champion(tmp_path: Path) -> None:
+    metrics = SimpleNamespace(path=str(tmp_path / "metrics.json"))
+    Path(metrics.path).write_text('{"mIoU": 0.5}')
+    assert read_champion_metrics("", None) is None
+    assert read_champion_metrics("", metrics) is None
+    assert read_champion_metrics("v1", metrics) == {"mIoU": 0.5}
+    with pytest.raises(ArtifactError, match="champion_metrics must be given with champion_version"):
+        read_champion_metrics("v1", None)
 
 
 def test_a_worse_candidate_is_kept_but_not_promoted(

@@ -11,6 +11,7 @@ from tiny_sets import TinySet, Trained
 
 from mal.spec import load_spec
 from mal.stages import run_inference
+from mal.steps import label_shards
 
 pytest.importorskip("kfp")
 
@@ -54,19 +55,24 @@ def test_shards_give_the_labels_of_one_pass(
     from mal.kfp.components.merge_labels import merge_labels
     from mal.kfp.components.split_boxes import split_boxes
 
+    monkeypatch.setattr(label_shards, "MAX_PARALLEL_BATCHES", 1)
+
     def label_all() -> list[str]:
-        shards: list[str] = split_boxes.python_func(
+        listing = dsl.Artifact(uri=str(tmp_path / "listing"))
+        batches: list[str] = split_boxes.python_func(
+            shards=listing,
             images=str(odd_set.images),
             annotations=str(odd_set.annotations),
             model=str(trained.result.results_dir),
             work_dir=str(tmp_path / "work"),
             boxes_per_shard=5,
         )
-        pages = [dsl.HTML(uri=str(tmp_path / f"page{n}")) for n, _ in enumerate(shards)]
-        labels = [
-            label_shard.python_func(shard=shard, report=page)[0]
-            for shard, page in zip(shards, pages, strict=True)
+        pages = [dsl.HTML(uri=str(tmp_path / f"page{n}")) for n, _ in enumerate(batches)]
+        num_labelled = [
+            label_shard.python_func(shard=batch, report=page)[1]
+            for batch, page in zip(batches, pages, strict=True)
         ]
+        assert sum(num_labelled) == len(whole["annotations"])
         assert all(page.metadata["model_sha256"] for page in pages)
         outputs = {
             "labels": dsl.Artifact(uri=str(tmp_path / "labels")),
@@ -76,17 +82,17 @@ def test_shards_give_the_labels_of_one_pass(
         merge_labels.python_func(
             **outputs,
             annotations=str(odd_set.annotations),
-            shards=shards,
-            shard_labels=labels,
+            shards=listing,
+            num_labelled=num_labelled,
             boxes_per_shard=5,
         )
         facts = outputs["labels"].metadata
         assert facts["num_instances"] == len(whole["annotations"])
         assert {type(value) for value in facts.values()} <= {str, float}
-        return shards
+        return batches
 
     shards = label_all()
-    assert len(shards) == 2
+    assert [batch.rpartition("/")[2] for batch in shards] == ["shard-00000-to-00001"]
     assert [label["area"] for label in whole["annotations"][-2:]] == [0, 0]
     assert json.loads((tmp_path / "labels").read_text()) == whole
 

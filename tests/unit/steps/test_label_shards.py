@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import resource
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +19,16 @@ from mal.registry.model_fetch import FetchedModel
 from mal.steps import label_shards
 from mal.steps.label_shards import (
     Shard,
+    batches_of,
+    label_files_of,
     merge_labels,
     plan_shards,
+    read_listing,
     read_shard,
     shard_spec,
+    shards_of_batch,
     split_data_set,
+    write_listing,
 )
 
 MODEL = FetchedModel("v1", "/models/v1/mal_model_latest.pth", "a" * 64)
@@ -210,6 +216,50 @@ def test_a_split_that_was_cut_short_is_finished(write: Callable[[Document], Path
     (Path(first[2].uri) / "shard.json").unlink()
     assert split(path, 2) == first
     assert read_shard(first[2].uri) == first[2]
+
+
+def some_shards(count: int) -> list[Shard]:
+    return [Shard(f"s3://b/w/shard-{n:05d}", "i", "m", "", "a", 1, 2) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "num_batches", "largest"),
+    [(1, 1, 1), (16, 16, 1), (17, 9, 2), (400, 200, 2), (2000, 200, 10), (401, 134, 3)],
+)
+def test_a_batch_has_more_shards_where_more_pods_would_not_run_or_not_fit(
+    count: int, num_batches: int, largest: int
+) -> None:
+    shards = some_shards(count)
+    batches = batches_of(shards)
+    listed = [shards_of_batch(batch) for batch in batches]
+    assert (len(batches), max(map(len, listed))) == (num_batches, largest)
+    assert [uri for batch in listed for uri in batch] == [shard.uri for shard in shards]
+    pods = 3 * len(batches)  # the driver of the iteration, the driver of the step, the step
+    assert count <= 16 or pods <= 2 * count
+
+
+def test_a_listing_is_read_as_it_was_written(tmp_path: Path) -> None:
+    shards = some_shards(3)
+    write_listing(shards, tmp_path / "listing")
+    uris = read_listing(tmp_path / "listing")
+    assert uris == [shard.uri for shard in shards]
+    assert label_files_of(uris) == [shard.labels_uri for shard in shards]
+    (tmp_path / "listing").write_text("[]")
+    with pytest.raises(ArtifactError, match="Cannot read the listing of the shards"):
+        read_listing(tmp_path / "listing")
+
+
+def test_a_merge_of_more_shards_than_the_limit_of_open_files(
+    write: Callable[[Document], Path],
+) -> None:
+    path = write(document_of([1] * 80))
+    labels = [label(shard) for shard in split(path, 1)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        assert len(merge(path, labels, 1)["annotations"]) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def drop_a_label(labels: list[str]) -> None:

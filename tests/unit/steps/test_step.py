@@ -164,12 +164,43 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
         step.write_artifact(Artifact("/a"), {"num_boxes": 3})
 
 
-def test_the_spec_of_a_step_is_recorded_with_its_outputs(dataset: Artifact, tmp_path: Path) -> None:
-    report = Artifact(str(tmp_path / "report"))
+def test_outputs_name_the_spec_of_their_step_and_the_page_keeps_it(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    report, summary = Artifact(str(tmp_path / "report")), Artifact(str(tmp_path / "summary"))
     with Step(dataset=dataset) as step:
         step.experiment("train", spec="train: {lr: 0.5}", overrides=[], results_dir=tmp_path)
         step.write_artifact(report, {}, text="page")
-    assert json.loads(report.metadata["train_config"])["train"]["lr"] == 0.5
+        step.write_summary(summary, "text", report=report)
+    text = read_record(Path(summary.path).read_text())["report"]["train_config"]
+    assert json.loads(text)["train"]["lr"] == 0.5
+    assert report.metadata["train_config_uri"] == summary.uri
+    assert report.metadata["train_config_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_folder_with_the_spec_of_its_step_names_that_file(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    onnx = Artifact(str(tmp_path / "onnx"))
+    with Step(dataset=dataset) as step:
+        step.experiment("train", spec="", overrides=[], results_dir=onnx.path)
+        Path(onnx.path).mkdir()
+        (tmp_path / "onnx" / "experiment.yaml").write_text("train: {lr: 1}\n")
+        step.write_artifact(onnx, {})
+    assert onnx.metadata["train_config_uri"] == f"{onnx.uri}/experiment.yaml"
+    spec = (tmp_path / "onnx" / "experiment.yaml").read_bytes()
+    assert onnx.metadata["train_config_sha256"] == hashlib.sha256(spec).hexdigest()
+
+
+def test_no_metadata_has_a_value_as_long_as_a_spec(dataset: Artifact, tmp_path: Path) -> None:
+    """Each byte is in Argo's workflow object six times for each step that takes the artifact."""
+    report, summary = Artifact(str(tmp_path / "report")), Artifact(str(tmp_path / "summary"))
+    with Step(dataset=dataset) as step:
+        step.experiment("train", spec="", overrides=[], results_dir=tmp_path)
+        step.write_artifact(report, {}, text="page")
+        step.write_summary(summary, "text", report=report)
+    for artifact in (report, summary):
+        assert max(len(str(value)) for value in artifact.metadata.values()) < 300
 
 
 def test_metrics_are_logged_without_values_that_were_not_measured(tmp_path: Path) -> None:
@@ -183,7 +214,7 @@ def test_metrics_are_logged_without_values_that_were_not_measured(tmp_path: Path
 
 
 def test_a_summary_shares_parents_and_spec_but_names_its_own_step(tmp_path: Path) -> None:
-    described = {"git_sha": "other", "mIoU": 0.5, "model_sha256": "m", "train_config": "{}"}
+    described = {"git_sha": "other", "mIoU": 0.5, "model_sha256": "m", "train_config_uri": "u"}
     summary = Artifact(str(tmp_path / "summary"))
     with Step() as step:
         step.write_summary(summary, "text", report=Artifact("/report", described))
@@ -193,7 +224,7 @@ def test_a_summary_shares_parents_and_spec_but_names_its_own_step(tmp_path: Path
         "git_sha": MAKER["git_commit"],
         "image_digest": MAKER["image_digest"],
         "model_sha256": "m",
-        "train_config": "{}",
+        "train_config_uri": "u",
     }
     page = Path(summary.path).read_text()
     assert page.startswith("text\n")

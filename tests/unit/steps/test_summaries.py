@@ -13,7 +13,7 @@ from mal.steps.summaries import (
     detection_markdown,
     evaluation_markdown,
     markdown_table,
-    metadata_markdown,
+    model_markdown,
     outcome_markdown,
 )
 
@@ -30,7 +30,7 @@ def test_a_detection_says_whether_and_why(is_changed: bool, title: str) -> None:
     assert text.startswith(title)
     assert "So it is." in text
     assert "| 9 | 3 | 2 | 1 |" in text
-    assert "a\\|b.json" in text
+    assert "[train annotations](s3://b/a%7Cb.json)" in text
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_decision_is_shown_check_by_check(is_promoted: bool, title: str) -> No
     assert text.startswith(title)
     assert "| mIoU | 0.6 | 0.61 | must be at least 0.595 | passed |" in text
     assert "the registry is down" in text
-    assert ("**failed**" in text) is not is_promoted
+    assert ("FAILED" in text) is not is_promoted
 
 
 def test_an_evaluation_shows_every_category_beside_its_plain_boxes() -> None:
@@ -78,9 +78,9 @@ def test_an_evaluation_without_masks_says_so() -> None:
 
 
 def test_long_values_are_left_to_the_metadata() -> None:
-    text = metadata_markdown("Model", {"sha256": "a" * 64, "train_config": "x" * 5000})
-    assert "sha256" in text
-    assert "train_config" not in text
+    text = model_markdown({"sha256": "a" * 64, "best_params": "x" * 5000})
+    assert "content `aaaaaaaaaaaa`" in text
+    assert "best" not in text
 
 
 def test_a_table_survives_bars_and_line_breaks() -> None:

@@ -105,15 +105,53 @@ def test_the_job_gets_the_resolved_spec_with_the_data_of_the_manifest() -> None:
 
 def test_the_jobs_pods_get_what_the_manifests_make_unless_the_user_names_an_environment() -> None:
     variables = variables_of(settings_of())
-    assert variables["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+    assert variables["MAL_S3_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
         "name": "mal-s3",
-        "key": "AWS_SECRET_ACCESS_KEY",
+        "key": "MAL_S3_SECRET_ACCESS_KEY",
+        "optional": True,
     }
-    assert "AWS_ENDPOINT_URL_S3" in variables
+    assert "MAL_S3_ENDPOINT_URL" in variables
+    assert not [name for name in variables if name.startswith("AWS_")]
     own = {"environment": {"values": {"AWS_REGION": "eu-1"}}}
     variables = variables_of(settings_of(job=own))
-    assert "AWS_SECRET_ACCESS_KEY" not in variables
+    assert "MAL_S3_SECRET_ACCESS_KEY" not in variables
     assert variables["AWS_REGION"]["value"] == "eu-1"
+
+
+def test_the_jobs_pods_reach_kubeflows_own_stores_without_the_clusters_api(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reference = {"secretName": "team", "accessKeyKey": "a.key", "secretKeyKey": "s.key"}
+    providers = {"s3": {"default": {"endpoint": "e", "credentials": {"secretRef": reference}}}}
+    monkeypatch.setenv("MAL_KFP_PROVIDERS", yaml.safe_dump(providers))
+    monkeypatch.setenv("MAL_PIPELINE_ROOTS", "s3://own-root")
+    variables = variables_of(settings_of(job={"environment": {"values": {"A": "b"}}}))
+    references = {
+        name: each["valueFrom"]["secretKeyRef"]
+        for name, each in variables.items()
+        if "secretKeyRef" in each.get("valueFrom", {})
+    }
+    assert references == {
+        name: {"name": secret, "key": key, "optional": True}
+        for name, secret, key in (
+            (
+                "MAL_KFP_MLPIPELINE_MINIO_ARTIFACT__ACCESSKEY",
+                "mlpipeline-minio-artifact",
+                "accesskey",
+            ),
+            (
+                "MAL_KFP_MLPIPELINE_MINIO_ARTIFACT__SECRETKEY",
+                "mlpipeline-minio-artifact",
+                "secretkey",
+            ),
+            ("MAL_KFP_TEAM__A_KEY", "team", "a.key"),
+            ("MAL_KFP_TEAM__S_KEY", "team", "s.key"),
+        )
+    }
+    assert variables["MAL_KFP_PROVIDERS"]["valueFrom"]["configMapKeyRef"] == {
+        "name": "kfp-launcher", "key": "providers", "optional": True,
+    }  # fmt: skip
+    assert variables["MAL_PIPELINE_ROOTS"]["value"] == "s3://own-root"
 
 
 def test_the_pod_of_a_step_is_known_only_with_its_namespace(

@@ -153,7 +153,7 @@ def test_the_best_spec_is_for_other_steps_to_set_their_places(
 def metadata_of(tuned: TunedModel, folder: Path) -> dict[str, Any]:
     """Return the metadata of the model that the step writes."""
     model = Artifact(str(folder))
-    Step().write_artifact(model, tuned_model_metadata(tuned, folder))
+    Step().write_artifact(model, tuned_model_metadata(tuned, model))
     return model.metadata
 
 

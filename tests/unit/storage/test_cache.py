@@ -14,6 +14,8 @@ import pytest
 from mal.errors import MissingExtraError, StorageError
 from mal.storage import cache as cache_module
 from mal.storage import fetch_file, objects
+from mal.storage.stores import store_of
+from mal.storage.uris import RemoteUri
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -62,29 +64,6 @@ def test_a_damaged_cached_file_is_fetched_again(s3: Any) -> None:
 def test_minio_goes_to_the_endpoint_of_the_aws_variables(s3: Any) -> None:
     s3.put_object(Bucket="bucket", Key="a", Body=b"x")
     assert fetch_file("minio://bucket/a").read_bytes() == b"x"
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        pytest.param({"AWS_ENDPOINT_URL": "http://x"}, None, id="boto3 reads AWS_ENDPOINT_URL"),
-        pytest.param(
-            {"MINIO_SERVICE_SERVICE_HOST": "10.0.0.7", "MINIO_SERVICE_SERVICE_PORT": "9001"},
-            "http://10.0.0.7:9001",
-            id="service variables",
-        ),
-        pytest.param({}, "http://minio-service.kubeflow:9000", id="kfp's default service"),
-    ],
-)
-def test_the_kfp_endpoint_is_found(
-    variables: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MINIO_SERVICE_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert objects.endpoint_of("minio") == expected
-    assert objects.endpoint_of("s3") is None
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/none.json", "s3://no-such-bucket/a"])
@@ -145,7 +124,7 @@ def test_a_short_download_is_an_error_and_leaves_nothing(
     s3: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put_object(Bucket="bucket", Key="a", Body=b"12345")
-    client = objects._client("s3")
+    client = objects._client_of(store_of(RemoteUri("s3", "bucket", "a")))
     monkeypatch.setattr(
         client, "download_file", lambda bucket, key, path, **_: Path(path).write_bytes(b"12")
     )
@@ -161,7 +140,9 @@ def test_a_full_disk_leaves_nothing(s3: Any, cache: Path, monkeypatch: pytest.Mo
         Path(path).write_bytes(b"12")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(objects._client("s3"), "download_file", write_half)
+    monkeypatch.setattr(
+        objects._client_of(store_of(RemoteUri("s3", "bucket", "a"))), "download_file", write_half
+    )
     with pytest.raises(StorageError, match="No space left"):
         fetch_file("s3://bucket/a")
     assert files_below(cache) == []

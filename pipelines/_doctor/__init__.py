@@ -1,0 +1,1 @@
+"""`mal pipelines doctor`: what a cluster lacks for a run, with the command that adds it."""

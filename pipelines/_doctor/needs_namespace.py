@@ -1,0 +1,327 @@
+"""What the namespace of the runs has: accounts and their rights, Secrets, policies, quota."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .cluster_view import ClusterView, ForbiddenError, Object, Right
+from .findings import Finding, Plan, State, missing, ok, unknown
+
+LAUNCHER_ACCOUNT = "mal-launcher"
+TRAINER_ACCOUNT = "mal-trainer"
+ARTIFACT_SECRET = "mlpipeline-minio-artifact"
+LAUNCHER_CONFIG = "kfp-launcher"
+PROFILE_LABELS = {
+    "pipelines.kubeflow.org/enabled": "true",
+    "app.kubernetes.io/part-of": "kubeflow-profile",
+}
+_JOB_PARTS = {"pytorchjob", "trainjob", "katib"}
+_JOB_VERBS = ("create", "get", "list", "watch", "delete", "patch")
+
+# Together every rule of manifests/base/launcher-role.yaml; a test compares them.
+JOB_RIGHTS = (
+    *(Right(verb, "kubeflow.org", "pytorchjobs") for verb in _JOB_VERBS),
+    Right("list", "", "pods"),
+    Right("get", "", "pods", "log"),
+    Right("list", "", "events"),
+)
+STEP_RIGHTS = (
+    Right("create", "argoproj.io", "workflowtaskresults"),
+    Right("patch", "argoproj.io", "workflowtaskresults"),
+    Right("get", "", "configmaps", name=LAUNCHER_CONFIG),
+    Right("get", "", "secrets", name=ARTIFACT_SECRET),
+)
+# By component of manifests/components, with the part of a run that needs it.
+COMPONENT_RIGHTS = {
+    "trainjob": tuple(Right(verb, "trainer.kubeflow.org", "trainjobs") for verb in _JOB_VERBS),
+    "katib": (
+        *(Right(verb, "kubeflow.org", "experiments") for verb in _JOB_VERBS),
+        Right("list", "kubeflow.org", "trials"),
+    ),
+    "kueue": (Right("list", "kueue.x-k8s.io", "workloads"),),
+}
+
+
+def namespace_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check the namespace and the labels by which Kubeflow Pipelines admits it."""
+    found = view.read(f"/api/v1/namespaces/{plan.namespace}")
+    if found is None:
+        yield missing("Namespace", f"{plan.namespace} does not exist", _create_namespace(plan))
+        return
+    labels = found["metadata"].get("labels") or {}
+    standard = labels.get("pod-security.kubernetes.io/enforce")
+    yield ok("Namespace", plan.namespace + (f", pod standard {standard}" if standard else ""))
+    if plan.namespace == plan.kfp_namespace:
+        return
+    lacking = {key: value for key, value in PROFILE_LABELS.items() if labels.get(key) != value}
+    if lacking:
+        pairs = " ".join(f"{key}={value}" for key, value in lacking.items())
+        yield missing(
+            "Labels",
+            f"Kubeflow Pipelines does not serve the namespace without {', '.join(lacking)}",
+            f"kubectl label --overwrite namespace {plan.namespace} {pairs}",
+        )
+    else:
+        yield ok("Labels", "Kubeflow Pipelines serves the namespace")
+
+
+def _create_namespace(plan: Plan) -> str:
+    if plan.overlay_folder.endswith("/restricted"):
+        return plan.apply
+    labels = " ".join(f"{key}={value}" for key, value in PROFILE_LABELS.items())
+    name = plan.namespace
+    return f"kubectl create namespace {name} && kubectl label namespace {name} {labels}"
+
+
+def account_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check that the accounts of runs and of training pods exist."""
+    for account in dict.fromkeys((plan.account, TRAINER_ACCOUNT)):
+        need = f"Account {account}"
+        path = f"/api/v1/namespaces/{plan.namespace}/serviceaccounts/{account}"
+        if view.read(path) is not None:
+            yield ok(need, "exists")
+        elif account in (LAUNCHER_ACCOUNT, TRAINER_ACCOUNT):
+            yield missing(need, "does not exist", plan.apply)
+        else:
+            fix = f"kubectl -n {plan.namespace} get serviceaccounts"
+            yield missing(need, "does not exist; name one of these by --service-account", fix)
+
+
+def right_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check the rights of the runs' account."""
+    makes_jobs = plan.account == LAUNCHER_ACCOUNT or plan.uses & _JOB_PARTS
+    rights = (*STEP_RIGHTS, *JOB_RIGHTS) if makes_jobs else STEP_RIGHTS
+    yield _rights(view, plan, "Rights of runs", rights, plan.apply)
+    for component, rights in COMPONENT_RIGHTS.items():
+        if component in plan.uses:
+            fix = plan.apply_with(component)
+            yield _rights(view, plan, f"Rights, {component}", rights, fix)
+
+
+def _rights(
+    view: ClusterView, plan: Plan, need: str, rights: tuple[Right, ...], fix: str
+) -> Finding:
+    try:
+        denied = [right for right in rights if not view.may(right, plan.namespace, plan.account)]
+    except ForbiddenError:
+        account = f"system:serviceaccount:{plan.namespace}:{plan.account}"
+        return unknown(
+            need,
+            f"you may not create localsubjectaccessreviews in {plan.namespace}; an administrator "
+            "may ask",
+            f"kubectl -n {plan.namespace} auth can-i --list --as {account}",
+        )
+    if denied:
+        return missing(need, f"{plan.account} may not {_listed(denied)}", fix)
+    return ok(need, f"{plan.account} may do all that its steps do")
+
+
+def _listed(rights: list[Right], most: int = 4) -> str:
+    shown = ", ".join(map(str, rights[:most]))
+    return shown + (f" and {len(rights) - most} more" if len(rights) > most else "")
+
+
+def secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check the Secrets with the keys of the object store."""
+    base = f"/api/v1/namespaces/{plan.namespace}"
+    for name, keys, is_required in (
+        (ARTIFACT_SECRET, ("accesskey", "secretkey"), True),
+        ("mal-s3", (), False),
+    ):
+        need = f"Secret {name}"
+        try:
+            found = view.read(f"{base}/secrets/{name}")
+        except ForbiddenError:
+            show = f"kubectl -n {plan.namespace} get secret {name}"
+            finding = unknown(need, "you may not read Secrets; an administrator may", show)
+            yield (
+                finding
+                if is_required
+                else Finding(need, State.OPTIONAL, finding.detail, finding.fix)
+            )
+            continue
+        lacking = [key for key in keys if not (found or {}).get("data", {}).get(key)]
+        if found is not None and not lacking:
+            yield ok(need, "exists")
+        elif is_required:
+            detail = f"lacks {', '.join(lacking)}" if found else "does not exist"
+            yield missing(need, detail, _artifact_secret_fix(view, plan))
+        else:
+            detail = "not there; for an object store other than Kubeflow's own"
+            yield Finding(need, State.OPTIONAL, detail, plan.apply_with("s3-secret"))
+
+
+def _artifact_secret_fix(view: ClusterView, plan: Plan) -> str:
+    """Return the command after which Kubeflow makes the Secret."""
+    if plan.namespace == plan.kfp_namespace:
+        manifest = "manifests/kustomize/third-party/seaweedfs/base"
+        return f'kubectl apply -k "github.com/kubeflow/pipelines/{manifest}?ref=2.17.0"'
+    found = view.read(f"/api/v1/namespaces/{plan.namespace}") or {}
+    key, value = "pipelines.kubeflow.org/enabled", "true"
+    if (found.get("metadata", {}).get("labels") or {}).get(key) != value:
+        return f"kubectl label --overwrite namespace {plan.namespace} {key}={value}"
+    controller = "deployment/kubeflow-pipelines-profile-controller"
+    return f"kubectl -n {plan.kfp_namespace} rollout restart {controller}"
+
+
+def policy_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check that network policies let training pods and steps reach what they need."""
+    need = "Network policies"
+    path = f"/apis/networking.k8s.io/v1/namespaces/{plan.namespace}/networkpolicies"
+    try:
+        policies = {each["metadata"]["name"]: each for each in view.items(path)}
+    except ForbiddenError:
+        yield unknown(need, "you may not list them", f"kubectl -n {plan.namespace} get netpol")
+        return
+    if "mal-trainer-egress" not in policies:
+        yield missing(need, "those of training pods are not there", plan.apply)
+        return
+    if denies_all(policies) and "mal-pipeline-egress" not in policies:
+        file = "manifests/overlays/restricted/network-policies.yaml"
+        fix = f"kubectl -n {plan.namespace} apply -f {file}"
+        yield missing(need, "all traffic is denied, that of steps too", fix)
+        return
+    yield ok(need, ", ".join(sorted(policies)))
+    if view.serves("route.openshift.io/v1", "routes") and 5353 not in _ports(policies.values()):
+        detail = "OpenShift's DNS pods listen on port 5353, which no policy allows"
+        yield missing("DNS", detail, plan.apply_with("openshift"))
+    if denies_all(policies):
+        yield from _api_server(view, plan, policies)
+
+
+def _api_server(view: ClusterView, plan: Plan, policies: dict[str, Object]) -> Iterator[Finding]:
+    """Check the way of steps to the API server, which is no pod."""
+    need = "Way to the API server"
+    if view.serves("cilium.io/v2", "ciliumnetworkpolicies"):
+        path = f"/apis/cilium.io/v2/namespaces/{plan.namespace}/ciliumnetworkpolicies"
+        try:
+            is_open = bool(view.items(path))
+        except ForbiddenError:
+            is_open = False
+        if not is_open:
+            detail = "Cilium's ipBlock does not match nodes, and the API server is on one"
+            yield missing(need, detail, plan.apply_with("cilium"))
+            return
+    try:
+        found = view.read("/api/v1/namespaces/default/endpoints/kubernetes") or {}
+    except ForbiddenError:
+        found = {}
+    ports = {port["port"] for part in found.get("subsets", ()) for port in part.get("ports", ())}
+    closed = sorted(ports - _ports([policies["mal-pipeline-egress"]]))
+    if closed:
+        rule = (
+            f'[{{"op":"add","path":"/spec/egress/-","value":{{"ports":[{{"port":{closed[0]}}}]}}}}]'
+        )
+        yield missing(
+            need,
+            f"it listens on port {closed[0]}, which mal-pipeline-egress does not allow",
+            f"kubectl -n {plan.namespace} patch netpol mal-pipeline-egress --type=json -p '{rule}'",
+        )
+    else:
+        yield ok(need, f"port {', '.join(map(str, sorted(ports))) or '443'}")
+
+
+def denies_all(policies: dict[str, Object]) -> bool:
+    """Return whether a policy denies the egress of every pod."""
+    return any(
+        not policy["spec"].get("podSelector")
+        and "Egress" in policy["spec"].get("policyTypes", ())
+        and not policy["spec"].get("egress")
+        for policy in policies.values()
+    )
+
+
+def _ports(policies: Any) -> set[int]:
+    return {
+        port["port"]
+        for policy in policies
+        for rule in policy["spec"].get("egress") or ()
+        for port in rule.get("ports") or ()
+        if "port" in port
+    }
+
+
+def storage_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check the cache claim, which needs a class with ReadWriteMany, and the default class."""
+    need = "Storage class"
+    path = f"/api/v1/namespaces/{plan.namespace}/persistentvolumeclaims"
+    claims = {each["metadata"]["name"]: each for each in view.items(path)}
+    cache = claims.get("mal-cache")
+    if cache is not None and cache.get("status", {}).get("phase") != "Bound":
+        show = f"kubectl -n {plan.namespace} describe pvc mal-cache"
+        yield missing(need, "claim mal-cache is not bound: is there a class with RWX?", show)
+        return
+    try:
+        classes = view.items("/apis/storage.k8s.io/v1/storageclasses")
+    except ForbiddenError:
+        classes = []
+    names = [each["metadata"]["name"] for each in classes]
+    detail = ", ".join(names) or "none known"
+    claim = "claim mal-cache is bound" if cache else "no claim is used"
+    yield Finding(need, State.OK, f"{claim}; classes: {detail}")
+
+
+def pull_secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check that the pull secrets of the accounts exist."""
+    need, base = "Pull secrets", f"/api/v1/namespaces/{plan.namespace}"
+    named: dict[str, str] = {}
+    for account in (plan.account, TRAINER_ACCOUNT):
+        found = view.read(f"{base}/serviceaccounts/{account}") or {}
+        named |= {each["name"]: account for each in found.get("imagePullSecrets") or ()}
+    for name, account in named.items():
+        try:
+            is_there = view.read(f"{base}/secrets/{name}") is not None
+        except ForbiddenError:
+            continue
+        if not is_there:
+            yield missing(
+                need,
+                f"account {account} names {name}, which does not exist",
+                f"kubectl -n {plan.namespace} create secret docker-registry {name} "
+                "--docker-server=HOST --docker-username=USER --docker-password=PASSWORD",
+            )
+            return
+    detail = ", ".join(named) or "none: the registry must serve images without a login"
+    yield ok(need, detail)
+
+
+def quota_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check that a quota admits the pods of steps, most of which request nothing."""
+    need, base = "Quota", f"/api/v1/namespaces/{plan.namespace}"
+    try:
+        quotas, limits = view.items(f"{base}/resourcequotas"), view.items(f"{base}/limitranges")
+    except ForbiddenError:
+        yield unknown(need, "you may not list quotas", f"kubectl -n {plan.namespace} get quota")
+        return
+    if not quotas:
+        yield ok(need, "none")
+        return
+    limited = {key for quota in quotas for key in quota["spec"].get("hard", {})}
+    compute = sorted(key for key in limited if key.rpartition(".")[2] in ("cpu", "memory"))
+    if compute and not _has_defaults(limits):
+        spec = (
+            '{"apiVersion":"v1","kind":"LimitRange","metadata":{"name":"mal-defaults"},"spec":'
+            '{"limits":[{"type":"Container","defaultRequest":{"cpu":"100m","memory":"256Mi"},'
+            '"default":{"cpu":"2","memory":"4Gi"}}]}}'
+        )
+        yield missing(
+            need,
+            f"it counts {', '.join(compute)}: pods that request none, as most steps, are refused",
+            f"echo '{spec}' | kubectl -n {plan.namespace} apply -f -",
+        )
+        return
+    yield ok(need, "; ".join(map(_left, quotas)))
+
+
+def _has_defaults(limits: list[Object]) -> bool:
+    return any(
+        limit.get("type") == "Container" and limit.get("defaultRequest")
+        for each in limits
+        for limit in each["spec"].get("limits", ())
+    )
+
+
+def _left(quota: Object) -> str:
+    used = quota.get("status", {}).get("used", {})
+    hard = quota["spec"].get("hard", {})
+    counts = ", ".join(f"{key} {used.get(key, '0')} of {value}" for key, value in hard.items())
+    return f"{quota['metadata']['name']}: {counts}"
