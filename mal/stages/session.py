@@ -231,6 +231,7 @@ def upload_finished(results: ResultsFolder, spec: ExperimentSpec) -> None:
 def _uploading(session: Session) -> Iterator[None]:
     """Upload in the background inside the block."""
     session.start_uploads()
+    session.upload_soon()  # a pod that is killed in its first minutes leaves a status
     try:
         yield
     finally:
