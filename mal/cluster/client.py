@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -80,6 +81,7 @@ class ClusterClient:
                 __import__(package)
             except ImportError as error:
                 raise MissingExtraError(package, "cluster") from error
+        _warn_once()
         return cls(_load_configuration, patience_s=patience_s)
 
     def call(
@@ -367,6 +369,13 @@ def _load_configuration() -> Any:
             "KUBECONFIG, or run the step in the cluster."
         ) from error
     return configuration
+
+
+def _warn_once() -> None:
+    """Show once, not for each request, that a kubeconfig turns the check of certificates off."""
+    from urllib3.exceptions import InsecureRequestWarning
+
+    warnings.filterwarnings("once", category=InsecureRequestWarning)
 
 
 def _selector(wanted: Mapping[str, str] | None) -> str:

@@ -27,6 +27,20 @@ def test_jobs_are_built_without_the_packages_of_the_client() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_a_kubeconfig_without_the_check_of_certificates_warns_once() -> None:
+    script = (
+        "import warnings\n"
+        "from urllib3.exceptions import InsecureRequestWarning\n"
+        "from mal.cluster import ClusterClient\n"
+        "ClusterClient.connect()\n"
+        "for _ in range(3): warnings.warn('unverified', InsecureRequestWarning)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("InsecureRequestWarning: unverified") == 1
+
+
 def test_limits_below_zero_are_named_all_at_once() -> None:
     with pytest.raises(SpecError) as raised:
         WaitLimits(queue_timeout_s=-1, start_timeout_s=-2)
