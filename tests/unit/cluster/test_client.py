@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +30,15 @@ def test_jobs_are_built_without_the_packages_of_the_client() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_kubeconfig_without_the_check_of_certificates_warns_once() -> None:
+def test_a_kubeconfig_without_the_check_of_certificates_warns_once(tmp_path: Path) -> None:
+    server = {"server": "https://127.0.0.1:1", "insecure-skip-tls-verify": True}
+    config = {
+        "current-context": "x",
+        "clusters": [{"name": "c", "cluster": server}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
     script = (
         "import warnings\n"
         "from urllib3.exceptions import InsecureRequestWarning\n"
@@ -36,7 +47,11 @@ def test_a_kubeconfig_without_the_check_of_certificates_warns_once() -> None:
         "for _ in range(3): warnings.warn('unverified', InsecureRequestWarning)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "config")},
     )
     assert done.stderr.count("InsecureRequestWarning: unverified") == 1
 
