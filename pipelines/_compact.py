@@ -1,20 +1,19 @@
 """Takes out of a compiled pipeline what no step needs, before a cluster stores it.
 
-Every step's component spec and source are in Argo's workflow object nine times: an argument, inputs
-of the driver's two nodes, and six copies of the pod spec patch. The object must stay below 1 MiB.
-Docstrings, descriptions and parameters that no task passes are more than half of both. The
-component's README and component.yaml keep them; the pipeline's own interface, which Kubeflow's page
-shows, stays as it is.
+Every step's component spec and command are in Argo's workflow object nine times: an argument,
+inputs of the driver's two nodes, and six copies of the pod spec patch. The object must stay below
+1 MiB. The program of a component is in its image: a step names it and its digest. Descriptions and
+parameters that no task passes are more than half of the component specs. The component's README and
+component.yaml keep them; the pipeline's own interface, which Kubeflow's page shows, stays as it is.
 """
 
-import ast
 from typing import Any
 
-_PROGRAM = "import kfp\n"
+from mal.kfp.components._run_step import command_of
 
 
 def compact(pipeline_spec: Any) -> None:
-    """Remove docstrings, descriptions and unused parameters from the components of a pipeline."""
+    """Remove programs, descriptions and unused parameters from the components of a pipeline."""
     passed = _passed_inputs(pipeline_spec)
     for name, component in pipeline_spec.components.items():
         parameters = component.input_definitions.parameters
@@ -26,10 +25,10 @@ def compact(pipeline_spec: Any) -> None:
             for each in (*definitions.artifacts.values(), *definitions.parameters.values()):
                 each.ClearField("description")
     for executor in pipeline_spec.deployment_spec["executors"].values():
-        command = executor["container"]["command"]
-        for position, part in enumerate(command):
-            if isinstance(part, str) and part.lstrip().startswith(_PROGRAM):
-                command[position] = without_docstrings(part)
+        container = executor["container"]
+        container["command"], container["args"] = command_of(
+            container["command"], container["args"]
+        )
 
 
 def _passed_inputs(pipeline_spec: Any) -> set[tuple[str, str]]:
@@ -41,12 +40,3 @@ def _passed_inputs(pipeline_spec: Any) -> set[tuple[str, str]]:
         for task in graph.dag.tasks.values()
         for key in (*task.inputs.parameters, task.parameter_iterator.item_input)
     }
-
-
-def without_docstrings(source: str) -> str:
-    """Return the source of a component without its docstring and without comments."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree) + "\n"

@@ -41,11 +41,11 @@ def workflow_of(
 @pytest.mark.parametrize(
     ("name", "skipped", "max_kb"),
     [
-        ("auto_label", (), 420),
-        ("auto_label_distributed", (), 430),
-        ("tune", (), 420),
-        ("retrain", FIRST_MODEL, 790),
-        ("retrain", WITH_CHAMPION, 870),
+        ("auto_label", (), 345),
+        ("auto_label_distributed", (), 365),
+        ("tune", (), 350),
+        ("retrain", FIRST_MODEL, 675),
+        ("retrain", WITH_CHAMPION, 745),
     ],
     ids=["auto_label", "auto_label_distributed", "tune", "retrain-first", "retrain-champion"],
 )
