@@ -112,6 +112,7 @@ def _resolved(action: str, values: Mapping[str, Any]) -> ExperimentSpec:
         overrides=[*values.get("overrides", ()), *_trial_overrides(action, values)],
         results_dir=_SOME_FOLDER,
         paths={key: _SOME_FOLDER for key in paths if key.startswith(action)},
+        is_complete=not values.get("model"),  # of a model that exists, only the step reads the spec
     )
 
 

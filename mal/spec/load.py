@@ -94,6 +94,7 @@ def load_spec(
     *,
     fixed: Mapping[str, Any] | None = None,
     find_missing: Callable[[ExperimentSpec], Mapping[str, str]] | None = None,
+    is_complete: bool = True,
 ) -> ExperimentSpec:
     """Read, merge and check a spec.
 
@@ -104,6 +105,8 @@ def load_spec(
         fixed: Values by dotted key; they win over the overrides.
         find_missing: Returns problems of missing inputs by key; only called when the spec already
             has problems, since the missing keys of a correct spec may be set later.
+        is_complete: False for settings of a spec whose other keys are not known: each is checked
+            alone.
 
     Raises:
         SpecError: With all problems found.
@@ -127,7 +130,7 @@ def load_spec(
         key for key, entry in given.items() if not _assign(spec, key, entry, action, problems)
     ]
     problems += _resolve_references(spec, set(given) - set(unusable))
-    if is_read_whole:  # otherwise an unreadable source may set the missing keys
+    if is_complete and is_read_whole:  # otherwise an unreadable source may set the missing keys
         missing = _missing_required(spec, action)
         problems += _unreported(missing, unusable, problems)
         problems += combination_problems(spec, action, unusable)

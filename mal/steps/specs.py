@@ -49,6 +49,7 @@ def step_spec(
     results_dir: str | Path,
     model_dir: str | Path = "",
     paths: Mapping[str, str] | None = None,
+    is_complete: bool = True,
 ) -> ExperimentSpec:
     """Build the spec of a step.
 
@@ -62,6 +63,7 @@ def step_spec(
         model_dir: Folder with the checkpoint. The spec of its training, without the device, is
             the base of `spec`; '' starts from the defaults.
         paths: Further keys that the step sets, by dotted name.
+        is_complete: False where the model, and so its spec, is not known yet.
 
     Raises:
         SpecError: With all problems found.
@@ -86,7 +88,7 @@ def step_spec(
         if key in ARTIFACT_KEYS
     ]
     try:
-        experiment = load_spec(action, sources, overrides, fixed=fixed)
+        experiment = load_spec(action, sources, overrides, fixed=fixed, is_complete=is_complete)
     except SpecError as error:
         raise SpecError(problems + error.problems) from error
     if problems:

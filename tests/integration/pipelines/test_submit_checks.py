@@ -122,6 +122,7 @@ def test_a_mistake_is_found_before_anything_is_sent(
         ("auto_label_distributed", [*BOXES, f"job={json.dumps(SMALL_JOB)}"]),
         ("auto_label_distributed", [*BOXES, "backend=trainjob", "gpus_per_node=0"]),
         ("label_only", LABELS),
+        ("label_only", [*LABELS, 'overrides=["dataset.crop_size=70"]']),  # a model of patch size 14
         ("retrain", [*STORE, *MASKS]),
         ("tune", [*BOXES, *MASKS, "backend=katib"]),
     ],
