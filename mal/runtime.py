@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -49,6 +50,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.is_deferred = False
         self.received: int | None = None
+        self._notice = ""
         self._num_own = 0
 
     def handle(self, signal_number: int, _frame: Any) -> None:
@@ -56,17 +58,18 @@ class StopRequest:
         self._num_own += 1
         if self.is_deferred and self._num_own == 1:
             self.received = self.received or signal_number
+            os.write(2, self._notice.encode())  # a signal handler must not use buffered streams
             return
         raise Interrupted(signal_number)
 
     @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Only record signals inside the block."""
-        self.is_deferred = True
+    def deferring(self, notice: str = "") -> Iterator[None]:
+        """Only record signals inside the block; write `notice` to stderr at the first one."""
+        self.is_deferred, self._notice = True, notice
         try:
             yield
         finally:
-            self.is_deferred = False
+            self.is_deferred, self._notice = False, ""
 
     def agree(self) -> bool:
         """Share a signal that any rank recorded with all ranks; returns whether there is one.
@@ -115,9 +118,13 @@ def handling_stop_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
-    """Let a first stop signal of the running action wait for the end of the block."""
-    with _requests[-1].deferring() if _requests else contextlib.nullcontext():
+def finishing(notice: str) -> Iterator[None]:
+    """Let a first stop signal of the running action wait for the end of the block.
+
+    Args:
+        notice: Says on stderr what is waited for, when the signal arrives.
+    """
+    with _requests[-1].deferring(notice) if _requests else contextlib.nullcontext():
         yield
 
 

@@ -31,7 +31,7 @@ from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space, value_of
 from mal.automl.trial import trial_folder
-from mal.errors import MalError, MissingExtraError, SpecError
+from mal.errors import MalError, MissingExtraError, SpecError, StoreAwayError
 from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
@@ -48,7 +48,14 @@ from mal.stages.run_identity import (
 from mal.stages.session import upload_finished
 from mal.stages.written_files import RESTORED, SEARCH, WRITTEN, require_inputs_kept, results_uri
 from mal.status import MONITORED_METRIC, Status, StatusLog
-from mal.storage import ResultsFolder, describe_inputs, fetch_file, open_image_folder
+from mal.storage import (
+    ResultsFolder,
+    describe_inputs,
+    fetch_file,
+    impatient,
+    open_image_folder,
+    patient,
+)
 from mal.tao import data_uris
 
 if TYPE_CHECKING:
@@ -130,6 +137,7 @@ def run_automl(spec: ExperimentSpec, settings: SearchSettings) -> SearchResult:
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, overwrite=False))
     plan = SearchPlan(results.path, spec, space, settings, slots)
     with (
+        patient(spec.storage.retry_s),
         handling_stop_signals() as stop,
         results.held(),
         _recording(plan, results, may_overwrite=may_overwrite) as status,
@@ -189,7 +197,11 @@ def _search(
     def on_finished(record: TrialRecord) -> None:
         message = f"trial {record.number} {record.end.value} {record.reason}".rstrip()
         status.write(Status.RUNNING, message, kpi=_kpi(record.mean_iou))
-        results.upload()
+        try:
+            with impatient():
+                results.upload()
+        except StoreAwayError as error:
+            log.warning("%s The search goes on, and uploads after the next trial.", error)
 
     Search(plan, study, cost, on_finished).run(stop)
     return study

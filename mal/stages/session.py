@@ -139,7 +139,11 @@ def recording(
     require_inputs_kept(action, spec)
     worker = Worker.current()
     if not worker.is_rank0:
-        with _assisting(worker) as session, _wrap_torch_errors(action, spec):
+        with (
+            patient(spec.storage.retry_s),
+            _assisting(worker) as session,
+            _wrap_torch_errors(action, spec),
+        ):
             yield session
         return
     with patient(spec.storage.retry_s), ResultsFolder(results_uri(action, spec)).held() as results:
@@ -218,8 +222,11 @@ def upload_finished(results: ResultsFolder, spec: ExperimentSpec) -> None:
     retry_s = float(spec.storage.retry_s)
     if retry_s and "KUBERNETES_SERVICE_HOST" in os.environ:
         retry_s = math.inf
+    notice = (
+        f"The finished results are being uploaded; stop again to leave them in {results.path}.\n"
+    )
     try:
-        with finishing(), patient(retry_s):
+        with finishing(notice), patient(retry_s):
             results.upload()
     except StorageError as error:
         raise StorageError(

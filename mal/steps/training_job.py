@@ -38,7 +38,7 @@ from mal.spec.load import write_experiment_yaml
 from mal.status import MONITORED_METRIC, last_metrics
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
 from mal.steps.specs import step_spec
-from mal.storage import child_uri, fetch_results, list_files, redact_uri
+from mal.storage import child_uri, fetch_results, impatient, list_files, redact_uri
 from mal.storage.kfp_launcher import OWN_ROOTS_VARIABLE, secret_variable
 from mal.storage.stores import (
     CONFIG_MAP,
@@ -363,14 +363,19 @@ def job_owner(job: JobSettings, step_pod: StepPod | None, client: ClusterClient)
 
 
 def last_checkpoint(results: str) -> str:
-    """Return a sentence on the last checkpoint in a results folder; '' if it cannot be read."""
+    """Return a sentence on the last checkpoint in a results folder; '' if it cannot be read.
+
+    A store that is away is not waited for: the job is restarted or ended meanwhile.
+    """
     try:
-        names = [name for name in list_files(results) if _CHECKPOINT.fullmatch(name)]
+        with impatient():
+            names = [name for name in list_files(results) if _CHECKPOINT.fullmatch(name)]
     except StorageError:
         return ""
     if not names:
         return f"{redact_uri(results)} has no checkpoint yet: training starts from its beginning."
-    return f"The last checkpoint is {max(names)} in {redact_uri(results)}."
+    last = max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    return f"The last checkpoint is {last} in {redact_uri(results)}."
 
 
 def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterator[str]:

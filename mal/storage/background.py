@@ -62,9 +62,9 @@ class BackgroundUpload:
         while True:
             pause_s = RETRY_INTERVAL_S if self._away_since_s else self._interval_s
             self._wanted.wait(pause_s)
+            self._wanted.clear()  # before the test: `close` sets both, in the other order
             if self._is_closing:
                 return
-            self._wanted.clear()
             try:
                 with impatient():
                     self._results.upload()

@@ -36,6 +36,11 @@ _DENIED_CODES = frozenset(
 _CONFLICT_CODES = frozenset(
     {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
 )
+# With status 400: a stalled upload, too many requests, two writers of one object.
+_BUSY_CODES = frozenset(
+    {"OperationAborted", "RequestTimeout", "RequestTimeoutException", "Throttling",
+     "ThrottlingException"}
+)  # fmt: skip
 _MAX_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S = 10
 _PROGRESS_INTERVAL_S = 10.0
@@ -282,8 +287,10 @@ def _wrap_store_errors(uri: RemoteUri, verb: str, settings: StoreSettings) -> It
     try:
         yield
     except (boto.ClientError, boto.BotoCoreError, Boto3Error, OSError) as error:
+        cause: BaseException = error
         # Boto3Error of a transfer hides the answer of the store in its context.
-        cause = error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error
+        if isinstance(error.__context__, boto.ClientError | boto.BotoCoreError):
+            cause = error.__context__
         where = redact_text(f"{settings.endpoint_source} {settings.remedy}.")
         error_type: type[StorageError] = StorageError
         if isinstance(cause, boto.ClientError):
@@ -309,7 +316,8 @@ def _wrap_store_errors(uri: RemoteUri, verb: str, settings: StoreSettings) -> It
 def _is_overloaded(answer: Mapping[str, Any]) -> bool:
     """Whether the store answers that it cannot work now."""
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return status >= 500 or status in (408, 429)
+    code = answer.get("Error", {}).get("Code", "")
+    return status >= 500 or status in (408, 429) or code in _BUSY_CODES
 
 
 def _is_absence(error: BaseException) -> bool:

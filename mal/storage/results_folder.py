@@ -7,6 +7,7 @@ import datetime
 import fnmatch
 import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ class ResultsFolder:
         self.uri = uri
         self._lock: RemoteLock | None = None
         self._writing = threading.RLock()
+        self._round = threading.Lock()
+        self._in_round: set[str] = set()
         self._retired: set[str] = set()
         self._remote = remote = parse_remote_uri(uri)
         if remote is None:
@@ -162,9 +165,16 @@ class ResultsFolder:
             self._write_uploaded(uploaded)
 
     def retire(self, path: Path) -> None:
-        """Delete a file here; a remote copy is deleted by the next upload, after its successors."""
-        self._retired.add(path.relative_to(self.path).as_posix())
-        path.unlink(missing_ok=True)
+        """Delete a file; its remote copy is deleted once its successors are uploaded.
+
+        A file that is being uploaded is deleted after that upload: a store that is slower than the
+        checkpoints come would else never get one.
+        """
+        name = path.relative_to(self.path).as_posix()
+        with self._round:
+            self._retired.add(name)
+            if name not in self._in_round:
+                path.unlink(missing_ok=True)
 
     def restore(self, names: Sequence[str] = ("*",)) -> list[Path]:
         """Fetch the files that an earlier run, on any machine, left in the remote folder.
@@ -209,41 +219,48 @@ class ResultsFolder:
     def _upload(self, remote: RemoteUri) -> int:
         if self._lock is not None:
             self._lock.require_held()
-        remote_sizes = {name: stored.size for name, stored in self._list_remote().items()}
+        with self._round:
+            # The successors of what is retired by now are among these files.
+            retired = set(self._retired)
+            files = self._describe_files()
+            self._in_round = {name for _, name, _ in files}
         uploaded = self._read_uploaded()
         num_written = 0
         try:
-            for path in self._local_files():
-                name = path.relative_to(self.path).as_posix()
+            remote_sizes = {name: stored.size for name, stored in self._list_remote().items()}
+            for path, name, fingerprint in files:
+                if uploaded.get(name) == fingerprint and remote_sizes.get(name) == fingerprint[0]:
+                    continue
                 try:
-                    fingerprint = _fingerprint(path, self.path)
-                    is_same_size = remote_sizes.get(name) == fingerprint[0]
-                    if uploaded.get(name) == fingerprint and is_same_size:
-                        continue
                     if not self._write_remote(path, remote, name, fingerprint, uploaded):
                         continue
                 except (FileNotFoundError, StorageError):
                     if path.exists():
                         raise
-                    continue  # retired since it was listed
+                    continue  # deleted since it was listed
                 uploaded[name] = fingerprint
                 num_written += 1
-            self._delete_retired(remote, uploaded)
+            self._delete_retired(remote, retired, uploaded)
         finally:
+            with self._round:
+                self._in_round = set()
+                for name in self._retired:
+                    (self.path / name).unlink(missing_ok=True)
+                self._retired -= retired - uploaded.keys()
             self._write_uploaded(uploaded)
         return num_written
 
-    def _delete_retired(self, remote: RemoteUri, uploaded: dict[str, _Fingerprint]) -> None:
-        for name in sorted(self._retired):
-            if name in uploaded:
-                try:
-                    delete_object(remote.child(name))
-                except StoreAwayError:
-                    raise
-                except StorageError as error:  # an account without the right to delete
-                    log.warning("%s stays: %s", name, error)
-                del uploaded[name]
-            self._retired.discard(name)
+    def _delete_retired(
+        self, remote: RemoteUri, retired: set[str], uploaded: dict[str, _Fingerprint]
+    ) -> None:
+        for name in sorted(retired & uploaded.keys()):
+            try:
+                delete_object(remote.child(name))
+            except StoreAwayError:
+                raise
+            except StorageError as error:  # an account without the right to delete
+                log.warning("%s stays: %s", name, error)
+            del uploaded[name]
 
     def _write_remote(
         self,
@@ -267,9 +284,20 @@ class ResultsFolder:
             upload_object(path, remote.child(name))
         return True
 
+    def _describe_files(self) -> list[tuple[Path, str, _Fingerprint]]:
+        """Return path, name and fingerprint of every finished file, in the order of an upload."""
+        files = []
+        for path in self._local_files():
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                name = path.relative_to(self.path).as_posix()
+                files.append((path, name, _fingerprint(path, self.path)))
+        return files
+
     def _local_files(self) -> list[Path]:
         """Return every finished file: run.json first, links after targets, status last."""
-        files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        # Path.rglob fails where another thread deletes a folder; os.walk passes over it.
+        found = (Path(root, name) for root, _, names in os.walk(self.path) for name in names)
+        files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         return sorted(
             files, key=lambda p: (p.name != RUN_FILE, p.name in _WRITTEN_LAST, p.is_symlink(), p)
         )

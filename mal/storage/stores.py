@@ -12,6 +12,7 @@ Every bucket has one store. The first of these that applies decides:
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 
 from mal.errors import StorageError, StoreAwayError
 from mal.storage.kfp_launcher import (
+    ACCOUNT_FOLDER,
     ARTIFACT_KEYS,
     LAUNCHER_CONFIG_MAP,
     OWN_ROOTS_VARIABLE,
@@ -149,7 +151,10 @@ def _kfp_store(uri: RemoteUri, scheme: str, launcher: KfpLauncher) -> StoreSetti
             f"{LAUNCHER_CONFIG_MAP} has no providers.{scheme}. "
             + (f"Add it to {LAUNCHER_CONFIG_MAP}." if _is_in_pod() else "Set AWS_ENDPOINT_URL_S3.")
         )
-    return found
+    if found.keys is None and _is_in_pod():
+        raise _no_keys(ARTIFACT_KEYS, "Kubeflow Pipelines")
+    remedy = f"For another store, add providers.{scheme} to ConfigMap {LAUNCHER_CONFIG_MAP}"
+    return dataclasses.replace(found, remedy=remedy)
 
 
 def _own_store(launcher: KfpLauncher) -> StoreSettings:
@@ -215,11 +220,7 @@ def _settings_of(store: KfpStore) -> StoreSettings:
     )
     keys = _keys_of_the_pod(store.endpoint) if store.keys is None else _keys_in(store.keys, source)
     if store.keys is not None and keys is None and _is_in_pod():
-        raise StorageError(
-            f"Cannot read Secret {store.keys.secret}, which {source} names: this pod has neither "
-            "its keys nor a token for the cluster's API. Start the job by a step of mal, which "
-            "passes them on."
-        )
+        raise _no_keys(store.keys, source)
     return StoreSettings(
         store.endpoint,
         store.region,
@@ -230,14 +231,24 @@ def _settings_of(store: KfpStore) -> StoreSettings:
     )
 
 
+def _no_keys(secret: SecretKeys, source: str) -> StorageError:
+    return StorageError(
+        f"Cannot read Secret {secret.secret}, which {source} names: this pod has neither its keys "
+        "nor a token for the cluster's API. Start the job by a step of mal, which passes them on, "
+        "in a namespace that has the Secret."
+    )
+
+
 def _keys_of_the_pod(endpoint: str) -> Keys | None:
     """Return the credentials for a store whose `credentials` are `fromEnv`; None for boto3's.
 
-    A training job's account seldom has the identity of the step's account: MAL_S3_* applies, if it
-    is for the same endpoint.
+    A training job's account, whose pods have no token, seldom has the identity of the step's
+    account: there MAL_S3_* applies, if it is for the same endpoint.
     """
+    is_of_job = not (ACCOUNT_FOLDER / "token").exists()
     is_for_this = _value(ENDPOINT_VARIABLE) in ("", endpoint)
-    return _own_keys() if is_for_this and not _first(_AWS_CREDENTIAL_VARIABLES) else None
+    has_identity = bool(_first(_AWS_CREDENTIAL_VARIABLES))
+    return _own_keys() if is_of_job and is_for_this and not has_identity else None
 
 
 def _store_of_root() -> StoreSettings:

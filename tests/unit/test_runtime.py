@@ -52,11 +52,14 @@ def test_one_operation_shares_a_signal_and_what_is_due(monkeypatch: pytest.Monke
     assert stop.received == signal.SIGTERM
 
 
-def test_the_last_upload_of_an_action_is_not_interrupted_by_a_first_signal() -> None:
+def test_the_last_upload_of_an_action_is_not_interrupted_by_a_first_signal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with runtime.handling_stop_signals():
-        with runtime.finishing():
+        with runtime.finishing("still uploading\n"):
             signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(runtime.Interrupted), runtime.finishing():
+        assert capfd.readouterr().err == "still uploading\n"
+        with pytest.raises(runtime.Interrupted), runtime.finishing("still uploading\n"):
             signal.raise_signal(signal.SIGTERM)
-    with runtime.finishing():
+    with runtime.finishing(""):
         pass

@@ -175,8 +175,12 @@ def test_the_pod_of_a_step_is_known_only_with_its_namespace(
              "mal_model_latest.pth", "metrics.jsonl"],
             "The last checkpoint is mal_model_epoch_002_step_00213.pth in ",
         ),
+        (
+            ["mal_model_epoch_001_step_99000.pth", "mal_model_epoch_001_step_100500.pth"],
+            "The last checkpoint is mal_model_epoch_001_step_100500.pth in ",
+        ),
     ],
-    ids=["none", "two"],
+    ids=["none", "two", "six digits"],
 )  # fmt: skip
 def test_the_last_checkpoint_is_named(tmp_path: Path, names: list[str], expected: str) -> None:
     for name in names:

@@ -1,5 +1,7 @@
 """An absent store is waited for; what it refuses is not."""
 
+import http.server
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,18 @@ from typing import Any
 import pytest
 
 from mal.errors import StorageError, StoreAwayError
-from mal.storage import BackgroundUpload, ResultsFolder, background, impatient, patience, patient
+from mal.storage import (
+    BackgroundUpload,
+    ResultsFolder,
+    background,
+    impatient,
+    objects,
+    patience,
+    patient,
+    results_folder,
+)
 from mal.storage.patience import asking_again
+from mal.storage.uris import RemoteUri, parse_remote_uri
 
 WAIT_S = 60
 
@@ -167,6 +179,56 @@ def test_a_retired_file_goes_from_the_store_after_its_successor_came(s3: Any, ca
     assert s3.get_object(Bucket="bucket", Key="run/latest.pth")["Body"].read() == b"new"
 
 
+def test_a_store_slower_than_the_checkpoints_still_gets_one(
+    s3: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ResultsFolder("s3://bucket/run")
+    old, new, link = (folder.path / name for name in ("a.pth", "b.pth", "latest.pth"))
+    old.write_text("old")
+    link.symlink_to("a.pth")
+    upload_object = results_folder.upload_object
+
+    def upload_slowly(path: Path, uri: RemoteUri) -> None:
+        if path == old:  # the next checkpoint is written meanwhile
+            new.write_text("new")
+            link.unlink()
+            link.symlink_to("b.pth")
+            folder.retire(old)
+        upload_object(path, uri)
+
+    def stored() -> dict[str, bytes]:
+        listed = s3.list_objects_v2(Bucket="bucket")["Contents"]
+        keys = [entry["Key"] for entry in listed]
+        return {key: s3.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys}
+
+    monkeypatch.setattr(results_folder, "upload_object", upload_slowly)
+    folder.upload()
+    assert stored() == {"run/a.pth": b"old", "run/latest.pth": b"old"}
+    assert not old.exists()
+    folder.upload()
+    assert stored() == {"run/b.pth": b"new", "run/latest.pth": b"new"}
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_no_error(s3: Any, cache: Path) -> None:
+    folder = ResultsFolder("s3://bucket/run")
+    (folder.path / "kept.json").write_text("{}")
+    is_over = threading.Event()
+
+    def make_and_delete() -> None:
+        while not is_over.is_set():
+            (folder.path / "first" / "inner").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder.path / "first")
+
+    thread = threading.Thread(target=make_and_delete)
+    thread.start()
+    try:
+        for _ in range(500):
+            assert [path.name for path in folder._local_files()] == ["kept.json"]
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def test_a_file_that_goes_while_it_is_uploaded_is_no_error(
     s3: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,3 +238,54 @@ def test_a_file_that_goes_while_it_is_uploaded_is_no_error(
     folder.retire(folder.path / "a.pth")
     monkeypatch.setattr(folder, "_local_files", lambda: listed)
     assert folder.upload() == 0
+
+
+class BrokenBody(http.server.BaseHTTPRequestHandler):
+    """Announces an object of a mebibyte, and breaks the connection after a thousand bytes."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 20))
+        self.send_header("ETag", '"x"')
+        self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"x" * 1000)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_download_that_breaks_is_an_absent_store_and_no_local_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("boto3")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BrokenBody) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        uri = parse_remote_uri("s3://bucket/key")
+        assert uri is not None
+        with pytest.raises(StoreAwayError, match="Check that the store runs"):
+            objects.download_object(objects.head_object(uri), tmp_path / "file")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_busy"),
+    [
+        (503, "SlowDown", True),
+        (400, "RequestTimeout", True),
+        (400, "Throttling", True),
+        (400, "InvalidArgument", False),
+        (403, "AccessDenied", False),
+    ],
+)
+def test_a_store_that_asks_to_come_back_is_not_a_refusal(
+    status: int, code: str, is_busy: bool
+) -> None:
+    answer = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+    assert objects._is_overloaded(answer) is is_busy

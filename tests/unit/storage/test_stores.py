@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +237,23 @@ def test_a_job_without_the_secret_of_its_store_says_so(monkeypatch: pytest.Monke
 
 def test_no_secret_is_in_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "own-secret" not in repr(settings(monkeypatch, POD | OWN, "s3://data/a"))
+
+
+def test_kubeflows_store_without_its_secret_does_not_name_settings_of_other_stores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolving(monkeypatch, "seaweedfs.kubeflow")
+    with pytest.raises(StorageError, match="Cannot read Secret mlpipeline-minio-artifact"):
+        settings(monkeypatch, {**POD, **OWN}, "minio://mlpipeline/key")
+
+
+def test_a_step_uses_the_identity_that_its_launcher_uses_for_the_pipeline_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = {name: value for name, value in OWN.items() if name != "MAL_S3_ENDPOINT_URL"}
+    environment = {**POD, **keys, **launcher("s3://root/artifacts")}
+    of_job = settings(monkeypatch, environment, "s3://root/key")
+    assert of_job.keys is not None  # its account has no token, and seldom an identity
+    (tmp_path / "token").write_text("of a step")
+    monkeypatch.setattr(stores, "ACCOUNT_FOLDER", tmp_path)
+    assert settings(monkeypatch, environment, "s3://root/key").keys is None
