@@ -120,8 +120,11 @@ def forwarding(options: argparse.Namespace) -> Iterator[None]:
         ) from error
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        match = _FORWARDED.search(line)
+        line, match = "", None
+        for line in process.stdout:  # plugins for credentials may write lines before
+            match = _FORWARDED.search(line)
+            if match:
+                break
         if match is None:
             raise ClusterError(
                 f"Cannot forward a port to the Pipelines API: {line.strip() or 'no answer'}. Check "

@@ -99,23 +99,23 @@ class Pipeline:
         }
 
     def function_for(self, target: Target) -> Any:
-        """Trace the pipeline again for a target; `compiled` sets the image references."""
-        from kfp import dsl
-
-        function = self.function  # imported, and so traced, for the committed target
-        with compiling_for(target):
-            return dsl.pipeline(name=self.kfp_name)(function.pipeline_func)
-
-    def compiled(self, target: Target = COMMITTED_TARGET) -> str:
-        """Compile to the YAML that a cluster takes.
+        """Trace the pipeline again for a target, as a cluster takes it but for the images.
 
         Raises:
             RepeatedInputError: A task takes one artifact twice, which a cluster refuses.
         """
-        function = self.function_for(target)
-        require_distinct_inputs(function.pipeline_spec)
-        compact(function.pipeline_spec)
-        return target.images.put_in(compiled_yaml(function))
+        from kfp import dsl
+
+        function = self.function  # imported, and so traced, for the committed target
+        with compiling_for(target):
+            traced = dsl.pipeline(name=self.kfp_name)(function.pipeline_func)
+        require_distinct_inputs(traced.pipeline_spec)
+        compact(traced.pipeline_spec)
+        return traced
+
+    def compiled(self, target: Target = COMMITTED_TARGET) -> str:
+        """Compile to the YAML that a cluster takes."""
+        return target.images.put_in(compiled_yaml(self.function_for(target)))
 
 
 def list_pipelines() -> list[Pipeline]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import io
 import sys
 import tempfile
@@ -126,10 +127,15 @@ def _manifests(options: argparse.Namespace) -> int:
 
 
 def kubernetes_manifests(pipeline: Pipeline, target: Target, *, namespace: str) -> str:
-    """Return a Pipeline and a PipelineVersion, for clusters that store pipelines as objects."""
+    """Return a Pipeline and a PipelineVersion, for clusters that store pipelines as objects.
+
+    A stored version cannot be changed: its name has the digest of what it holds.
+    """
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
+    release = __version__.replace(".", "-")
+    digest = hashlib.sha256(pipeline.compiled(target).encode()).hexdigest()[:8]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifests.yaml"
         compiler.Compiler().compile(
@@ -138,7 +144,7 @@ def kubernetes_manifests(pipeline: Pipeline, target: Target, *, namespace: str) 
             kubernetes_manifest_format=True,
             kubernetes_manifest_options=KubernetesManifestOptions(
                 pipeline_name=pipeline.kfp_name,
-                pipeline_version_name=f"{pipeline.kfp_name}-{__version__.replace('.', '-')}",
+                pipeline_version_name=f"{pipeline.kfp_name}-{release}-{digest}",
                 namespace=namespace,
                 include_pipeline_manifest=True,
             ),

@@ -62,16 +62,18 @@ class StepPod:
         return self.as_owner
 
     def removal_reason_at_once(self, client: ClusterClient) -> str:
-        """Return why the pod is being removed; '' if it is not, or the answer takes too long."""
+        """Return why the pod is deleted; '' if it is not, or the answer takes too long.
+
+        A pod that the kubelet ends itself (node pressure, shutdown of the node, deadline) is not
+        deleted: Argo calls it Failed, and the step has no next try.
+        """
         pod = client.read_at_once(PODS, self.namespace, self.name)
         if pod is None or pod["metadata"]["uid"] != self.uid:
             return ""
-        disrupted = find_condition(pod, "DisruptionTarget")
-        if disrupted:
-            return str(disrupted.get("reason") or "DisruptionTarget")
-        if "deletionTimestamp" in pod["metadata"]:
-            return "the pod was deleted"
-        return str(pod["status"].get("reason") or "")
+        if "deletionTimestamp" not in pod["metadata"]:
+            return ""
+        disrupted = find_condition(pod, "DisruptionTarget") or {}
+        return str(disrupted.get("reason") or "the pod was deleted")
 
 
 def write_to_log_of_pod(line: str) -> bool:

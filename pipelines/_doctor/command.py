@@ -112,16 +112,22 @@ def check_run(
     Raises:
         ClusterError: The cluster lacks something.
     """
+    values = {
+        name: arguments.get(name, parameter.default)
+        for name, parameter in pipeline.parameters.items()
+    }
     plan = Plan(
         namespace=namespace,
         account=account,
-        uses=parts_used(arguments, target),
+        uses=parts_used(values, target),
         gpu_resource=target.resources.gpu_resource,
-        images=images_used(pipeline, arguments, target),
+        images=images_used(pipeline, values, target),
         pipeline_version=version,
     )
     findings = [f for f in examine(ClusterView.connect(), plan) if f.state is not State.OPTIONAL]
-    if report(findings, sys.stderr):
+    report(findings, sys.stderr)
+    # What the user may not read is no reason to refuse the run.
+    if any(finding.state is State.MISSING for finding in findings):
         raise ClusterError(
             "The cluster is not ready for this run: fix what is missing above. Without --check "
             "the run is submitted all the same."

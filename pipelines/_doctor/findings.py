@@ -7,6 +7,9 @@ from pathlib import Path
 
 from .cluster_view import ClusterView
 
+LAUNCHER_ACCOUNT = "mal-launcher"
+_JOB_PARTS = {"pytorchjob", "trainjob", "katib"}
+
 
 class State(StrEnum):
     """State of a need."""
@@ -62,12 +65,17 @@ class Plan:
     namespace: str
     kfp_namespace: str = "kubeflow"
     overlay: str = ""
-    account: str = "mal-launcher"
+    account: str = LAUNCHER_ACCOUNT
     uses: frozenset[str] = frozenset()
     gpu_resource: str = "nvidia.com/gpu"
     images: tuple[str, ...] = ()
     store_endpoint: str = ""
     pipeline_version: str = field(default="", compare=False)
+
+    @property
+    def makes_jobs(self) -> bool:
+        """Whether the run creates training jobs."""
+        return self.account == LAUNCHER_ACCOUNT or bool(self.uses & _JOB_PARTS)
 
     @property
     def overlay_folder(self) -> str:
@@ -89,15 +97,16 @@ class Plan:
             return command
         file = "kustomization.yaml"
         return (
-            f"mkdir -p {folder} && sed 's/^namespace: .*/namespace: {self.namespace}/' "
-            f"manifests/overlays/multi-user/{file} > {folder}/{file} && {command}"
+            f"mkdir -p {folder} && {{ test -e {folder}/{file} || "
+            f"sed 's/^namespace: .*/namespace: {self.namespace}/' "
+            f"manifests/overlays/multi-user/{file} > {folder}/{file}; }} && {command}"
         )
 
     def apply_with(self, component: str) -> str:
         """Return the command that adds a component to the overlay and applies it."""
-        line = (
-            f"echo '  - ../../components/{component}' >> {self.overlay_folder}/kustomization.yaml"
-        )
+        file = f"{self.overlay_folder}/kustomization.yaml"
+        entry = f"  - ../../components/{component}"
+        line = f"{{ grep -q 'components/{component}$' {file} || echo '{entry}' >> {file}; }}"
         apply = self.apply
         if apply.startswith("mkdir"):
             made, _, applied = apply.rpartition(" && ")

@@ -1,20 +1,19 @@
 """What the namespace of the runs has: accounts and their rights, Secrets, policies, quota."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from mal.storage.kfp_launcher import ARTIFACT_KEYS, LAUNCHER_CONFIG_MAP
 
 from .cluster_view import ClusterView, ForbiddenError, Object, Right
-from .findings import Finding, Plan, State, missing, ok, unknown
+from .findings import LAUNCHER_ACCOUNT, Finding, Plan, State, missing, ok, unknown
 
-LAUNCHER_ACCOUNT = "mal-launcher"
 TRAINER_ACCOUNT = "mal-trainer"
 PROFILE_LABELS = {
     "pipelines.kubeflow.org/enabled": "true",
     "app.kubernetes.io/part-of": "kubeflow-profile",
 }
-_JOB_PARTS = {"pytorchjob", "trainjob", "katib"}
 _JOB_VERBS = ("create", "get", "list", "watch", "delete", "patch")
 
 # Together every rule of manifests/base/launcher-role.yaml; a test compares them.
@@ -74,7 +73,8 @@ def _create_namespace(plan: Plan) -> str:
 
 def account_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     """Check that the accounts of runs and of training pods exist."""
-    for account in dict.fromkeys((plan.account, TRAINER_ACCOUNT)):
+    accounts = (plan.account, TRAINER_ACCOUNT) if plan.makes_jobs else (plan.account,)
+    for account in dict.fromkeys(accounts):
         need = f"Account {account}"
         path = f"/api/v1/namespaces/{plan.namespace}/serviceaccounts/{account}"
         if view.read(path) is not None:
@@ -88,8 +88,7 @@ def account_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
 
 def right_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     """Check the rights of the runs' account."""
-    makes_jobs = plan.account == LAUNCHER_ACCOUNT or plan.uses & _JOB_PARTS
-    rights = (*STEP_RIGHTS, *JOB_RIGHTS) if makes_jobs else STEP_RIGHTS
+    rights = (*STEP_RIGHTS, *JOB_RIGHTS) if plan.makes_jobs else STEP_RIGHTS
     yield _rights(view, plan, "Rights of runs", rights, plan.apply)
     for component, rights in COMPONENT_RIGHTS.items():
         if component in plan.uses:
@@ -147,7 +146,12 @@ def secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
             yield missing(need, detail, _artifact_secret_fix(view, plan))
         else:
             detail = "not there; for an object store other than Kubeflow's own"
-            yield Finding(need, State.OPTIONAL, detail, plan.apply_with("s3-secret"))
+            fix = (
+                f"kubectl -n {plan.namespace} create secret generic {name} "
+                "--from-literal=MAL_S3_ACCESS_KEY_ID=KEY "
+                "--from-literal=MAL_S3_SECRET_ACCESS_KEY=SECRET"
+            )
+            yield Finding(need, State.OPTIONAL, detail, fix)
 
 
 def _artifact_secret_fix(view: ClusterView, plan: Plan) -> str:
@@ -172,7 +176,7 @@ def policy_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     except ForbiddenError:
         yield unknown(need, "you may not list them", f"kubectl -n {plan.namespace} get netpol")
         return
-    if "mal-trainer-egress" not in policies:
+    if plan.makes_jobs and "mal-trainer-egress" not in policies:
         yield missing(need, "those of training pods are not there", plan.apply)
         return
     if denies_all(policies) and "mal-pipeline-egress" not in policies:
@@ -206,18 +210,32 @@ def _api_server(view: ClusterView, plan: Plan, policies: dict[str, Object]) -> I
     except ForbiddenError:
         found = {}
     ports = {port["port"] for part in found.get("subsets", ()) for port in part.get("ports", ())}
-    closed = sorted(ports - _ports([policies["mal-pipeline-egress"]]))
+    of_steps = [each for name, each in policies.items() if name.startswith("mal-pipeline")]
+    closed = sorted(ports - _ports(of_steps))
     if closed:
-        rule = (
-            f'[{{"op":"add","path":"/spec/egress/-","value":{{"ports":[{{"port":{closed[0]}}}]}}}}]'
-        )
+        # A policy of its own: the next apply of the overlay would undo a change of another one.
+        policy = json.dumps(_policy_of_port(closed[0]), separators=(",", ":"))
         yield missing(
             need,
-            f"it listens on port {closed[0]}, which mal-pipeline-egress does not allow",
-            f"kubectl -n {plan.namespace} patch netpol mal-pipeline-egress --type=json -p '{rule}'",
+            f"it listens on port {closed[0]}, which no policy of the steps allows",
+            f"echo '{policy}' | kubectl -n {plan.namespace} apply -f -",
         )
     else:
         yield ok(need, f"port {', '.join(map(str, sorted(ports))) or '443'}")
+
+
+def _policy_of_port(port: int) -> Object:
+    steps = {"matchExpressions": [{"key": "workflows.argoproj.io/workflow", "operator": "Exists"}]}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "mal-pipeline-api-server"},
+        "spec": {
+            "podSelector": steps,
+            "policyTypes": ["Egress"],
+            "egress": [{"ports": [{"port": port}]}],
+        },
+    }
 
 
 def denies_all(policies: dict[str, Object]) -> bool:

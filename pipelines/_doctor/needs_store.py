@@ -109,6 +109,12 @@ def _conditional_writes(view: ClusterView, plan: Plan, store: Store) -> Finding:
             num_winners = count_winners(address, store.bucket, keys)
         except OSError:
             pass  # pods reach it, this machine does not
+        except StorageError as error:
+            detail = f"{address} refuses a write to the bucket {store.bucket}: {error}"
+            show = (
+                f"kubectl -n {plan.namespace} get secret {store.keys.secret}" if store.keys else ""
+            )
+            return missing(need, detail, show)
         else:
             if num_winners == 1:
                 return ok(need, f"1 of {_NUM_WRITERS} concurrent writers won at {address}")
@@ -168,7 +174,8 @@ def count_winners(endpoint: str, bucket: str, keys: tuple[str, str]) -> int:
     """Return how many of several writers that require an absent object were accepted.
 
     Raises:
-        OSError: The store cannot be reached from this machine, or rejects the keys.
+        OSError: The store cannot be reached from this machine.
+        StorageError: It refuses the write.
     """
     try:
         import boto3
@@ -206,6 +213,8 @@ def count_winners(endpoint: str, bucket: str, keys: tuple[str, str]) -> int:
         with concurrent.futures.ThreadPoolExecutor(_NUM_WRITERS) as writers:
             accepted = list(writers.map(write, range(_NUM_WRITERS)))
         client.delete_object(Bucket=bucket, Key=name)
-    except (BotoCoreError, ClientError) as error:
+    except ClientError as error:
+        raise StorageError(str(error)) from error
+    except BotoCoreError as error:
         raise OSError(str(error)) from error
     return sum(accepted)

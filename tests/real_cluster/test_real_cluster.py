@@ -88,7 +88,12 @@ def test_an_evicted_step_goes_on_with_its_job(cluster: RealCluster) -> None:
     more = ["train.num_epochs=40", "train.max_steps=-1", "train.checkpoint_interval=1"]
     run_id = cluster.submit("auto_label_distributed", distributed(cluster, overrides=more))
     (job,) = cluster.wait_for(lambda: jobs_of(cluster, run_id), "training job", 240)
-    step = job["metadata"]["ownerReferences"][0]["name"]
+    assert job["metadata"]["ownerReferences"][0]["kind"] == "Workflow"
+    (step,) = (
+        pod["metadata"]["name"]
+        for pod in cluster.objects("pods", f"pipeline/runid={run_id}")
+        if pod["status"]["phase"] == "Running" and "driver" not in pod["metadata"]["name"]
+    )
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",

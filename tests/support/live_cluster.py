@@ -82,15 +82,16 @@ class RealCluster:
         return list(found["items"])
 
     def run_in_pod(self, *command: str) -> str:
-        """Run a command of the control image with the account of runs."""
+        """Run a command of the component image with the account of runs."""
         name = f"{self.name}-{uuid.uuid4().hex[:6]}"
         spec = {
             "serviceAccountName": LAUNCHER,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         }
-        image = images_of().reference("control")
+        image = images_of().reference("component")
         return self.kubectl(
-            "run", name, "--rm", "-i", "--restart=Never", f"--image={image}", "--quiet",
+            "run", name, "--rm", "-i", "--restart=Never", "--pod-running-timeout=10m",
+            f"--image={image}", "--quiet",
             f"--overrides={json.dumps({'spec': spec})}", "--", *command,
         )  # fmt: skip
 

@@ -319,3 +319,10 @@ def test_a_pipeline_is_written_as_kubernetes_objects(tmp_path: Path) -> None:
         f"{REGISTRY}/control:7",
     }
     assert sum("accelerator" in each.get("resources", {}) for each in containers) == 3
+    assert all(len(each["command"]) == 3 for each in containers), "programs are in the images"
+    # A stored version cannot be changed: other images are another version.
+    other = tmp_path / "other.yaml"
+    target[target.index("7")] = "8"
+    assert main(["manifests", "retrain", "--namespace", "cells", "-o", str(other), *target]) == 0
+    _, next_version = yaml.safe_load_all(other.read_text())
+    assert next_version["metadata"]["name"] != version["metadata"]["name"]

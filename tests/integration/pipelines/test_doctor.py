@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from cluster_content import MANIFESTS, ClusterContent, add_trainer, complete_cluster, serving
 
 from mal.kfp.pipelines.__main__ import main
+from mal.kfp.pipelines._doctor.findings import Plan
 from mal.kfp.pipelines._doctor.needs_namespace import COMPONENT_RIGHTS, JOB_RIGHTS, STEP_RIGHTS
 
 pytestmark = pytest.mark.integration
@@ -108,7 +111,11 @@ STANDALONE = "manifests/overlays/standalone"
         (_old_seaweedfs, "Conditional writes", "set image deployment/seaweedfs"),
         (removed("networkpolicies/mal-trainer-egress"), "Network policies", f"-k {STANDALONE}"),
         (_deny_all, "Network policies", "apply -f manifests/overlays/restricted/network-policies"),
-        (_openshift, "DNS", f"components/openshift' >> {STANDALONE}/kustomization.yaml && kubectl"),
+        (
+            _openshift,
+            "DNS",
+            f"components/openshift' >> {STANDALONE}/kustomization.yaml; }} && kubectl",
+        ),
         (_pull_secret, "Pull secrets", "create secret docker-registry registry"),
         (_quota, "Quota", "LimitRange"),
     ],
@@ -124,6 +131,21 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(
     assert found, text
     assert fix in found[1]
     assert re.search(r"^1 of \d+ needs are not met$", text, re.MULTILINE), text
+
+
+def test_a_printed_line_may_be_pasted_twice_and_with_another(tmp_path: Path) -> None:
+    plan = Plan("cells", overlay="")
+    overlays = tmp_path / "manifests/overlays"
+    shutil.copytree(MANIFESTS, tmp_path / "manifests")
+    for component in ("trainjob", "katib", "trainjob"):
+        command = plan.apply_with(component).replace("kubectl apply -k", "kubectl kustomize")
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    text = (overlays / "cells/kustomization.yaml").read_text()
+    assert re.findall("components/(.*)", text) == ["trainjob", "katib"]
+    assert "namespace: cells" in text
 
 
 def test_a_namespace_that_is_not_there_is_the_only_finding(doctor: Doctor) -> None:

@@ -112,13 +112,57 @@ def test_an_account_that_does_not_exist_is_found_before_the_run(
     assert api[1].entities["runs"] == {}
 
 
+def test_a_run_needs_what_its_defaults_need(
+    api: tuple[str, ApiContent], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with registry("mal/control:1.0", "mal/component:1.0") as host:
+        target = ["--registry", f"{host}/mal", "--tag", "1.0", "--check", "--host", api[0]]
+        target += ["--service-account", "mal-launcher"]
+        assert main(["submit", "auto_label_distributed", *DATA, *target]) == 2
+        error = capsys.readouterr().err
+        assert f"{host}/mal/train:1.0 does not exist" in error
+    assert "missing  GPUs" in error
+    assert api[1].entities["runs"] == {}
+
+
+def test_what_the_user_may_not_read_does_not_refuse_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: tuple[str, ApiContent]
+) -> None:
+    content = complete_cluster()
+    content.has_review_right = False
+    content.forbidden = {"/nodes", "/secrets/", "/services/"}
+    with (
+        serving(content, tmp_path) as config,
+        registry("mal/control:1.0", "mal/component:1.0") as host,
+    ):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        assert submit(api, host, "mal-launcher") == 0
+
+
+def test_a_run_without_jobs_needs_nothing_of_training_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: tuple[str, ApiContent]
+) -> None:
+    content = complete_cluster()
+    account = "/api/v1/namespaces/kubeflow/serviceaccounts/"
+    content.objects[f"{account}pipeline-runner"] = content.objects[f"{account}mal-launcher"]
+    content.remove("serviceaccounts/mal-trainer")
+    content.remove("networkpolicies/mal-trainer-egress")
+    content.has_review_right = False
+    with (
+        serving(content, tmp_path) as config,
+        registry("mal/control:1.0", "mal/component:1.0") as host,
+    ):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        assert submit(api, host, "pipeline-runner") == 0
+
+
 def test_the_api_is_reached_by_a_port_forward_that_ends_with_the_command(
     api: tuple[str, ApiContent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = api[0].rpartition(":")[2]
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
-        f"#!/bin/sh\necho $$ > {tmp_path}/pid\n"
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho 'W1130 a plugin is deprecated' >&2\n"
         f'echo "Forwarding from 127.0.0.1:{port} -> 8888"\nexec sleep 60\n'
     )
     kubectl.chmod(0o755)

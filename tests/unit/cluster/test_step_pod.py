@@ -27,14 +27,16 @@ def pod(uid: str = "u-1", **changes: Any) -> dict[str, Any]:
     return {"metadata": metadata, "status": {"phase": "Running", **changes}}
 
 
+DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 DISRUPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
 REASONS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "running": (pod(), ""),
     "no answer": (None, ""),
-    "evicted": (pod(conditions=DISRUPTED), "EvictionByEvictionAPI"),
-    "deleted": (pod(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}), "the pod was deleted"),
-    "node shutdown": (pod(phase="Failed", reason="Terminated"), "Terminated"),
-    "another of this name": (pod("u-2", conditions=DISRUPTED), ""),
+    "evicted": (pod(metadata=DELETED, conditions=DISRUPTED), "EvictionByEvictionAPI"),
+    "deleted": (pod(metadata=DELETED), "the pod was deleted"),
+    "node shutdown": (pod(phase="Failed", reason="Terminated"), ""),
+    "node pressure": (pod(phase="Failed", reason="Evicted", conditions=DISRUPTED), ""),
+    "another of this name": (pod("u-2", metadata=DELETED, conditions=DISRUPTED), ""),
 }
 
 

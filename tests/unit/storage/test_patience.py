@@ -186,7 +186,7 @@ def test_a_store_slower_than_the_checkpoints_still_gets_one(
     old, new, link = (folder.path / name for name in ("a.pth", "b.pth", "latest.pth"))
     old.write_text("old")
     link.symlink_to("a.pth")
-    upload_object = results_folder.upload_object
+    upload_object = objects.upload_object
 
     def upload_slowly(path: Path, uri: RemoteUri) -> None:
         if path == old:  # the next checkpoint is written meanwhile
