@@ -169,17 +169,23 @@ class JobWatch:
         self._cancellation.release()
 
     def _take_snapshot(self) -> tuple[JobSnapshot, str]:
-        """Return the job's state, and the version of the list that it was read from."""
+        """Return the job's state, and the version of the list that it was read from.
+
+        The pods are read before the job: an operator deletes the pods of a job that has ended, so
+        that a pod that is missing beside an active job is lost. An ended job's pods are read again.
+        """
+        pods = self._list_pods()
         listing = self._client.list_objects(
             self._kind.resource, self._job.namespace, fields={"metadata.name": self._job.name}
         )
         for made in listing.items:
             if made["metadata"]["uid"] == self._attempt.uid:
+                state = self._kind.read_state(made)
                 snapshot = JobSnapshot(
                     settings=self._job,
                     made=made,
-                    state=self._kind.read_state(made),
-                    pods=self._list_pods(),
+                    state=state,
+                    pods=self._list_pods() if state.is_finished else pods,
                     events_of=self._list_events,
                     queue_message=self._read_queue_message,
                     list_objects=self._list_objects,

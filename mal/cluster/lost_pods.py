@@ -49,8 +49,8 @@ class RunningPods:
     def find_lost(self, snapshot: JobSnapshot) -> LostPod | None:
         """Return a pod that was missing at two looks at a job that had not ended at either.
 
-        One look is not enough: job and pods are read one after the other, and an operator deletes
-        the pods of a job that has ended or was suspended in between.
+        One look is not enough: some operators delete the pods of a job before its state says that
+        it has ended or was suspended.
         """
         if snapshot.state.phase is Phase.SUSPENDED:
             self._seen, self._missing = {}, {}
