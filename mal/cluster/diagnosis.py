@@ -51,8 +51,9 @@ _LOST_ADVICE = (
 _RESUMABLE_CODES = frozenset(
     _SIGNAL_BASE + n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 )
-# Most likely cause first: the other pods exit because they lost a peer.
-_OUT_OF_MEMORY, _DISRUPTED, _EXITED = range(3)
+# Most likely cause first: the other pods exit because they lost a peer, or because the operator
+# stops what is left of a failed job. Times have seconds only.
+_OUT_OF_MEMORY, _DISRUPTED, _EXITED, _STOPPED = range(4)
 
 
 def deadline_failure(job: JobSettings, message: str = "") -> Failure:
@@ -116,7 +117,7 @@ def _findings(pod: Object, job: JobSettings, container: str) -> Iterator[tuple[i
         advice = _EXIT_ADVICE.get(code, "The lines below may say why.")
         what = f"{name} ended with exit code {code}{shown}"
         yield (
-            _EXITED,
+            _STOPPED if code == _SIGNAL_BASE + signal.SIGTERM else _EXITED,
             ended.get("finishedAt") or "",
             Failure(what, advice, name, is_resumable=code in _RESUMABLE_CODES),
         )

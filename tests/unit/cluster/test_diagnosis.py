@@ -48,6 +48,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, str]] = {
     "killed": ([pod("a", code=137)], "a ended with exit code 137", "job.resources.memory"),
     "segmentation fault": ([pod("a", code=139)], "a ended with exit code 139", "driver"),
     "stopped": ([pod("a", code=143)], "a ended with exit code 143", "last checkpoint"),
+    "killed, and the others stopped in the same second": (
+        [pod("a", code=143), pod("b", code=137)],
+        "b ended with exit code 137",
+        "job.resources.memory",
+    ),
     "unknown code": ([pod("a", code=77)], "a ended with exit code 77", "The lines below"),
     "out of memory": (
         [pod("a", code=137, reason_of_container="OOMKilled")],
