@@ -137,7 +137,9 @@ def serving_seaweedfs(folder: Path, access_key: str, secret_key: str) -> Iterato
         store.start()
         yield store
     finally:
-        store.stop()
+        if store.process is not None:  # it would take half a minute to end by itself
+            store.process.kill()
+            store.process.wait()
 
 
 def _free_ports(num: int) -> list[int]:
