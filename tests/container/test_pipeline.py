@@ -25,14 +25,13 @@ def open_folders() -> Iterator[None]:
     os.umask(before)
 
 
-def run_committed(runner: Any, root: Path, demo: Path) -> Mapping[str, Any]:
-    """Run the committed auto_label on the demo set; returns its output artifacts."""
-    from kfp import components, local
+def run(pipeline: Any, runner: Any, root: Path, demo: Path) -> Mapping[str, Any]:
+    """Run auto_label on the demo set; returns its output artifacts."""
+    from kfp import local
 
     local.init(
         runner=runner, pipeline_root=str(root), workspace_root=str(make_writable(root / "space"))
     )
-    pipeline = components.load_component_from_file(str(find_pipeline("auto_label").compiled_path))
     outputs: Mapping[str, Any] = pipeline(
         train_images=str(demo / "images"),
         train_annotations=str(demo / "train.json"),
@@ -55,7 +54,7 @@ def test_committed_auto_label_measures_in_containers_what_it_measures_here(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from kfp import local
+    from kfp import components, local
 
     from mal.data.synthetic import generate_demo_dataset
 
@@ -72,10 +71,16 @@ def test_committed_auto_label_measures_in_containers_what_it_measures_here(
         security_opt=["no-new-privileges"],
         environment={"OMP_NUM_THREADS": "1"},
     )
-    in_containers = run_committed(strict, root, root / "demo")
+    auto_label = find_pipeline("auto_label")
+    committed = components.load_component_from_file(str(auto_label.compiled_path))
+    in_containers = run(committed, strict, root, root / "demo")
     log = capsys.readouterr().out
-    here = run_committed(
-        local.SubprocessRunner(use_venv=False), make_writable(tmp_path / "here"), root / "demo"
+    # A compiled step needs its image: without one the pipeline's function runs.
+    here = run(
+        auto_label.function,
+        local.SubprocessRunner(use_venv=False),
+        make_writable(tmp_path / "here"),
+        root / "demo",
     )
 
     assert set(in_containers) == OUTPUTS
