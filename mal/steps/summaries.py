@@ -188,7 +188,7 @@ def labels_markdown(metadata: Mapping[str, Any], report: Path | None = None) -> 
     return _artifact_page(
         metadata,
         {"masks": metadata.get("num_instances")},
-        "check the labels with `mal review`, or export them with `mal labels export`.",
+        "look at some of the masks, then use the labels: they are COCO JSON.",
         pictures_of_report(report) if report else "",
     )
 

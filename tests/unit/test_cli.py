@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mal.recipes import list_recipes
 from mal.spec import ExperimentSpec
 from mal.spec.template import spec_template
 
+ROOT = Path(__file__).parents[2]
 Stage = Callable[[ExperimentSpec], Any]
 
 
@@ -438,3 +440,16 @@ def test_a_set_that_is_not_there_is_exit_1(capsys: pytest.CaptureFixture[str]) -
         "error: 1 x image folder that cannot be used: image source absent does not exist" in output
     )
     assert errors == ""
+
+
+def test_commands_that_messages_and_pages_name_exist() -> None:
+    named = re.compile(r"`mal ([a-z]+(?: [a-z]+)*)")
+    sources = [path for room in ("mal", "pipelines") for path in (ROOT / room).rglob("*.py")]
+    found = {match for path in sources for match in named.findall(path.read_text("utf-8"))}
+    assert "pipelines promote" in found
+    for command in found:
+        words = command.split()
+        length = 2 if words[0] in ("dataset", "pipelines") else 1
+        with pytest.raises(SystemExit) as ended:
+            main([*words[:length], "--help"])
+        assert ended.value.code == 0, command
