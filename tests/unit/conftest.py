@@ -14,7 +14,7 @@ from tiny_sets import Trained, training_spec, write_tiny_set
 
 from mal.spec import load_spec
 from mal.stages import run_export, run_train
-from mal.storage import objects
+from mal.storage import objects, stores
 
 BUCKET = "bucket"
 
@@ -27,6 +27,13 @@ settings.load_profile("mal")
 def _log_to_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that ran in this process keeps mal's log from the root logger."""
     monkeypatch.setattr(logging.getLogger("mal"), "propagate", True)
+
+
+@pytest.fixture(autouse=True)
+def _stores_of_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that ran in this process leaves the buckets of its artifacts."""
+    monkeypatch.setattr(stores, "_own_roots", {})
+    monkeypatch.setattr(stores, "_found", [])
 
 
 @pytest.fixture

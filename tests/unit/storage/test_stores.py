@@ -50,8 +50,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
         if name.startswith(("AWS_", "MAL_", "KUBERNETES_")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(stores, "_own_roots", {})
-    monkeypatch.setattr(stores, "_found", [])
     resolving(monkeypatch)
 
 
