@@ -4,7 +4,7 @@ A wrong argument would otherwise end a run minutes later, in the step that reads
 calls the code of that step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ _SOME_FOLDER = "s3://bucket/folder"
 _SOME_NAMESPACE = "namespace"
 _SOME_RUN = "0" * 32
 
-Check = Callable[[Pipeline, Mapping[str, Any]], None]
-
 
 def check_arguments(pipeline: Pipeline, arguments: Mapping[str, Any]) -> None:
     """Check everything about a run that this machine can know.
@@ -44,12 +42,16 @@ def check_arguments(pipeline: Pipeline, arguments: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: With all problems found.
     """
-    values = {
-        name: arguments.get(name, parameter.default)
-        for name, parameter in pipeline.parameters.items()
-    }
+    values = pipeline.with_defaults(arguments)
     problems: list[str] = []
-    for check in (_check_uris, _check_spec, _check_policy, _check_search, _check_job):
+    for check in (
+        _check_uris,
+        _check_spec,
+        _check_policy,
+        _check_trials,
+        _check_search,
+        _check_job,
+    ):
         try:
             check(pipeline, values)
         except SpecError as error:
@@ -150,10 +152,9 @@ def _check_policy(_: Pipeline, values: Mapping[str, Any]) -> None:
 
     if "automl_policy" in values:
         decide_route(values["automl_policy"], support=packaged_automl_support())
-    _check_trials(values)
 
 
-def _check_trials(values: Mapping[str, Any]) -> None:
+def _check_trials(_: Pipeline, values: Mapping[str, Any]) -> None:
     if values.get("trials", 0) < 0:
         raise SpecError(f"trials must be at least 0, got {values['trials']}. Use 0 for no limit.")
 

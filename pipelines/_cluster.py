@@ -21,6 +21,9 @@ from mal.storage.uris import redact_text
 
 IN_CLUSTER = "in-cluster"
 PORT_FORWARD = "port-forward"
+KFP_NAMESPACE = "kubeflow"
+RUN_LABEL = "pipeline/runid"
+"""The label that Kubeflow Pipelines gives the pods of a run."""
 TOKEN_VARIABLE = "KFP_TOKEN"
 
 _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
@@ -107,7 +110,7 @@ def forwarding(options: argparse.Namespace) -> Iterator[None]:
     if getattr(options, "host", "") != PORT_FORWARD:
         yield
         return
-    namespace = getattr(options, "kfp_namespace", "kubeflow")
+    namespace = getattr(options, "kfp_namespace", KFP_NAMESPACE)
     command = ["kubectl", "-n", namespace, "port-forward", "svc/ml-pipeline", ":8888"]
     try:
         process = subprocess.Popen(

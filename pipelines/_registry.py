@@ -98,6 +98,13 @@ class Pipeline:
             for name, argument in signature.parameters.items()
         }
 
+    def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the value of every parameter: the given one, or its default."""
+        return {
+            name: arguments.get(name, parameter.default)
+            for name, parameter in self.parameters.items()
+        }
+
     def function_for(self, target: Target) -> Any:
         """Trace the pipeline again for a target, as a cluster takes it but for the images.
 

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mal.errors import ClusterError, MalError
+from mal.storage.kfp_launcher import DEFAULT_ROOT
 
-from ._cluster import add_connection_options, connect, wrap_api_errors
+from ._cluster import KFP_NAMESPACE, add_connection_options, connect, wrap_api_errors
 from ._doctor.cluster_view import ClusterView, ForbiddenError
-
-DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
-KFP_NAMESPACE = "kubeflow"
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, is_host_required: bool = True) -> None:
@@ -62,8 +60,6 @@ def run_folder(options: argparse.Namespace, run: Any) -> str:
 
 def _launcher_root(namespace: str) -> str:
     """Return the root that `kfp-launcher` of the namespace names, if the user may read it."""
-    path = f"/api/v1/namespaces/{namespace}/configmaps/kfp-launcher"
     with contextlib.suppress(MalError, ForbiddenError):
-        data = (ClusterView.connect().read(path) or {}).get("data") or {}
-        return str(data.get("defaultPipelineRoot") or DEFAULT_ROOT)
+        return ClusterView.connect().launcher(namespace).root
     return DEFAULT_ROOT

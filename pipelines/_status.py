@@ -7,10 +7,10 @@ from typing import Any
 
 from mal.errors import MalError
 
+from ._cluster import KFP_NAMESPACE, RUN_LABEL
 from ._doctor.cluster_view import ClusterView, ForbiddenError
-from ._runs import KFP_NAMESPACE, add_run_options, read_run
+from ._runs import add_run_options, read_run
 
-_RUN_LABEL = "pipeline/runid"
 # kubelet keeps trying, and Kubeflow Pipelines never fails such a step (pipelines#12973).
 _STUCK = {
     "ImagePullBackOff": "push the image, or name it by --registry, --tag or --digests",
@@ -58,7 +58,7 @@ def step_lines(run: Any) -> Iterator[str]:
 def stuck_lines(options: argparse.Namespace) -> Iterator[str]:
     """Yield a line for each pod of the run that cannot start, and what to do."""
     namespace = options.namespace or KFP_NAMESPACE
-    path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={_RUN_LABEL}%3D{options.run_id}"
+    path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={RUN_LABEL}%3D{options.run_id}"
     try:
         pods = ClusterView.connect().items(path)
     except (MalError, ForbiddenError) as error:

@@ -7,6 +7,7 @@ from mal.kfp.components._images import COMPONENT_IMAGE
 from mal.storage.kfp_launcher import LAUNCHER_CONFIG_MAP, LAUNCHER_KEYS
 from mal.storage.stores import CONFIG_MAP, CONFIG_VARIABLES, S3_SECRET, SECRET_VARIABLES
 
+from ._cluster import RUN_LABEL
 from ._target import StepResources, current_target
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
@@ -95,4 +96,4 @@ def _set_resources(step: dsl.PipelineTask, resources: StepResources, *, uses_gpu
 
 def set_run_id(step: dsl.PipelineTask) -> None:
     """Give a step the run's id; as a parameter it would be part of the cache key."""
-    kubernetes.use_field_path_as_env(step, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
+    kubernetes.use_field_path_as_env(step, RUN_ID_VARIABLE, f"metadata.labels['{RUN_LABEL}']")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
+from mal.kfp.components._generated import compiled_yaml
 
 from ._argument_checks import check_arguments
 from ._arguments import parse_arguments
-from ._cluster import add_options, connect, read_health, wrap_api_errors
+from ._cluster import KFP_NAMESPACE, add_options, connect, read_health, wrap_api_errors
 from ._doctor.command import check_run
 from ._registry import Pipeline, find_pipeline
 from ._target import Target, add_target_options, cluster_target_of, target_of
 
-KFP_NAMESPACE = "kubeflow"
 # Kubeflow's own, without --service-account.
 SINGLE_USER_ACCOUNT = "pipeline-runner"
 MULTI_USER_ACCOUNT = "default-editor"
@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
         "manifests", help="write a pipeline as Kubernetes objects: Pipeline and PipelineVersion"
     )
     manifests.add_argument("name", metavar="NAME")
-    manifests.add_argument("--namespace", default="kubeflow", help="default: kubeflow")
+    manifests.add_argument("--namespace", default=KFP_NAMESPACE, help="default: kubeflow")
     manifests.add_argument("-o", "--output", type=Path, help="a file; default: standard output")
     add_target_options(manifests)
     manifests.set_defaults(command=_manifests)
@@ -135,11 +135,13 @@ def kubernetes_manifests(pipeline: Pipeline, target: Target, *, namespace: str) 
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
     release = __version__.replace(".", "-")
-    digest = hashlib.sha256(pipeline.compiled(target).encode()).hexdigest()[:8]
+    function = pipeline.function_for(target)
+    content = target.images.put_in(compiled_yaml(function))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifests.yaml"
         compiler.Compiler().compile(
-            pipeline.function_for(target),
+            function,
             str(path),
             kubernetes_manifest_format=True,
             kubernetes_manifest_options=KubernetesManifestOptions(

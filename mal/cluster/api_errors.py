@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from mal.cluster import names
 from mal.cluster.resources import Resource
 from mal.errors import ClusterError
 
-LAUNCHER_ACCOUNT = "mal-launcher"
 _MISSING_RUNTIME = re.compile(
     "trainingruntime.*not found|not found.*trainingruntime", re.IGNORECASE
 )
-_INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection"
 _FAILED_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 _TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})
 
@@ -177,16 +176,18 @@ def _describe(error: ApiError, request: Request) -> str:
         case 403 if not is_from_webhook:
             text = f"The step's account may not {request.verb} {what} in namespace "
             text += f"{request.namespace}: {error}."
-            advice = f"Apply {resource.manifest} and run as service account {LAUNCHER_ACCOUNT}."
+            advice = (
+                f"Apply {resource.manifest} and run as service account {names.LAUNCHER_ACCOUNT}."
+            )
         case 404 if error.is_resource_unknown:
             text = f"The cluster does not know {resource.full_name} ({resource.version}): {error}."
             advice = f"Install {resource.brought_by}, then apply {resource.manifest}."
         case 404 if error.object_kind == "namespaces":
             text = f"Namespace {request.namespace} does not exist."
             advice = f"Create it and apply {resource.manifest} there, or set another job.namespace."
-        case 400 if _INJECTION_LABEL in error.message:
+        case 400 if names.INJECTION_LABEL in error.message:
             text = f"Katib refuses a search in namespace {request.namespace}: {error}."
-            advice = f"kubectl label namespace {request.namespace} {_INJECTION_LABEL}=enabled"
+            advice = f"kubectl label namespace {request.namespace} {names.INJECTION_LABEL}=enabled"
         case _ if request.verb == "create" and _MISSING_RUNTIME.search(error.message):
             text = f"The job's training runtime does not exist: {error}."
             advice = f"Apply {resource.manifest}, and set job.training_runtime to name mal-torch, "

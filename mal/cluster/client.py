@@ -96,22 +96,17 @@ class ClusterClient:
         content: Object = json.loads(self._retrying(self._read, method, path, query, body))
         return content
 
-    def create(self, resource: Resource, namespace: str, body: Object) -> Object | None:
-        """Create the object; None when its name is taken."""
-        request = Request("create", resource, namespace, body["metadata"]["name"])
-        path = resource.path(namespace)
-        return self._request(request, "POST", path, body=body, accept=lambda e: e.is_name_taken)
+    def create(
+        self, resource: Resource, namespace: str, body: Object, *, is_dry_run: bool = False
+    ) -> Object | None:
+        """Create the object, and return what the server keeps; None when its name is taken.
 
-    def create_dry(self, resource: Resource, namespace: str, body: Object) -> Object | None:
-        """Return the object as the server would keep it; None when its name is taken."""
+        A dry run creates nothing, and returns what the server would keep.
+        """
         request = Request("create", resource, namespace, body["metadata"]["name"])
+        path, query = resource.path(namespace), {"dryRun": "All"} if is_dry_run else None
         return self._request(
-            request,
-            "POST",
-            resource.path(namespace),
-            {"dryRun": "All"},
-            body,
-            accept=lambda error: error.is_name_taken,
+            request, "POST", path, query, body, accept=lambda error: error.is_name_taken
         )
 
     def find(self, resource: Resource, namespace: str, name: str) -> Object | None:

@@ -132,7 +132,8 @@ def _init_findings(name: str, status: Mapping[str, Any]) -> Iterator[tuple[int, 
         if not ended or not ended["exitCode"]:
             continue
         finished = ended.get("finishedAt") or ""
-        after = f" after {age:.0f} s" if (age := _seconds(ended.get("startedAt"), finished)) else ""
+        age_s = seconds_between(ended.get("startedAt"), finished)
+        after = f" after {age_s:.0f} s" if age_s else ""
         message = f": {ended['message']}" if ended.get("message") else ""
         what = (
             f"the init container {each['name']} of {name} ended with exit code "
@@ -144,7 +145,8 @@ def _init_findings(name: str, status: Mapping[str, Any]) -> Iterator[tuple[int, 
         yield _EXITED, finished, Failure(what, advice, name, each["name"])
 
 
-def _seconds(started: str | None, ended: str) -> float:
+def seconds_between(started: str | None, ended: str | None) -> float:
+    """Return the time between two RFC 3339 times; 0 where one is not known."""
     if not started or not ended:
         return 0.0
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mal.cluster.client import ClusterClient
@@ -22,8 +22,7 @@ from mal.cluster.katib import (
     read_trials,
 )  # fmt: skip
 from mal.cluster.launcher import run_job
-from mal.cluster.pytorchjob import PYTORCHJOB
-from mal.cluster.resources import PODS
+from mal.cluster.resources import Object, Resource
 from mal.cluster.settings import JobSettings
 from mal.cluster.step_pod import StepPod
 from mal.errors import ClusterError
@@ -68,17 +67,12 @@ def run_experiment(
         step_pod=step_pod,
     )
     name, namespace = finished.name, finished.namespace
-    found = client.list_objects(TRIALS, namespace, labels={EXPERIMENT_LABEL: name}).items
-    trials = read_trials(found, search.parameters)
-    assert PYTORCHJOB.pods is not None, "its pods train"
-    pods = {
-        trial.name: client.list_objects(
-            PODS, namespace, labels=PYTORCHJOB.pods.labels(trial.name)
-        ).items
-        for trial in trials
-        if trial.end == "Failed"
-    }
-    trials = explain_trials(trials, job, pods)
+
+    def list_objects(resource: Resource, labels: Mapping[str, str]) -> list[Object]:
+        return client.list_objects(resource, namespace, labels=labels).items
+
+    trials = read_trials(list_objects(TRIALS, {EXPERIMENT_LABEL: name}), search.parameters)
+    trials = explain_trials(trials, job, list_objects)
     for trial in trials:
         if trial.end == "Failed":
             log(f"trial {trial.name} failed: {trial.message}")

@@ -17,6 +17,9 @@ from mal.cluster.resources import Object, Resource
 from mal.cluster.settings import JobSettings
 from mal.errors import ClusterError
 
+# Returns the objects of a resource that have some labels.
+ListObjects = Callable[[Resource, Mapping[str, str]], list[Object]]
+
 
 class Phase(enum.Enum):
     """State of a job. Whether the pods of an active one run is not part of it."""
@@ -70,7 +73,7 @@ class JobSnapshot:
     pods: Sequence[Object]
     events_of: Callable[[str], Iterable[Object]]
     queue_message: Callable[[], str]
-    list_objects: Callable[[Resource, Mapping[str, str]], list[Object]]
+    list_objects: ListObjects
     last_lines_of: Callable[[str, str], Sequence[str]] = lambda pod, container: ()
 
 

@@ -12,16 +12,16 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from mal.cluster import names
-from mal.cluster.diagnosis import find_failure
+from mal.cluster.diagnosis import find_failure, seconds_between
 from mal.cluster.job_kind import (
     Failure,
     JobKind,
     JobSnapshot,
     JobState,
+    ListObjects,
     PendingReason,
     Phase,
     find_condition,
@@ -35,7 +35,6 @@ from mal.cluster.settings import JobSettings
 API_VERSION = "kubeflow.org/v1beta1"
 KIND = "Experiment"
 EXPERIMENT_LABEL = "katib.kubeflow.org/experiment"
-INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection=enabled"
 METRIC = "mIoU"
 TRIALS_FOLDER = "trials"
 
@@ -216,15 +215,15 @@ def _trial_reason(snapshot: JobSnapshot, trial: str, job: Object | None) -> Pend
         settings=snapshot.settings.model_copy(update={"name": trial}),
         made=job or {},
         state=PYTORCHJOB.read_state(job) if job else JobState(Phase.ACTIVE),
-        pods=trial_pods(snapshot, trial),
+        pods=trial_pods(snapshot.list_objects, trial),
     )
     return find_pending_reason(PYTORCHJOB, own)
 
 
-def trial_pods(snapshot: JobSnapshot, trial: str) -> list[Object]:
+def trial_pods(list_objects: ListObjects, trial: str) -> list[Object]:
     """Return the pods of a trial, rank 0 first."""
     assert PYTORCHJOB.pods is not None, "its pods train"
-    pods = snapshot.list_objects(PODS, PYTORCHJOB.pods.labels(trial))
+    pods = list_objects(PODS, PYTORCHJOB.pods.labels(trial))
     return sorted(pods, key=PYTORCHJOB.pods.rank)
 
 
@@ -273,10 +272,7 @@ def _describe_progress(experiment: Object, num_trials: int) -> str:
 def _find_failure(snapshot: JobSnapshot, search: KatibSearch) -> Failure:
     found = snapshot.list_objects(TRIALS, {EXPERIMENT_LABEL: snapshot.settings.name})
     trials = read_trials(found, search.parameters)
-    pods = {
-        trial.name: trial_pods(snapshot, trial.name) for trial in trials if trial.end == "Failed"
-    }
-    trials = explain_trials(trials, snapshot.settings, pods)
+    trials = explain_trials(trials, snapshot.settings, snapshot.list_objects)
     failure = find_search_failure(snapshot.state.message, trials)
     lines = [
         line
@@ -336,7 +332,7 @@ def read_trial(trial: Object, parameters: Sequence[KatibParameter]) -> KatibTria
         metric=_observed(status.get("observation")),
         end=end,
         message=(find_condition(trial, end) or {}).get("message", ""),
-        duration_s=_seconds(status.get("startTime"), status.get("completionTime")),
+        duration_s=seconds_between(status.get("startTime"), status.get("completionTime")),
     )
 
 
@@ -345,29 +341,27 @@ def _end_of(trial: Object) -> str:
     return next((kind for kind in ends if find_condition(trial, kind)), "")
 
 
-def _seconds(started: str | None, ended: str | None) -> float:
-    if not started or not ended:
-        return 0.0
-    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
-
-
 def explain_trials(
-    trials: Sequence[KatibTrial], settings: JobSettings, pods: Mapping[str, Sequence[Object]]
+    trials: Sequence[KatibTrial], settings: JobSettings, list_objects: ListObjects
 ) -> tuple[KatibTrial, ...]:
     """Return the trials, the failed ones with what their pods say instead of Katib's message.
 
     Args:
         trials: All trials of the search.
         settings: Give the limits that messages name.
-        pods: Pods of the failed trials, by the trial's name.
+        list_objects: Returns the objects with some labels; called for the failed trials.
     """
     return tuple(
-        _explained(trial, settings, pods[trial.name]) if pods.get(trial.name) else trial
+        _explained(trial, settings, trial_pods(list_objects, trial.name))
+        if trial.end == "Failed"
+        else trial
         for trial in trials
     )
 
 
 def _explained(trial: KatibTrial, settings: JobSettings, pods: Sequence[Object]) -> KatibTrial:
+    if not pods:
+        return trial
     found = find_failure(JobState(Phase.FAILED, trial.message), pods, settings, CONTAINER)
     message = f"{found.what.rstrip('.')}. {found.advice}"
     return dataclasses.replace(trial, message=message, pod=found.pod)
@@ -383,8 +377,8 @@ def find_search_failure(message: str, trials: Sequence[KatibTrial]) -> Failure:
     advice = "The trials below say why."
     if any(trial.end == "MetricsUnavailable" for trial in trials):
         advice = (
-            f"Katib read no {METRIC}: label the namespace {INJECTION_LABEL}, and read the log of "
-            "the container metrics-logger-and-collector."
+            f"Katib read no {METRIC}: label the namespace {names.INJECTION_LABEL}=enabled, "
+            "and read the log of the container metrics-logger-and-collector."
         )
     return Failure(
         message or "no trial was measured", advice, details=tuple(ends[:_MAX_SHOWN_TRIALS])

@@ -9,9 +9,14 @@ APP = "mal"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 TRAINER_COMPONENT = "trainer"
 SEARCH_COMPONENT = "search"
+# The accounts of manifests/base: of the steps, and of the pods that train.
+LAUNCHER_ACCOUNT = "mal-launcher"
+TRAINER_ACCOUNT = "mal-trainer"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 ISTIO_LABEL = "sidecar.istio.io/inject"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# Katib reads what trials print only in a namespace with this label, `enabled`.
+INJECTION_LABEL = "katib.kubeflow.org/metrics-collector-injection"
 
 # A retried step finds its job by these: the run, and where the job writes.
 RUN_LABEL = "mal.kubeflow.org/run-id"

@@ -23,7 +23,7 @@ def require_all_fields(client: ClusterClient, kind: JobKind, namespace: str, bod
     """
     if not kind.too_old:
         return
-    kept = client.create_dry(kind.resource, namespace, body)
+    kept = client.create(kind.resource, namespace, body, is_dry_run=True)
     if kept is None:  # the name is taken: the caller finds out by whom
         return
     dropped = sorted(dropped_fields(body["spec"], kept.get("spec") or {}, "spec"))

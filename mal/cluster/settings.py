@@ -199,7 +199,7 @@ class Security(_Settings):
         istio_sidecar: A sidecar keeps pods from ending, and nodes from reaching each other.
     """
 
-    service_account: rules.Name = "mal-trainer"
+    service_account: rules.Name = names.TRAINER_ACCOUNT
     run_as_user: Annotated[rules.Whole, rules.between(1, rules.MAX_INT32)] = 1000
     fs_group: Annotated[rules.Whole, rules.between(1, rules.MAX_INT32)] = 1000
     read_only_root: StrictBool = True

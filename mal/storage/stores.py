@@ -43,8 +43,10 @@ SESSION_TOKEN_VARIABLE = "MAL_S3_SESSION_TOKEN"
 CONFIG_VARIABLES = (ENDPOINT_VARIABLE, REGION_VARIABLE)
 SECRET_VARIABLES = (ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE, SESSION_TOKEN_VARIABLE)
 
-# KFP 2.16 and later, and before.
-KFP_SERVICES = (("seaweedfs.kubeflow", 9000), ("minio-service.kubeflow", 9000))
+# Services of KFP's own store: 2.16 and later, and before.
+KFP_SERVICES = ("seaweedfs", "minio-service")
+KFP_STORE_PORT = 9000
+_KFP_HOSTS = tuple(f"{service}.kubeflow" for service in KFP_SERVICES)
 
 _AWS_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 # Set by a person, or by what gives a pod an identity: IRSA, EKS Pod Identity.
@@ -145,7 +147,7 @@ def _kfp_store(uri: RemoteUri, scheme: str, launcher: KfpLauncher) -> StoreSetti
         return _store_of_root()
     found = _found_store()
     if found is None:
-        names = " nor ".join(f"{host}:{port}" for host, port in KFP_SERVICES)
+        names = " nor ".join(f"{host}:{KFP_STORE_PORT}" for host in _KFP_HOSTS)
         raise StorageError(
             f"Cannot find the object store of {uri}: neither {names} exists, and ConfigMap "
             f"{LAUNCHER_CONFIG_MAP} has no providers.{scheme}. "
@@ -202,7 +204,7 @@ def _keys_in(secret: SecretKeys, source: str) -> Keys | None:
 def _is_kfp_endpoint(endpoint: str, launcher: KfpLauncher) -> bool:
     """Whether a user's endpoint is KFP's own store, at any of its ports."""
     known = launcher.default_of("minio")
-    hosts = {host for host, _ in KFP_SERVICES}
+    hosts = set(_KFP_HOSTS)
     if known:
         hosts.add(urllib.parse.urlsplit(known.endpoint).hostname or "")
     host = urllib.parse.urlsplit(endpoint).hostname or ""
@@ -308,9 +310,9 @@ def _find_service() -> str | None:
     """
     if _found:
         return _found[0]
-    for host, port in KFP_SERVICES:
+    for host in _KFP_HOSTS:
         try:
-            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            socket.getaddrinfo(host, KFP_STORE_PORT, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             if error.errno == socket.EAI_AGAIN and _is_in_pod():
                 raise StoreAwayError(
@@ -318,7 +320,7 @@ def _find_service() -> str | None:
                     f"({error.strerror}). Check the cluster's DNS."
                 ) from error
             continue
-        endpoint = f"http://{host}:{port}"
+        endpoint = f"http://{host}:{KFP_STORE_PORT}"
         _log.info("the object store is %s: no setting names one, and this service exists", endpoint)
         _found.append(endpoint)
         return endpoint

@@ -8,6 +8,12 @@ from typing import Any, Self
 from mal.cluster import ClusterClient
 from mal.cluster.api_errors import ApiError, ConnectionLost
 from mal.errors import ClusterError
+from mal.storage.kfp_launcher import (
+    LAUNCHER_CONFIG_MAP,
+    LAUNCHER_KEYS,
+    KfpLauncher,
+    read_launcher,
+)
 
 _PATIENCE_S = 5.0  # a person waits
 _VERSION = re.compile(r":v?(\d+(?:\.\d+)+[^@]*)")
@@ -89,6 +95,17 @@ class ClusterView:
         """Return whether the cluster knows a kind of objects."""
         found = self.read(f"/apis/{group_version}") or {}
         return any(each["name"] == plural for each in found.get("resources", ()))
+
+    def launcher(self, namespace: str) -> KfpLauncher:
+        """Return what the ConfigMap `kfp-launcher` of a namespace says of object stores.
+
+        Raises:
+            ForbiddenError: The user may not read it.
+            StorageError: It cannot be parsed.
+        """
+        path = f"/api/v1/namespaces/{namespace}/configmaps/{LAUNCHER_CONFIG_MAP}"
+        data = (self.read(path) or {}).get("data") or {}
+        return read_launcher({name: data.get(key, "") for name, key in LAUNCHER_KEYS.items()})
 
     def deployment(self, name: str, namespaces: tuple[str, ...]) -> Object | None:
         """Return a deployment of this name in one of the namespaces.

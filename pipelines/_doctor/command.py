@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from mal.cluster.names import LAUNCHER_ACCOUNT
 from mal.errors import EXIT_USER_ERROR, ClusterError
 
-from .._cluster import add_connection_options, read_health
+from .._cluster import KFP_NAMESPACE, add_connection_options, read_health
 from .._registry import Pipeline
 from .._target import DEFAULT_GPU_RESOURCE, Target
 from .cluster_view import ClusterView, ForbiddenError
@@ -68,11 +69,11 @@ def add_command(commands: Any) -> None:
         help=f"what your runs need of {', '.join(OPTIONAL_PARTS)}, each optional by default; may "
         "be repeated",
     )
-    parser.add_argument("--service-account", default="mal-launcher", metavar="NAME")
+    parser.add_argument("--service-account", default=LAUNCHER_ACCOUNT, metavar="NAME")
     parser.add_argument(
         "--overlay", default="", metavar="DIR", help="your overlay, for the printed commands"
     )
-    parser.add_argument("--kfp-namespace", default="kubeflow", metavar="N")
+    parser.add_argument("--kfp-namespace", default=KFP_NAMESPACE, metavar="N")
     parser.add_argument("--gpu-resource", default=DEFAULT_GPU_RESOURCE, metavar="NAME")
     parser.add_argument(
         "--store-endpoint",
@@ -112,10 +113,7 @@ def check_run(
     Raises:
         ClusterError: The cluster lacks something.
     """
-    values = {
-        name: arguments.get(name, parameter.default)
-        for name, parameter in pipeline.parameters.items()
-    }
+    values = pipeline.with_defaults(arguments)
     plan = Plan(
         namespace=namespace,
         account=account,
@@ -169,7 +167,7 @@ def examine(view: ClusterView, plan: Plan) -> list[Finding]:
             findings += need(view, plan)
         except ForbiddenError as error:
             findings.append(unknown(name, str(error)))
-        if name == "Namespace" and findings[-1].detail.endswith("does not exist"):
+        if any(f.need == "Namespace" and f.state is State.MISSING for f in findings):
             break  # nothing else can be there
     return findings
 
@@ -177,13 +175,9 @@ def examine(view: ClusterView, plan: Plan) -> list[Finding]:
 def report(findings: Sequence[Finding], stream: TextIO) -> int:
     """Print the findings; return the exit code: 0 if every need is met."""
     stream.writelines(f"{line}\n" for finding in findings for line in finding.lines())
-    unmet = _count(finding for finding in findings if not finding.is_met)
+    unmet = sum(not finding.is_met for finding in findings)
     if unmet:
         stream.write(f"{unmet} of {len(findings)} needs are not met\n")
     else:
         stream.write("all needs are met\n")
     return EXIT_USER_ERROR if unmet else 0
-
-
-def _count(findings: Iterable[Finding]) -> int:
-    return sum(1 for _ in findings)

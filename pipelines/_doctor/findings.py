@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from mal.cluster.names import LAUNCHER_ACCOUNT
+
+from .._cluster import KFP_NAMESPACE
 from .cluster_view import ClusterView
 
-LAUNCHER_ACCOUNT = "mal-launcher"
 _JOB_PARTS = {"pytorchjob", "trainjob", "katib"}
 
 
@@ -63,7 +65,7 @@ class Plan:
     """
 
     namespace: str
-    kfp_namespace: str = "kubeflow"
+    kfp_namespace: str = KFP_NAMESPACE
     overlay: str = ""
     account: str = LAUNCHER_ACCOUNT
     uses: frozenset[str] = frozenset()
@@ -134,6 +136,11 @@ def ok(need: str, detail: str) -> Finding:
 def missing(need: str, detail: str, fix: str) -> Finding:
     """Return the finding about a need that is not met."""
     return Finding(need, State.MISSING, detail, fix)
+
+
+def unread(need: str, detail: str, fix: str, *, is_needed: bool) -> Finding:
+    """Return the finding about a need that the user may not look at."""
+    return Finding(need, State.UNKNOWN if is_needed else State.OPTIONAL, detail, fix)
 
 
 def unknown(need: str, detail: str, fix: str = "") -> Finding:

@@ -1,10 +1,13 @@
 """What the cluster itself has: Kubeflow Pipelines, operators, GPUs."""
 
+import json
 import re
 from collections.abc import Iterator
 
+from mal.cluster.names import INJECTION_LABEL
+
 from .cluster_view import ClusterView, ForbiddenError, Object, image_version, is_available
-from .findings import Finding, Plan, absent, missing, ok, unknown
+from .findings import Finding, Plan, absent, missing, ok, unknown, unread
 
 LOWEST_KFP = (2, 16)
 LOWEST_TRAINER = (2, 2)
@@ -27,7 +30,6 @@ KATIB_INSTALL = (
     "kubectl apply -k "
     '"github.com/kubeflow/katib.git/manifests/v1beta1/installs/katib-standalone?ref=v0.19.0"'
 )
-KATIB_LABEL = "katib.kubeflow.org/metrics-collector-injection"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 
 
@@ -106,11 +108,11 @@ def katib_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     if not served:
         return
     namespace = view.read(f"/api/v1/namespaces/{plan.namespace}") or {}
-    label = namespace.get("metadata", {}).get("labels", {}).get(KATIB_LABEL)
+    label = namespace.get("metadata", {}).get("labels", {}).get(INJECTION_LABEL)
     if label == "enabled":
-        yield ok("Katib's label", f"{KATIB_LABEL}=enabled")
+        yield ok("Katib's label", f"{INJECTION_LABEL}=enabled")
     else:
-        fix = f"kubectl label namespace {plan.namespace} {KATIB_LABEL}=enabled"
+        fix = f"kubectl label namespace {plan.namespace} {INJECTION_LABEL}=enabled"
         yield absent("Katib's label", plan, "katib", "not on the namespace", fix)
 
 
@@ -143,12 +145,8 @@ def gpu_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     try:
         nodes = view.items("/api/v1/nodes")
     except ForbiddenError:
-        finding = unknown(need, "you may not list nodes; ask an administrator for", show)
-        yield (
-            finding
-            if "gpu" in plan.uses
-            else Finding(need, absent(need, plan, "gpu", "", "").state, finding.detail, show)
-        )
+        detail = "you may not list nodes; ask an administrator for"
+        yield unread(need, detail, show, is_needed="gpu" in plan.uses)
         return
     counts = [int(node["status"].get("allocatable", {}).get(resource, 0)) for node in nodes]
     if any(counts):
@@ -193,7 +191,7 @@ def _operator(
 def _has_field(view: ClusterView, group_version: str, field: str) -> bool:
     """Return whether a definition has a field, by the schema that every user may read."""
     schema: Object | None = view.read(f"/openapi/v3/apis/{group_version}")
-    return schema is None or f'"{field}"' in re.sub(r"'", '"', repr(schema))
+    return schema is None or json.dumps(field) in json.dumps(schema)
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -4,14 +4,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from mal.cluster.names import LAUNCHER_ACCOUNT, TRAINER_ACCOUNT
 from mal.storage.kfp_launcher import ARTIFACT_KEYS, LAUNCHER_CONFIG_MAP
+from mal.storage.stores import S3_SECRET
 
 from .cluster_view import ClusterView, ForbiddenError, Object, Right
-from .findings import LAUNCHER_ACCOUNT, Finding, Plan, State, missing, ok, unknown
+from .findings import Finding, Plan, State, missing, ok, unknown, unread
 
-TRAINER_ACCOUNT = "mal-trainer"
+ENABLED_LABEL = "pipelines.kubeflow.org/enabled"
 PROFILE_LABELS = {
-    "pipelines.kubeflow.org/enabled": "true",
+    ENABLED_LABEL: "true",
     "app.kubernetes.io/part-of": "kubeflow-profile",
 }
 _JOB_VERBS = ("create", "get", "list", "watch", "delete", "patch")
@@ -124,19 +126,15 @@ def secret_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     base = f"/api/v1/namespaces/{plan.namespace}"
     for name, keys, is_required in (
         (ARTIFACT_KEYS.secret, (ARTIFACT_KEYS.access_key, ARTIFACT_KEYS.secret_key), True),
-        ("mal-s3", (), False),
+        (S3_SECRET, (), False),
     ):
         need = f"Secret {name}"
         try:
             found = view.read(f"{base}/secrets/{name}")
         except ForbiddenError:
             show = f"kubectl -n {plan.namespace} get secret {name}"
-            finding = unknown(need, "you may not read Secrets; an administrator may", show)
-            yield (
-                finding
-                if is_required
-                else Finding(need, State.OPTIONAL, finding.detail, finding.fix)
-            )
+            detail = "you may not read Secrets; an administrator may"
+            yield unread(need, detail, show, is_needed=is_required)
             continue
         lacking = [key for key in keys if not (found or {}).get("data", {}).get(key)]
         if found is not None and not lacking:
@@ -160,9 +158,8 @@ def _artifact_secret_fix(view: ClusterView, plan: Plan) -> str:
         manifest = "manifests/kustomize/third-party/seaweedfs/base"
         return f'kubectl apply -k "github.com/kubeflow/pipelines/{manifest}?ref=2.17.0"'
     found = view.read(f"/api/v1/namespaces/{plan.namespace}") or {}
-    key, value = "pipelines.kubeflow.org/enabled", "true"
-    if (found.get("metadata", {}).get("labels") or {}).get(key) != value:
-        return f"kubectl label --overwrite namespace {plan.namespace} {key}={value}"
+    if (found.get("metadata", {}).get("labels") or {}).get(ENABLED_LABEL) != "true":
+        return f"kubectl label --overwrite namespace {plan.namespace} {ENABLED_LABEL}=true"
     controller = "deployment/kubeflow-pipelines-profile-controller"
     return f"kubectl -n {plan.kfp_namespace} rollout restart {controller}"
 

@@ -9,21 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mal.errors import StorageError
-from mal.storage.kfp_launcher import (
-    ARTIFACT_KEYS,
-    LAUNCHER_CONFIG_MAP,
-    LAUNCHER_KEYS,
-    SecretKeys,
-    read_launcher,
-)
+from mal.storage.kfp_launcher import ARTIFACT_KEYS, LAUNCHER_CONFIG_MAP, SecretKeys
+from mal.storage.stores import KFP_SERVICES, KFP_STORE_PORT
 from mal.storage.uris import parse_remote_uri
 
 from .cluster_view import ClusterView, ForbiddenError, image_version
 from .findings import Finding, Plan, missing, ok, unknown
 
-# KFP 2.16 and later, and before.
-KFP_SERVICES = ("seaweedfs", "minio-service")
-PORT = 9000
 # Older ones accept all of several concurrent conditional writes (facts 9.9).
 LOWEST_SEAWEEDFS = (4, 18)
 
@@ -77,9 +69,7 @@ def find_store(view: ClusterView, plan: Plan) -> Store | None:
         ForbiddenError: The user may not read what names it.
         StorageError: The ConfigMap cannot be read.
     """
-    path = f"/api/v1/namespaces/{plan.namespace}/configmaps/{LAUNCHER_CONFIG_MAP}"
-    data = (view.read(path) or {}).get("data") or {}
-    launcher = read_launcher({name: data.get(key, "") for name, key in LAUNCHER_KEYS.items()})
+    launcher = view.launcher(plan.namespace)
     root = parse_remote_uri(launcher.root.partition("?")[0])
     if root is None:
         return None
@@ -95,7 +85,7 @@ def find_store(view: ClusterView, plan: Plan) -> Store | None:
     for service in KFP_SERVICES:
         path = f"/api/v1/namespaces/{plan.kfp_namespace}/services/{service}"
         if view.read(path) is not None:
-            address = f"http://{service}.{plan.kfp_namespace}:{PORT}"
+            address = f"http://{service}.{plan.kfp_namespace}:{KFP_STORE_PORT}"
             return Store(address, root.bucket, f"service {service}", ARTIFACT_KEYS)
     return None
 
@@ -139,8 +129,8 @@ def _writes_by_version(view: ClusterView, plan: Plan, store: Store) -> Finding:
         server = None
     version = image_version(server) if server else ""
     forward = (
-        f"kubectl -n {plan.kfp_namespace} port-forward svc/{service} {PORT} & mal pipelines doctor "
-        f"--namespace {plan.namespace} --store-endpoint http://localhost:{PORT}"
+        f"kubectl -n {plan.kfp_namespace} port-forward svc/{service} {KFP_STORE_PORT} & "
+        f"mal pipelines doctor --namespace {plan.namespace} --store-endpoint http://localhost:{KFP_STORE_PORT}"
     )
     if service == "seaweedfs" and version:
         number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
