@@ -10,7 +10,7 @@ from typing import Any
 import docstring_parser
 import yaml
 
-from mal.steps.summaries import markdown_table
+from mal.markdown import markdown_table
 
 COMPONENTS_DIR = Path(__file__).parent
 _NOTICE = "<!-- Generated from component.py and metadata.yaml by `make compile`; do not edit. -->"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mal.automl.trial_record import TrialEnd, TrialRecord
+from mal.markdown import escaped, short_value, table
 
 _END_ORDER = (
     TrialEnd.COMPLETE, TrialEnd.PRUNED, TrialEnd.RUNNING, TrialEnd.FAILED, TrialEnd.REFUSED,
@@ -44,21 +44,10 @@ def leaderboard_csv(records: Sequence[TrialRecord]) -> str:
 
 def markdown_from_csv(text: str) -> str:
     """Return the table of `leaderboard_csv` in Markdown."""
-    header, *rows = csv.reader(io.StringIO(text))
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines) + "\n"
-
-
-def short_value(value: Any) -> str:
-    """Return a value for display."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    header, *rows = ([*map(escaped, line)] for line in csv.reader(io.StringIO(text)))
+    return table(header, rows) + "\n"
 
 
 def values_text(values: Mapping[str, Any]) -> str:
     """Return the values of a trial on one line."""
     return ", ".join(f"{key}={short_value(value)}" for key, value in values.items())
-
-
-def _markdown_cell(text: str) -> str:
-    """Escape a cell: in KFP's page underscores within words would be emphasis."""
-    return re.sub(r"([\\`*_~\[\]<>|])", r"\\\1", text.replace("\n", " "))

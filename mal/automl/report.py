@@ -20,8 +20,9 @@ import jinja2
 import optuna
 
 from mal.artifacts import write_text
-from mal.automl.leaderboard import leaderboard_csv, short_value
+from mal.automl.leaderboard import leaderboard_csv
 from mal.automl.trial_record import TrialEnd, TrialRecord, best_of
+from mal.markdown import short_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,9 +1,8 @@
 """The layout of a step's page in Kubeflow's UI: what matters first, digests last.
 
 KFP 2.17 shows the page with markdown-to-jsx 7.7 in a frame of about 450 px (MarkdownViewer.tsx):
-text between two underscores becomes emphasis also within words, and a
-long word widens the page past the frame. So names are escaped, URIs are link targets, and digests
-are short.
+text between two underscores becomes emphasis also within words, and a long word widens the page
+past the frame. So names are escaped, URIs are link targets, and digests are short.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mal.markdown import escaped, short_value, table
 from mal.storage import redact_uri
 
 MAX_PICTURES = 2
@@ -23,7 +23,6 @@ MAX_PICTURE_BYTES = 60_000  # KFP cuts a page at 400,000 characters
 DIGEST_SUFFIX = "_sha256"
 _DIGESTS = {"sha256": "content", "git_sha": "commit", "image_digest": "image"}
 _SHORT_DIGEST_CHARS = 12
-_SPECIAL = re.compile(r"([\\`*_~\[\]<>|])")
 _PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[^"]+)"[^>]* alt="([^"]*)"')
 
 
@@ -62,7 +61,7 @@ class StepPage:
         ]
         blocks = (
             f"## {escaped(self.title)}",
-            _rows([*map(escaped, numbers)], [[*numbers.values()]]) if numbers else "",
+            table([*map(escaped, numbers)], [[*numbers.values()]]) if numbers else "",
             self.notice,
             self.pictures,
             f"**Next:** {self.next_step}" if self.next_step else "",
@@ -73,14 +72,9 @@ class StepPage:
         return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def escaped(text: object) -> str:
-    """Return text that Markdown shows as it is; KFP's Markdown knows emphasis within words."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
-
-
 def page_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table for KFP's page; numbers have four digits."""
-    return _rows(
+    return table(
         [escaped(name) for name in header], [[_cell(each) for each in row] for row in rows]
     )
 
@@ -111,13 +105,8 @@ def digests_of(metadata: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _cell(value: object) -> str:
-    return escaped(f"{value:.4g}" if isinstance(value, float) else value)
+    return escaped(short_value(value))
 
 
 def _target(uri: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mal.evaluation.baselines import BASELINES, best_baseline, usefulness_warning
 from mal.evaluation.metrics_text import measured_objects, reason_unmeasured
+from mal.markdown import escaped
 from mal.registry.changes import Detection
 from mal.registry.promotion import Outcome
 from mal.registry.snapshot import DatasetManifest
@@ -15,7 +16,6 @@ from mal.steps.page import (
     DIGEST_SUFFIX,
     StepPage,
     digests_of,
-    escaped,
     page_table,
     pictures_of_report,
 )
@@ -231,14 +231,3 @@ def _artifact_page(
         tables=[page_table(("key", "value"), rest)] if rest else [],
         digests=digests_of(metadata),
     ).markdown()
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; `|` in a cell is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")

@@ -22,6 +22,7 @@ from mal.cluster import WaitLimits
 from mal.errors import MissingExtraError, SpecError
 from mal.evaluation.baselines import usefulness_warning
 from mal.lineage.page_record import with_record
+from mal.markdown import escaped
 from mal.registry.snapshot import DatasetManifest
 from mal.spec.experiment import ExperimentSpec
 from mal.stages import run_train
@@ -34,7 +35,7 @@ from mal.steps.metadata import (
     model_metadata,
     model_spec_metadata,
 )
-from mal.steps.page import StepPage, digests_of, escaped
+from mal.steps.page import StepPage, digests_of
 from mal.steps.specs import step_spec
 from mal.steps.tuned_model import TunedModel, take_model, validated_metrics
 

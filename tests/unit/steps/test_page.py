@@ -12,10 +12,11 @@ from kfp_page import rendered
 from test_specs import WITH_VAL
 
 from mal.lineage.page_record import with_record
+from mal.markdown import escaped
 from mal.registry.gate import Check, Decision
 from mal.registry.promotion import Outcome
 from mal.steps.metadata import flat_metrics
-from mal.steps.page import StepPage, escaped, page_table, pictures_of_report
+from mal.steps.page import StepPage, page_table, pictures_of_report
 from mal.steps.summaries import evaluation_markdown, onnx_markdown, outcome_markdown
 
 KFP_ROWS = 10  # PagedTable.tsx: rowsPerPage, sorted by the first column

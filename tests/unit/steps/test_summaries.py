@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_specs import WITH_VAL, WITHOUT_VAL
 
+from mal.markdown import markdown_table
 from mal.registry.box_index import BoxChanges
 from mal.registry.changes import Detection, SourcePart
 from mal.registry.gate import Check, Decision
@@ -12,7 +13,6 @@ from mal.registry.promotion import Outcome
 from mal.steps.summaries import (
     detection_markdown,
     evaluation_markdown,
-    markdown_table,
     model_markdown,
     outcome_markdown,
 )
