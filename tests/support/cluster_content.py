@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from json_answers import send_json
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 Object = dict[str, Any]
@@ -148,22 +149,14 @@ def serving(content: ClusterContent, folder: Path) -> Iterator[Path]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(*content.answer(self.path.partition("?")[0]))
+            send_json(self, *content.answer(self.path.partition("?")[0]))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path.endswith("subjectaccessreviews"):
-                self._send(*content.review(self.path, body))
+                send_json(self, *content.review(self.path, body))
             else:
-                self._send(201, {**body, "status": {"userInfo": {"username": "ada"}}})
-
-        def _send(self, code: int, result: Object) -> None:
-            data = json.dumps(result).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+                send_json(self, 201, {**body, "status": {"userInfo": {"username": "ada"}}})
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import kfp_server_api
+from json_answers import send_json
 
 BASE = "/apis/v2beta1"
 PAGE_SIZE = 2  # small, so that every list takes several pages
@@ -213,12 +214,7 @@ def serving_pipelines_api() -> Iterator[tuple[str, ApiContent]]:
                 # grpc-gateway's form, with gRPC's own code.
                 code, text = refusal.code, str(refusal)
                 result = {"error": text, "code": 13, "message": text, "details": []}
-            data = json.dumps(result).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            send_json(self, code, result)
 
         do_GET = do_POST = do_DELETE = _answer
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from json_answers import send_json
+
 BASE = "/api/model_registry/v1alpha3"
 COMMON = {"name", "description", "externalId", "customProperties", "state"}
 FIELDS = {
@@ -164,12 +166,7 @@ def serving_registry() -> Iterator[tuple[str, RegistryContent]]:
                     raise RefusalError(content.lost_answers.pop(), "the answer is lost")
             except RefusalError as refusal:
                 code, result = refusal.code, {"code": str(refusal.code), "message": str(refusal)}
-            data = json.dumps(result).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            send_json(self, code, result)
 
         do_GET = do_POST = do_PATCH = _answer
 
