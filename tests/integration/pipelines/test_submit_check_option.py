@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_content import complete_cluster, serving
+from cluster_content import ClusterContent, complete_cluster, serving
 from kfp_api import ApiContent, serving_pipelines_api
 
 from mal.kfp.pipelines.__main__ import main
@@ -84,6 +84,22 @@ def submit(api: tuple[str, ApiContent], host: str, account: str) -> int:
     return main(["submit", "auto_label", *DATA, *target, "--host", api[0]])
 
 
+def submit_to(
+    content: ClusterContent,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    api: tuple[str, ApiContent],
+    account: str,
+) -> int:
+    """Submit to another cluster than the complete one."""
+    with (
+        serving(content, folder) as config,
+        registry("mal/control:1.0", "mal/component:1.0") as host,
+    ):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        return submit(api, host, account)
+
+
 def test_a_run_that_the_cluster_is_ready_for_is_submitted(api: tuple[str, ApiContent]) -> None:
     with registry("mal/control:1.0", "mal/component:1.0") as host:
         assert submit(api, host, "mal-launcher") == 0
@@ -131,12 +147,7 @@ def test_what_the_user_may_not_read_does_not_refuse_a_run(
     content = complete_cluster()
     content.has_review_right = False
     content.forbidden = {"/nodes", "/secrets/", "/services/"}
-    with (
-        serving(content, tmp_path) as config,
-        registry("mal/control:1.0", "mal/component:1.0") as host,
-    ):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        assert submit(api, host, "mal-launcher") == 0
+    assert submit_to(content, tmp_path, monkeypatch, api, "mal-launcher") == 0
 
 
 def test_a_run_without_jobs_needs_nothing_of_training_pods(
@@ -148,12 +159,7 @@ def test_a_run_without_jobs_needs_nothing_of_training_pods(
     content.remove("serviceaccounts/mal-trainer")
     content.remove("networkpolicies/mal-trainer-egress")
     content.has_review_right = False
-    with (
-        serving(content, tmp_path) as config,
-        registry("mal/control:1.0", "mal/component:1.0") as host,
-    ):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        assert submit(api, host, "pipeline-runner") == 0
+    assert submit_to(content, tmp_path, monkeypatch, api, "pipeline-runner") == 0
 
 
 def test_the_api_is_reached_by_a_port_forward_that_ends_with_the_command(
