@@ -8,8 +8,8 @@ import errno
 import json
 import logging
 import math
-import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,14 +32,13 @@ from mal.stages.memory import is_out_of_memory, prediction_shortage, training_sh
 from mal.stages.written_files import require_inputs_kept, results_uri
 from mal.status import Status, StatusLog
 from mal.storage import BackgroundUpload, ResultsFolder, describe_inputs, impatient, patient
+from mal.storage.kfp_launcher import is_in_pod
 from mal.tao import missing_settings
 
 if TYPE_CHECKING:
     from mal.stages.run_identity import RunRecord
 
 log = logging.getLogger(__name__)
-
-UPLOAD_INTERVAL_S = 100.0
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -60,7 +59,7 @@ class Session:
         results: ResultsFolder,
         *,
         is_rank0: bool = True,
-        upload_interval_s: float = UPLOAD_INTERVAL_S,
+        upload_interval_s: float = threading.TIMEOUT_MAX,
     ) -> None:
         self.results = results
         self.status = StatusLog(results.path)
@@ -220,7 +219,7 @@ def upload_finished(results: ResultsFolder, spec: ExperimentSpec) -> None:
         StorageError: The store refused them, or was away for `storage.retry_s`.
     """
     retry_s = float(spec.storage.retry_s)
-    if retry_s and "KUBERNETES_SERVICE_HOST" in os.environ:
+    if retry_s and is_in_pod():
         retry_s = math.inf
     notice = (
         f"The finished results are being uploaded; stop again to leave them in {results.path}.\n"

@@ -29,9 +29,10 @@ from mal.lineage.page_record import with_record
 from mal.registry.snapshot import DatasetManifest, read_dataset_manifest
 from mal.runtime import Interrupted, set_up_logging
 from mal.spec import ExperimentSpec, spec_as_dict
+from mal.spec.experiment import StorageSpec
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, spec_file_metadata
 from mal.steps.specs import step_spec
-from mal.storage import DEFAULT_RETRY_S, child_uri, patient
+from mal.storage import child_uri, patient
 from mal.storage.stores import add_artifact_uri
 
 ERROR_PREFIX = "error: "
@@ -103,7 +104,7 @@ class Step:
 
     def __enter__(self) -> Self:
         set_up_logging()
-        self._patience.enter_context(patient(DEFAULT_RETRY_S))
+        self._patience.enter_context(patient(StorageSpec().retry_s))
         return self
 
     def __exit__(

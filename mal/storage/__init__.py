@@ -22,13 +22,12 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
-from mal.storage.patience import DEFAULT_RETRY_S, impatient, patient
+from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
 from mal.storage.uris import redact_uri
 
 __all__ = [
     "ABSENT",
-    "DEFAULT_RETRY_S",
     "BackgroundUpload",
     "ConflictError",
     "Document",

@@ -151,6 +151,11 @@ def read_launcher(environment: Mapping[str, str], own_roots: tuple[str, ...] = (
     )
 
 
+def is_in_pod() -> bool:
+    """Whether this process runs in a pod of a cluster."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 @functools.lru_cache(maxsize=4)
 def _parse_providers(text: str) -> dict[str, Any]:
     """Parse `providers`; names in lower case, because Go reads them in any case."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mal.errors import MissingExtraError, StorageError, StoreAwayError
+from mal.storage.kfp_launcher import is_in_pod
 from mal.storage.patience import asking_again
 from mal.storage.stores import StoreSettings, store_of
 from mal.storage.uris import RemoteUri, redact_text
@@ -300,7 +301,7 @@ def _wrap_store_errors(uri: RemoteUri, verb: str, settings: StoreSettings) -> It
             error_type = StoreAwayError if _is_overloaded(cause.response) else StorageError
         elif isinstance(cause, boto.NoCredentialsError | boto.PartialCredentialsError):
             keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            if "KUBERNETES_SERVICE_HOST" in os.environ:
+            if is_in_pod():
                 keys = "MAL_S3_ACCESS_KEY_ID and MAL_S3_SECRET_ACCESS_KEY in Secret mal-s3"
             reason = f"no complete credentials are set. Set {keys}"
         elif isinstance(cause, boto.BotoCoreError | Boto3Error):

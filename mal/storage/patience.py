@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from mal.errors import StoreAwayError
 
-DEFAULT_RETRY_S = 600.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
 REPORT_INTERVAL_S = 60.0

@@ -28,6 +28,7 @@ from mal.storage.kfp_launcher import (
     KfpLauncher,
     KfpStore,
     SecretKeys,
+    is_in_pod,
     read_launcher,
     read_secret_keys,
 )
@@ -94,7 +95,7 @@ class StoreSettings:
         """Where the credentials come from."""
         if self.keys is not None:
             return self.keys.source
-        return "the pod's own account" if _is_in_pod() else "AWS_ACCESS_KEY_ID"
+        return "the pod's own account" if is_in_pod() else "AWS_ACCESS_KEY_ID"
 
 
 _own_roots: dict[str, None] = {}
@@ -127,7 +128,7 @@ def store_of(uri: RemoteUri) -> StoreSettings:
         return _kfp_store(uri, scheme, launcher)
     if any(_value(name) for name in (*CONFIG_VARIABLES, ACCESS_KEY_VARIABLE)):
         return _own_store(launcher)
-    if not _is_in_pod() or _has_aws_settings():
+    if not is_in_pod() or _has_aws_settings():
         return _store_of_boto3()
     if default := launcher.default_of("s3"):
         return _settings_of(default)
@@ -138,7 +139,7 @@ def _kfp_store(uri: RemoteUri, scheme: str, launcher: KfpLauncher) -> StoreSetti
     """Return the store of KFP's own artifacts."""
     if known := launcher.root_store(uri) or launcher.default_of(scheme):
         return _settings_of(known)
-    if not _is_in_pod():  # a person's machine, for example with a port-forward
+    if not is_in_pod():  # a person's machine, for example with a port-forward
         if any(_value(name) for name in (*CONFIG_VARIABLES, ACCESS_KEY_VARIABLE)):
             return _own_store(launcher)
         if scheme == "s3" or _first(_AWS_ENDPOINT_VARIABLES):
@@ -151,9 +152,9 @@ def _kfp_store(uri: RemoteUri, scheme: str, launcher: KfpLauncher) -> StoreSetti
         raise StorageError(
             f"Cannot find the object store of {uri}: neither {names} exists, and ConfigMap "
             f"{LAUNCHER_CONFIG_MAP} has no providers.{scheme}. "
-            + (f"Add it to {LAUNCHER_CONFIG_MAP}." if _is_in_pod() else "Set AWS_ENDPOINT_URL_S3.")
+            + (f"Add it to {LAUNCHER_CONFIG_MAP}." if is_in_pod() else "Set AWS_ENDPOINT_URL_S3.")
         )
-    if found.keys is None and _is_in_pod():
+    if found.keys is None and is_in_pod():
         raise _no_keys(ARTIFACT_KEYS, "Kubeflow Pipelines")
     remedy = f"For another store, add providers.{scheme} to ConfigMap {LAUNCHER_CONFIG_MAP}"
     return dataclasses.replace(found, remedy=remedy)
@@ -162,7 +163,7 @@ def _kfp_store(uri: RemoteUri, scheme: str, launcher: KfpLauncher) -> StoreSetti
 def _own_store(launcher: KfpLauncher) -> StoreSettings:
     """Return the store that MAL_S3_* describes; without an endpoint it is AWS."""
     endpoint = _value(ENDPOINT_VARIABLE)
-    in_map = f" (ConfigMap {CONFIG_MAP})" if _is_in_pod() else ""
+    in_map = f" (ConfigMap {CONFIG_MAP})" if is_in_pod() else ""
     source = f"The endpoint {endpoint} comes from {ENDPOINT_VARIABLE}{in_map}."
     if not endpoint:
         given = next(n for n in (REGION_VARIABLE, ACCESS_KEY_VARIABLE) if _value(n))
@@ -187,7 +188,7 @@ def _own_store(launcher: KfpLauncher) -> StoreSettings:
 def _own_keys() -> Keys | None:
     """Return the credentials of MAL_S3_*."""
     given = [_value(name) for name in SECRET_VARIABLES]
-    in_secret = f" (Secret {S3_SECRET})" if _is_in_pod() else ""
+    in_secret = f" (Secret {S3_SECRET})" if is_in_pod() else ""
     return (
         Keys(given[0], given[1], given[2], source=f"{ACCESS_KEY_VARIABLE}{in_secret}")
         if given[0]
@@ -221,7 +222,7 @@ def _settings_of(store: KfpStore) -> StoreSettings:
         else f"It is looked for on AWS, as {source} says."
     )
     keys = _keys_of_the_pod(store.endpoint) if store.keys is None else _keys_in(store.keys, source)
-    if store.keys is not None and keys is None and _is_in_pod():
+    if store.keys is not None and keys is None and is_in_pod():
         raise _no_keys(store.keys, source)
     return StoreSettings(
         store.endpoint,
@@ -275,7 +276,7 @@ def _store_of_boto3() -> StoreSettings:
         if given
         else "No endpoint is set: it is looked for on AWS."
     )
-    variable = f"{ENDPOINT_VARIABLE} in ConfigMap {CONFIG_MAP}" if _is_in_pod() else given
+    variable = f"{ENDPOINT_VARIABLE} in ConfigMap {CONFIG_MAP}" if is_in_pod() else given
     return StoreSettings(
         os.environ.get(given, "") if given else "",
         is_of_boto3=True,
@@ -314,7 +315,7 @@ def _find_service() -> str | None:
         try:
             socket.getaddrinfo(host, KFP_STORE_PORT, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
-            if error.errno == socket.EAI_AGAIN and _is_in_pod():
+            if error.errno == socket.EAI_AGAIN and is_in_pod():
                 raise StoreAwayError(
                     f"Cannot look for the object store {host}: the name service does not answer "
                     f"({error.strerror}). Check the cluster's DNS."
@@ -338,7 +339,3 @@ def _first(names: tuple[str, ...]) -> str:
 
 def _value(name: str) -> str:
     return os.environ.get(name, "").strip()
-
-
-def _is_in_pod() -> bool:
-    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
