@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from stand_in import StandIn
+from stand_in.api import Call
 
 from cluster.launching import IMAGE, JOB, WAITING_POD, Launch
 from mal.cluster import Lifetime
@@ -52,12 +53,18 @@ def test_a_master_that_fails_because_a_worker_vanished_is_not_blamed(
     started.wait_for_line("all pods run")
     cluster.operators.are_running = False
     cluster.kubelet.delete_by_force(WORKER)
-    reads = len(cluster.api.calls_of("GET", "/pods"))
-    cluster.wait_until(lambda: len(cluster.api.calls_of("GET", "/pods")) > reads, "a look")
+    deleted_at = len(cluster.api.calls)
+    cluster.wait_until(lambda: has_looked(cluster.api.calls[deleted_at:]), "a whole look")
     cluster.kubelet.kill(f"{JOB.name}-master-0")
     cluster.operators.are_running = True
     with pytest.raises(ClusterError, match=rf"the pod {WORKER} is gone since"):
         started.result()
+
+
+def has_looked(calls: list[Call]) -> bool:
+    """Return whether the pods were read, then the job; the next watch begins after both."""
+    reads = [number for number, call in enumerate(calls) if call.path.endswith("/pods")]
+    return bool(reads) and any("watch" in call.query for call in calls[reads[0] :])
 
 
 def test_restarts_have_an_end(cluster: StandIn, launch: Callable[..., Launch], gate: Path) -> None:
