@@ -99,7 +99,7 @@ def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
         size = [int(side) for side in segmentation["size"]]
         counts = segmentation["counts"]
         counts = counts.encode("ascii") if isinstance(counts, str) else counts
-        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
+        runs = runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise AnnotationError(
             "segmentation must be COCO polygons or RLE, got "
@@ -150,7 +150,7 @@ def _runs_from_list(counts: Sequence[Any]) -> NDArray[np.int64]:
     return np.array([int(count) for count in counts], dtype=np.int64)
 
 
-def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
+def runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
     """Read COCO's compressed run lengths.
 
     A number has five bits per byte, lowest first, from character 48 on. Bit 32 is set if the number

@@ -81,9 +81,9 @@ def without_box_masks(reader: ImageReader) -> tuple[ImageReader, str]:
 def _mask_to_json(mask: InstanceMask) -> list[Any]:
     counts = mask.rle["counts"]
     assert isinstance(counts, bytes)
-    return [mask.index, mask.rle["size"], counts.decode(), mask.score, mask.area]
+    return [mask.index, mask.rle["size"], counts.decode(), mask.score, mask.area, mask.empty_reason]
 
 
 def _mask_from_json(value: Sequence[Any]) -> InstanceMask:
-    index, size, counts, score, area = value
-    return InstanceMask(index, Rle(size=size, counts=counts.encode()), score, area)
+    index, size, counts, score, area, reason = value
+    return InstanceMask(index, Rle(size=size, counts=counts.encode()), score, area, reason)

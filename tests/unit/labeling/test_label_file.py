@@ -64,13 +64,17 @@ def test_masks_go_to_their_boxes_and_all_else_stays(
     assert list(written) == list(document)
     for mask in masks:
         entry = document["annotations"][int(boxes.annotation_position_N[mask.index])]
-        entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6))
+        score = round(mask.score, 6)
+        if "score" in entry:
+            entry["mask_score"] = score
+        entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=score)
     document["annotations"][2].update(empty_label(0, 0))
     assert written == document
 
 
-def empty_label(height: int, width: int) -> dict[str, Any]:
-    return {"segmentation": rle_to_json(empty_rle(height, width)), "area": 0, "score": 0.0}
+def empty_label(height: int, width: int, reason: str = "left out") -> dict[str, Any]:
+    empty = rle_to_json(empty_rle(height, width))
+    return {"segmentation": empty, "area": 0, "score": 0.0, "empty_reason": reason}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,11 @@ def test_what_cannot_be_predicted_gets_an_empty_mask_of_its_image(
     assert boxes.annotation_id_N.tolist() == [1]
     write_labels(tmp_path / "out.json", boxes, PredictedMasks.held([predicted_mask(boxes, 0, 0.5)]))
     _, label = json.loads((tmp_path / "out.json").read_text())["annotations"]
-    assert label == good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width)
+    reason = "outside the image" if changes.get("bbox") == [50, 50, 2, 2] else "left out"
+    expected = good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width, reason)
+    if "score" in earlier:
+        expected["mask_score"] = 0.0
+    assert label == expected
     assert area_of_rle(label["segmentation"]) == 0
 
 

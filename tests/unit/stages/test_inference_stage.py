@@ -12,7 +12,7 @@ from mal.spec import load_spec
 from mal.stages import run_inference
 from mal.tao import create_inference_result_file_mal
 
-ADDED = ("segmentation", "area", "score")
+ADDED = ("segmentation", "area", "score", "empty_reason")
 
 
 def label(trained: Trained, data: TinySet, results: Path, *more: str) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def test_unreadable_images_and_odd_boxes_get_their_entry_too(
     )
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(document))
-    labeled = label(trained, TinySet(path, images), tmp_path / "out")
+    data = TinySet(path, images)
+    labeled = label(trained, data, tmp_path / "out", "inference.allow_empty=true")
     assert without_added(labeled) == without_added(document)
     found = {annotation["id"]: annotation for annotation in labeled["annotations"]}
     for broken in [*by_image[2], *by_image[3]]:
@@ -83,7 +84,7 @@ def test_unreadable_images_and_odd_boxes_get_their_entry_too(
     for odd in (by_image[1][1]["id"], 50):
         assert (found[odd]["area"], found[odd]["score"]) == (0, 0)
         assert coco_mask.decode(found[odd]["segmentation"]).shape == (48, 48)
-    assert all(set(ADDED) <= annotation.keys() for annotation in labeled["annotations"])
+    assert all(set(ADDED[:3]) <= annotation.keys() for annotation in labeled["annotations"])
 
 
 def test_labels_do_not_depend_on_batches_or_loaders(trained: Trained, tmp_path: Path) -> None:
