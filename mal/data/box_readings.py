@@ -101,10 +101,11 @@ BOX_READINGS = {
 # Boxes that are no corners seldom have corners in order: with one who fits, corners are certain.
 _CORNERS = ("xyxy", "yxyx")
 
-SWAPPED_SIZES = (
+SWAPPED_SIZES, FILE_SIZES = "swapped-sizes", "file-sizes"
+_SWAPPED_SIZES_REMEDY = (
     "Where the files carry an EXIF rotation, the sizes are those of the stored pictures and the "
     "boxes those of the upright ones; else the sizes are swapped. Swap the images' width and "
-    "height: mal dataset convert IN OUT --boxes swapped-sizes."
+    f"height: mal dataset convert IN OUT --boxes {SWAPPED_SIZES}."
 )
 COCO_READING = BOX_READINGS["xywh"]
 
@@ -218,7 +219,7 @@ class _TestedBoxes:
             return self._doubt_of_reading(given, best, fitting[best], is_certain=is_certain)
         if swapped._fitting_rate(COCO_READING) >= _NAMED_FITTING_RATE:
             evidence = f"{given}; with the images' width and height swapped, they fit"
-            return Doubt(evidence, SWAPPED_SIZES, None, is_certain)
+            return Doubt(evidence, _SWAPPED_SIZES_REMEDY, None, is_certain)
         if fitting.get(best, 0) >= _NAMED_FITTING_RATE:
             return self._doubt_of_reading(given, best, fitting[best], is_certain=is_certain)
         return self._doubt_by_scale(given, is_certain=is_certain)
@@ -293,7 +294,10 @@ def doubt_by_file_sizes(
         f"the upper left {_percent(reach)} of their images: the boxes are in pixels of the files, "
         "width and height of another export"
     )
-    remedy = "Write the files' width and height: mal dataset convert IN OUT --boxes file-sizes."
+    remedy = (
+        "Write the files' width and height: "
+        f"mal dataset convert IN OUT --images FOLDER --boxes {FILE_SIZES}."
+    )
     return Doubt(evidence, remedy, None, is_certain=True)
 
 

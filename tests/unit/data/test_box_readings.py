@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mal.data.box_readings import BOX_READINGS, Doubt, doubt_by_file_sizes, find_doubt
+from mal.data.box_rewriting import rewrite_boxes
 from mal.data.check import CheckReport, check_dataset
 from mal.data.formats import open_annotations
 from mal.errors import AnnotationError
@@ -216,6 +217,39 @@ def test_check_doubts_a_set_without_refusing_it_where_half_the_boxes_fit(tmp_pat
     doubtful = [line for line in check(tmp_path, centres(GRID)).errors.lines() if "may be" in line]
     assert len(doubtful) == 1
     assert "--boxes cxcywh" in doubtful[0]
+
+
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_a_rewritten_set_has_the_boxes_that_were_meant(tmp_path: Path, name: str) -> None:
+    path, images = write_set(tmp_path, AS_WRITTEN[name](GRID, np.array([[200, 150]] * len(GRID))))
+    fixed = tmp_path / "fixed.json"
+    assert rewrite_boxes(path, fixed, name) == len(GRID)
+    boxes = open_annotations(fixed, str(images), with_masks=False)
+    np.testing.assert_allclose(boxes.box_xywh_N4, GRID, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["swapped-sizes", "file-sizes"])
+def test_a_rewritten_set_has_the_sizes_that_were_meant(tmp_path: Path, name: str) -> None:
+    path, images = write_set(tmp_path, GRID)
+    path.write_text(
+        path.read_text().replace('"width": 200, "height": 150', '"width": 150, "height": 200')
+    )
+    fixed = tmp_path / "fixed.json"
+    assert rewrite_boxes(path, fixed, name, images) == 1
+    assert check_dataset(str(fixed), str(images)).errors.lines() == []
+
+
+def test_entries_that_cannot_be_read_stay_as_they_are(tmp_path: Path) -> None:
+    path, _ = write_set(tmp_path, GRID)
+    document = json.loads(path.read_text())
+    odd = [{"id": 1}, 5, None, {"image_id": 1, "bbox": "x"}, {"image_id": 9, "bbox": [1, 2, 3, 4]},
+           {"image_id": 1, "bbox": [1, 2, 3]}, {"image_id": [1], "bbox": [1, 2, 3, 4]}]  # fmt: skip
+    path.write_text(json.dumps(document | {"annotations": odd, "info": {"year": 2026}}))
+    fixed = tmp_path / "fixed.json"
+    assert rewrite_boxes(path, fixed, "xyxy") == 0
+    assert json.loads(fixed.read_text()) == json.loads(path.read_text())
+    with pytest.raises(AnnotationError, match="give the images"):
+        rewrite_boxes(path, fixed, "file-sizes")
 
 
 def test_a_doubt_reads_as_two_sentences() -> None:
