@@ -1,4 +1,4 @@
-"""Gathers from an annotation file and its images what tells whether its boxes are read rightly."""
+"""Gathers from an annotation file and its images whether its boxes are read as they are meant."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mal.data.segmentations import Segmentations, box_of_segmentation
 from mal.errors import AnnotationError, StorageError
 from mal.storage import find_image, open_image_folder
 
-MISPLACED = "set with boxes or segmentations in the wrong place"
-DOUBTFUL = "set with boxes or segmentations that may be in the wrong place"
+MISPLACED = "set with misplaced boxes or segmentations"
+DOUBTFUL = "set whose boxes or segmentations may be misplaced"
 
 _MAX_SEGMENTATIONS = 200
 _MAX_FILES = 20
