@@ -32,29 +32,18 @@ def merge_labels(
         boxes_per_shard: The value that split_boxes had.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    from mal.labeling.label_counts import LabelCounter
-    from mal.steps import Step, label_shards, metadata, summaries
+    from mal.steps import Step, label_shards
+    from mal.steps.label_merge import merge_shards
 
     with Step(pipeline_name=pipeline_name) as step:
         parts = label_shards.read_listing(shards.path)
         step.log(f"{len(parts)} shards, {sum(map(int, num_labelled))} boxes labelled")
-        counter = LabelCounter()
-        label_shards.merge_labels(
+        merge_shards(
+            step,
+            parts,
             annotations,
-            label_shards.label_files_of(parts),
             boxes_per_shard=boxes_per_shard,
-            output=labels.path,
-            counter=counter,
+            labels=labels,
+            metrics=metrics,
+            summary=summary,
         )
-        counts = counter.counts()
-        step.log(counts.line())
-        shard = label_shards.read_shard(parts[0])
-        described = metadata.merged_labels_metadata(
-            labels.path, counts, annotations_uri=annotations, shard=shard
-        )
-        step.write_artifact(labels, described)
-        step.log_metrics(metrics, {"num_shards": len(parts), **counts.metrics()})
-        step.write_summary(summary, summaries.labels_markdown(labels.metadata), labels=labels)
-        problem = counts.problem(f"{len(parts)} shards, the first is {parts[0]}")
-        if problem is not None and not shard.allow_empty:
-            raise problem

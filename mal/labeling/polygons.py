@@ -74,7 +74,8 @@ def bridged(outline: Outline) -> Ring:
     for hole in sorted(outline.holes, key=lambda corners: (corners[0][1], corners[0][0])):
         x, y = hole[0]
         index, edge_y = _edge_above(ring, x, y)
-        ring[index + 1 : index + 1] = [(x, edge_y), *hole, (x, y), (x, edge_y)]
+        # Against the direction of the outline: fills by winding number and areas need that.
+        ring[index + 1 : index + 1] = [(x, edge_y), (x, y), *hole[:0:-1], (x, y), (x, edge_y)]
     return ring
 
 
