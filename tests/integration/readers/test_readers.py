@@ -32,7 +32,12 @@ CLASSES = ("cat", "dog & co")
 
 @functools.cache
 def has_module(module: str) -> bool:
-    return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [PYTHON, "-c", f"import {module}"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def read(module: str, script: str, *arguments: str | Path, cwd: Path) -> Any:
