@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mal.data.annotations import CocoBoxes, load_boxes
 from mal.data.formats.conversion import convert_to_coco
+from mal.data.formats.image_sizes import ImageSizes
 from mal.data.formats.table import (
     AnnotationFormat,
     AnnotationTable,
@@ -55,14 +56,19 @@ def open_annotations(
     """
     annotation_format = format_of(path)
     if annotation_format.read is None:
-        return load_boxes(path, with_masks=with_masks, refuse_points=refuse_points)
+        return load_boxes(
+            path,
+            with_masks=with_masks,
+            refuse_points=refuse_points,
+            read_size=ImageSizes(image_source),
+        )
     coco_path, left_out = convert_to_coco(annotation_format, path, image_source)
     try:
         boxes = load_boxes(coco_path, with_masks=with_masks, refuse_points=refuse_points)
     except AnnotationError as error:
         reasons = "; ".join([str(error), *left_out.lines()])
         raise AnnotationError(f"Cannot use {path} ({annotation_format.name}): {reasons}") from error
-    boxes.problems.subjects.update(left_out.subjects)
+    boxes.problems.update(left_out)
     return boxes
 
 

@@ -286,7 +286,7 @@ def double_a_label(labels: list[str]) -> None:
         pytest.param(
             lambda labels: labels.reverse(), "does not match the annotations", id="wrong order"
         ),
-        pytest.param(drop_a_label, r"it has None instead of \(201, 2\)", id="one too few"),
+        pytest.param(drop_a_label, r"it has null instead of \[201, 2\]", id="one too few"),
         pytest.param(double_a_label, "it has more labels than boxes", id="one too many"),
     ],
 )
