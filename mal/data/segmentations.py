@@ -125,13 +125,14 @@ def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(segmentation, list):
         polygons = _polygons_from(segmentation)
         _refuse_far_polygons(polygons, height, width)
-        rles = coco_mask.frPyObjects([xy_K2.ravel().tolist() for xy_K2 in polygons], height, width)
+        flat: Any = [xy_K2.ravel().tolist() for xy_K2 in polygons]
+        rles = coco_mask.frPyObjects(flat, height, width)
         return dict(coco_mask.merge(rles))
     size, counts, runs = _runs_of(segmentation)
     if size != [height, width]:
         raise SegmentationError(
             "have the size of its image",
-            f"size {size} for an image of height {height} and width {width}",
+            f"size {shown(size)} for an image of height {height} and width {width}",
             "The size of RLE is [height, width].",
         )
     _refuse_other_sum(runs, height * width)
@@ -150,18 +151,21 @@ def box_of_segmentation(segmentation: Any) -> tuple[float, float, float, float]:
 
     if isinstance(segmentation, list):
         xy_K2 = np.concatenate(_polygons_from(segmentation))
-        low, high = xy_K2.min(axis=0), xy_K2.max(axis=0)
-        x, y, width, height = (*low.tolist(), *(high - low).tolist())
-        return x, y, width, height
+        low_2 = xy_K2.min(axis=0)
+        return _four_floats(*low_2, *(xy_K2.max(axis=0) - low_2))
     size, counts, runs = _runs_of(segmentation)
-    if min(size) <= 0 or size[0] * size[1] >= _MAX_PIXELS:
-        raise SegmentationError("have the size of its image", f"size {size}")
-    _refuse_other_sum(runs, size[0] * size[1])
-    rle = {"size": size, "counts": counts if isinstance(counts, bytes) else runs.tolist()}
+    height, width = size
+    if min(size) <= 0 or height * width >= _MAX_PIXELS:
+        raise SegmentationError("have the size of its image", f"size {shown(size)}")
+    _refuse_other_sum(runs, height * width)
+    rle: Any = {"size": size, "counts": counts if isinstance(counts, bytes) else runs.tolist()}
     if not isinstance(counts, bytes):
-        rle = dict(coco_mask.frPyObjects(rle, *size))
-    x, y, width, height = coco_mask.toBbox(cast("Any", rle)).tolist()
-    return x, y, width, height
+        rle = coco_mask.frPyObjects(rle, height, width)
+    return _four_floats(*coco_mask.toBbox(rle))
+
+
+def _four_floats(x: Any, y: Any, width: Any, height: Any) -> tuple[float, float, float, float]:
+    return float(x), float(y), float(width), float(height)
 
 
 def mask_from_rle(rle: Rle) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.artifacts import writing_atomically
+from mal.data.entry_values import file_name_of
 from mal.data.ids import AMBIGUOUS, UNKNOWN, IdError, IdLookup, exact_id
+from mal.data.problems import FieldError
 from mal.errors import ArtifactError
 from mal.registry.json_stream import stream_entries
 
@@ -88,8 +90,8 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
     Raises:
         AnnotationError: The file is not JSON.
     """
-    file_names = _Names(path, "images", "file_name")
-    categories = _Names(path, "categories", "name")
+    file_names = _Names(path, "images", lambda image: file_name_of(image)[0])
+    categories = _Names(path, "categories", lambda category: str(category.get("name")))
     identities, contents = array("Q"), array("Q")
     for position, entry in enumerate(_entries(path, "annotations")):
         identities.append(_identity_of(entry.get("id", position + 1)))
@@ -101,14 +103,13 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
 class _Names:
     """The names of images or categories by id."""
 
-    def __init__(self, path: Path, key: str, field: str) -> None:
+    def __init__(self, path: Path, key: str, name_of: Callable[[Mapping[str, Any]], str]) -> None:
         self.all: list[str] = []
         self._lookup = IdLookup()
         for entry in _entries(path, key):
-            name = str(entry.get(field))
             try:
-                one = exact_id(entry.get("id"))
-            except IdError:
+                one, name = exact_id(entry.get("id")), name_of(entry)
+            except (IdError, FieldError):
                 continue
             known = self._lookup.find(one) if one in self._lookup else UNKNOWN
             is_other = known == AMBIGUOUS or (known >= 0 and self.all[known] != name)

@@ -13,6 +13,7 @@ Annotations and labels are read and written entry by entry; the disk holds whole
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -26,7 +27,9 @@ from typing import Any
 
 from mal import __version__
 from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
+from mal.data.entry_values import file_name_of
 from mal.data.ids import Id, group_of_id
+from mal.data.problems import FieldError
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
@@ -442,7 +445,11 @@ def _images(annotations: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_names(annotations: Path) -> list[str]:
-    return [str(image.get("file_name")) for image in _images(annotations)]
+    names = []
+    for image in _images(annotations):
+        with contextlib.suppress(FieldError):
+            names.append(file_name_of(image)[0])
+    return names
 
 
 def _append(buffered: dict[int, list[str]], folder: Path, key: str) -> None:
