@@ -17,6 +17,7 @@ from typing import Any
 from mal import __version__
 from mal.dataset_commands import add_dataset_commands, add_labels_commands
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
+from mal.shown import printable
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {message}", file=sys.stderr)
+    print(f"mal: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mal.errors import SpecError
+from mal.shown import printable, shown
 
 if TYPE_CHECKING:
     from mal.data.annotations import CocoBoxes
@@ -99,7 +100,7 @@ def _check_dataset(args: argparse.Namespace) -> int:
     set_up_logging()
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
-        print(line)
+        print(printable(line))
     return 0 if report.is_usable else 1
 
 
@@ -140,7 +141,7 @@ def _open_set(args: argparse.Namespace, scratch: Path) -> CocoBoxes:
         )
     if args.boxes not in REWRITINGS:
         raise SpecError(
-            f"--boxes must be a known reading, got {args.boxes!r:.80}. Use one of "
+            f"--boxes must be a known reading, got {shown(args.boxes, quoted=True)}. Use one of "
             f"{', '.join(REWRITINGS)}."
         )
     folder = open_image_folder(args.images) if args.images else None
@@ -156,13 +157,16 @@ def _write(args: argparse.Namespace, boxes: CocoBoxes, **options: Any) -> None:
     from mal.storage import open_image_folder
 
     if "://" in args.output:
-        raise SpecError(f"the output must be a local path, got {args.output:.80}. Copy it after.")
+        raise SpecError(
+            f"the output must be a local path, got {shown(args.output)}. Write it to a local path, "
+            "and copy that."
+        )
     if args.images:
         options["image_folder"] = open_image_folder(args.images)
     if args.image_url is not None:
         options["image_url"] = args.image_url
     path, line = write_target(args.to, boxes, Path(args.output), TargetOptions(**options))
     for problem in boxes.problems.lines():
-        print(f"left out: {problem}")
-    print(line)
-    print(path)
+        print(printable(f"left out: {problem}"))
+    print(printable(line))
+    print(printable(str(path)))

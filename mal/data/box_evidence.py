@@ -57,9 +57,8 @@ def find_doubt_of_columns(
     segment_xywh_N4 = np.full((len(rows), 4), np.nan)
     given = np.flatnonzero(segmentations.is_given_N)
     for index in given[:: max(1, len(given) // _MAX_SEGMENTATIONS)].tolist():
-        width, height = size_N2[index].tolist()
         with contextlib.suppress(AnnotationError):  # a problem of its own
-            segment_xywh_N4[index] = box_of_segmentation(segmentations[index], height, width)
+            segment_xywh_N4[index] = box_of_segmentation(segmentations[index])
     return find_doubt(box_N4[rows], size_N2, segment_xywh_N4)
 
 

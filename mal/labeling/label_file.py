@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotation_columns import UNUSABLE, int64_from
 from mal.data.annotation_stream import Entry, read_members, write_members
 from mal.data.annotations import CocoBoxes, Rle
+from mal.data.entry_values import box_of, is_crowd_of, takes_box_of_segmentation
+from mal.data.ids import IdLookup
+from mal.data.image_table import lookup_of
 from mal.data.points import is_without_box
+from mal.data.problems import FieldError
 from mal.data.segmentations import file_has_changed, rle_from_segmentation
 from mal.errors import AnnotationError
 from mal.labeling.coco_rle import area_of_rle, box_of_rle, empty_rle, rle_to_json
@@ -97,7 +100,7 @@ class _Labels:
         self.form = form
         self.is_kept_N = form.kept_rows(boxes)
         self.counter = LabelCounter()
-        self._sizes: dict[int | None, tuple[int, int]] = {}  # filled when the first is needed
+        self._lookup: IdLookup | None = None  # created when the first is needed
 
     def members(self) -> Iterator[tuple[str, Any]]:
         is_labeled = False
@@ -135,6 +138,9 @@ class _Labels:
     def _label(self, annotation: dict[str, Any], row: int) -> None:
         _drop_earlier_fields(annotation)
         image = self.boxes.image_of(row)
+        if takes_box_of_segmentation(annotation) and not is_without_box(annotation):
+            # The segmentation, from which the box comes, is replaced.
+            annotation["bbox"] = self.boxes.box_xywh_N4[row].tolist()
         if self.is_kept_N[row]:
             rle = _given_rle(annotation.get("segmentation"), image.height, image.width)
             if rle is None:
@@ -147,16 +153,23 @@ class _Labels:
 
     def _label_unusable(self, annotation: dict[str, Any]) -> None:
         _drop_earlier_fields(annotation)
-        if not self._sizes:
-            self._sizes = {image.id: (image.height, image.width) for image in self.boxes.images}
-        size = self._sizes.get(_id_from(annotation.get("image_id")), (0, 0))
-        if self.form.keeps_mask(is_crowd=bool(annotation.get("iscrowd"))):
+        size = self._size_of(annotation.get("image_id"))
+        if self.form.keeps_mask(is_crowd=_is_crowd(annotation)):
             rle = _given_rle(annotation.get("segmentation"), *size)
             if rle is not None:
                 self._keep(annotation, rle)
                 return
         reason = OUTSIDE_IMAGE if _is_outside(annotation, size) else LEFT_OUT
         self._set_mask(annotation, InstanceMask(-1, empty_rle(*size), 0.0, 0, reason))
+
+    def _size_of(self, image_id: Any) -> tuple[int, int]:
+        """Return height and width of an image; zeros for one that the file does not list."""
+        self._lookup = self._lookup or lookup_of(self.boxes.images)
+        index = self._lookup.find_value(image_id)
+        if index < 0:
+            return 0, 0
+        image = self.boxes.images[index]
+        return image.height, image.width
 
     def _set_mask(
         self, annotation: dict[str, Any], mask: InstanceMask, *, is_crowd: bool = False
@@ -220,18 +233,18 @@ def _is_outside(annotation: dict[str, Any], size: tuple[int, int]) -> bool:
     """Whether a box has a size, and no part of it is in its image."""
     height, width = size
     try:
-        x, y, box_width, box_height = map(float, annotation["bbox"])
-    except UNUSABLE:
+        x, y, box_width, box_height = box_of(annotation)
+    except FieldError:
         return False
     is_beside = x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0
     return bool(width) and box_width > 0 and box_height > 0 and is_beside
 
 
-def _id_from(value: Any) -> int | None:
+def _is_crowd(annotation: dict[str, Any]) -> bool:
     try:
-        return int64_from(value)
-    except UNUSABLE:
-        return None
+        return is_crowd_of(annotation)
+    except FieldError:
+        return False
 
 
 def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
@@ -247,7 +260,8 @@ def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:
     if boxes.points is not None and boxes.points.is_without_box_N[row]:
         return isinstance(annotation, dict) and is_without_box(annotation)
     try:
-        box_xywh = [float(value) for value in annotation["bbox"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return isinstance(annotation, dict) and np.array_equal(
+            box_of(annotation), boxes.box_xywh_N4[row]
+        )
+    except FieldError:
         return False
-    return np.array_equal(box_xywh, boxes.box_xywh_N4[row])

@@ -33,7 +33,7 @@ from mal.errors import (
     StorageError,
     WorkerError,
 )
-from mal.labeling.label_counts import MostlyEmptyError
+from mal.labeling.label_counts import LabelCounts, MostlyEmptyError
 from mal.runtime import Interrupted, StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
@@ -111,7 +111,7 @@ def _result_from_json(result_type: Any, encoded: Mapping[str, Any]) -> Any:
 def _value_from_json(hint: Any, value: Any) -> Any:
     if hint is Path:
         return Path(value)
-    return hint(**value) if dataclasses.is_dataclass(hint) else value
+    return LabelCounts(**value) if hint is LabelCounts else value
 
 
 def distributed(action: str) -> Callable[[Run[Result]], Run[Result]]:

@@ -87,7 +87,7 @@ def _write_file(target: str, boxes: CocoBoxes, path: Path, options: TargetOption
     if target == "coco":
         return write_coco(boxes, path).line()
     if target == "polygons":
-        return write_polygons(boxes.path, path, options.empty).line()
+        return write_polygons(boxes, path, options.empty).line()
     objects = ObjectSet(boxes, options.empty)
     if target == "cvat":
         write_cvat(objects, path)

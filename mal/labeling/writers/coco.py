@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from mal.data.annotation_stream import Entry, read_members, write_members
-from mal.data.annotations import CocoBoxes, Rle
+from mal.data.annotations import CocoBoxes, CocoImage, Rle
+from mal.data.entry_values import box_of
+from mal.data.image_table import lookup_of
+from mal.data.problems import FieldError
 from mal.data.segmentations import rle_from_segmentation
 from mal.errors import AnnotationError
 from mal.labeling.coco_rle import area_of_rle
@@ -55,75 +58,61 @@ def write_coco(boxes: CocoBoxes, path: Path) -> CocoCopy:
     return copy
 
 
-def write_polygons(source: Path, path: Path, empty: Empty) -> CocoCopy:
+def write_polygons(boxes: CocoBoxes, path: Path, empty: Empty) -> CocoCopy:
     """Write a COCO file whose masks are polygons: one for each part, with bridges to its holes.
 
     An empty mask is left out, or becomes the polygon of its box, or [].
     """
     copy = CocoCopy()
-    images = _sizes_of_images(source)
+    lookup = lookup_of(boxes.images)
 
     def with_polygons(entries: Iterable[Entry]) -> Iterator[Any]:
         for annotation, _, _ in entries:
-            if not isinstance(annotation, dict) or not _is_hashable(annotation.get("image_id")):
+            if not isinstance(annotation, dict):
                 copy.left_out["that are no annotations"] += 1
-            elif annotation.get("image_id") not in images:
+                continue
+            index = lookup.find_value(annotation.get("image_id"))
+            if index < 0:
                 copy.left_out["of an unknown image"] += 1
-            else:
-                polygons = _polygons_of(annotation, images[annotation["image_id"]], empty)
-                if not polygons and empty is not Empty.KEEP:
-                    copy.left_out["without a mask"] += 1
-                    continue
-                copy.num_written += 1
-                yield annotation | {"segmentation": polygons}
+                continue
+            polygons = _polygons_of(annotation, boxes.images[index], empty)
+            if not polygons and empty is not Empty.KEEP:
+                copy.left_out["without a mask"] += 1
+                continue
+            copy.num_written += 1
+            yield annotation | {"segmentation": polygons}
 
-    _copy_members(source, path, with_polygons)
+    _copy_members(boxes.path, path, with_polygons)
     return copy
 
 
-def _polygons_of(annotation: dict[str, Any], size: tuple[int, int], empty: Empty) -> Any:
-    rle = _rle_of(annotation.get("segmentation"), size)
+def _polygons_of(annotation: dict[str, Any], image: CocoImage, empty: Empty) -> Any:
+    segmentation = annotation.get("segmentation")
+    rle = _rle_of(segmentation, image)
     if rle is None:
-        return _box_polygon(annotation.get("bbox"), size) if empty is Empty.BOX else []
-    segmentation = annotation["segmentation"]
+        return _box_polygon(annotation, image) if empty is Empty.BOX else []
     return segmentation if isinstance(segmentation, list) else polygons_from_rle(rle)
 
 
-def _rle_of(segmentation: Any, size: tuple[int, int]) -> Rle | None:
+def _rle_of(segmentation: Any, image: CocoImage) -> Rle | None:
     if not segmentation:
         return None
     try:
-        rle = rle_from_segmentation(segmentation, *size)
+        rle = rle_from_segmentation(segmentation, image.height, image.width)
     except AnnotationError:
         return None
     return rle if area_of_rle(rle) else None
 
 
-def _box_polygon(bbox: Any, size: tuple[int, int]) -> list[list[float]]:
+def _box_polygon(annotation: dict[str, Any], image: CocoImage) -> list[list[float]]:
     """Return the part of a box that is in its image as a polygon; [] where there is none."""
-    height, width = size
     try:
-        x, y, box_width, box_height = map(float, bbox)
-    except (TypeError, ValueError, OverflowError):
+        x, y, box_width, box_height = box_of(annotation)
+    except FieldError:
         return []
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + box_width, width), min(y + box_height, height)
+    x0, y0 = max(x, 0.0), max(y, 0.0)
+    x1, y1 = min(x + box_width, image.width), min(y + box_height, image.height)
     return [[x0, y0, x1, y0, x1, y1, x0, y1]] if x0 < x1 and y0 < y1 else []
-
-
-def _sizes_of_images(source: Path) -> dict[Any, tuple[int, int]]:
-    sizes: dict[Any, tuple[int, int]] = {}
-    for key, _, entries in read_members(source):
-        if key == "images" and entries is not None:
-            for image, _, _ in entries:
-                try:
-                    sizes[image["id"]] = int(image["height"]), int(image["width"])
-                except (KeyError, TypeError, ValueError, OverflowError):
-                    continue
-    return sizes
-
-
-def _is_hashable(value: Any) -> bool:
-    return isinstance(value, int | float | str)
 
 
 def _copy_members(

@@ -101,7 +101,7 @@ class ObjectSet:
             class_index = self._class_of[int(self.boxes.category_id_N[row])]
             self.num_written += 1
             yield WrittenObject(
-                str(self.boxes.annotation_id_N[row]),
+                str(self.boxes.annotation_id_of(row)),
                 class_index,
                 names[class_index],
                 _clipped(self.boxes.box_xywh_N4[row], image),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from mal.errors import AnnotationError, StorageError
+from mal.shown import shown
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 _MAX_NAME_BYTES = 200  # a file system allows 255, and a suffix is added
@@ -87,8 +88,9 @@ class OutputNames:
         if path.exists():  # some file systems do not tell a.txt from A.txt
             owner = self._owner_of.get(path, "another image")
             raise AnnotationError(
-                f"Images {owner!r:.80} and {file_name!r:.80} would both have the file "
-                f"{path.relative_to(folder)}. Rename or remove one of the images."
+                f"Images {shown(owner, quoted=True)} and {shown(file_name, quoted=True)} would "
+                f"both have the file {shown(str(path.relative_to(folder)))}. Rename or remove one "
+                "of the images."
             )
         self._owner_of[path] = file_name
         path.parent.mkdir(parents=True, exist_ok=True)

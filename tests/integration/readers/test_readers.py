@@ -73,7 +73,7 @@ OBJECTS = ((0, 0, "hole"), (0, 1, "parts"), (0, 0, ""), (1, 1, "solid"), (2, 0, 
 
 
 def label_of(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     area = int(mask.sum())
     return {
         "bbox": coco_mask.toBbox(rle).tolist() if area else [1, 1, 20, 10],
