@@ -12,6 +12,7 @@ from mal.shown import printable, shown
 
 if TYPE_CHECKING:
     from mal.data.annotations import CocoBoxes
+    from mal.data.check import CheckReport
 
 # The writers import NumPy and pycocotools: their names are repeated here, and a test compares them.
 EXPORT_TARGETS = ("polygons", "yolo-seg", "png", "png-semantic", "labelstudio", "cvat")
@@ -30,6 +31,10 @@ def add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     check = actions.add_parser("check", help="list every problem of a data set")
     check.add_argument("annotations")
     check.add_argument("images")
+    check.add_argument(
+        "--fix", default="", metavar="OUT",
+        help="COCO file to write: the usable part, and every change in OUT's .changes.jsonl",
+    )  # fmt: skip
     check.set_defaults(run=_check_dataset)
     convert = actions.add_parser("convert", help="write a data set in another format")
     convert.add_argument("annotations", metavar="IN", help="annotations, local or s3://")
@@ -101,7 +106,20 @@ def _check_dataset(args: argparse.Namespace) -> int:
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
         print(printable(line))
+    if args.fix:
+        _write_fixed(report, args.fix)
+        return 0
     return 0 if report.is_usable else 1
+
+
+def _write_fixed(report: CheckReport, output: str) -> None:
+    from mal.data.repair import CHANGES_SUFFIX, write_repaired
+
+    path = Path(output)
+    path = path if path.suffix else path / "annotations.json"
+    line = write_repaired(report, path)
+    print(printable(f"fixed: {line}"))
+    print(printable(f"{path}, changes in {path.with_suffix(CHANGES_SUFFIX)}"))
 
 
 def _export_labels(args: argparse.Namespace) -> int:
