@@ -357,8 +357,8 @@ def test_an_override_takes_a_value_that_looks_like_json(
     "name",
     [
         "set #2", "#7", "07", "1e3", "0x10", "a: b", "*x", "&x", "!x", "!!str x", "yes", "true",
-        "~", "2024-01-31", "1:30", "1_000", "[old] set", "[old]", "{a}", "{a", "[a", "- a", "? a", "| a",
-        "> a", "%a", "@a", "`a", "it's", "a 'b'", '"a" b', "'", "a, b",
+        "~", "2024-01-31", "1:30", "1_000", "[old] set", "[old]", "{a}", "{a", "[a", "- a", "? a",
+        "| a", "> a", "%a", "@a", "`a", "it's", "a 'b'", '"a" b', "'", "a, b",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["results_dir", "resume_checkpoint"])
