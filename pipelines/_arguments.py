@@ -10,6 +10,7 @@ import yaml
 
 from mal.errors import MalError, SpecError
 from mal.kfp.components._images import TRAIN_IMAGE
+from mal.redaction import redact_text
 from mal.spec.sources import parse_json_like
 
 from ._registry import Parameter, Pipeline
@@ -77,6 +78,12 @@ def image_arguments(pipeline: Pipeline) -> dict[str, str]:
 def _assign(
     arguments: dict[str, Any], parameter: Parameter, text: str, problems: list[str]
 ) -> None:
+    if redact_text(text) != text:  # Kubeflow records every argument
+        problems.append(
+            f"{parameter.name} must not contain credentials, got some in {redact_text(text)}. "
+            "Give a URI without user and signature."
+        )
+        return
     if parameter.type == "STRING":
         try:
             arguments[parameter.name] = _text_value(parameter.name, text)

@@ -16,6 +16,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.redaction import redact_file_name
+
 _ENCODING_ERRORS = "surrogatepass"  # JSON text can hold code points that UTF-8 cannot
 
 
@@ -39,7 +41,7 @@ class ImageTable(Sequence[CocoImage]):
 
     def append(self, image: CocoImage) -> None:
         self._numbers.extend((image.id, image.width, image.height))
-        self._names += image.file_name.encode("utf-8", _ENCODING_ERRORS)
+        self._names += redact_file_name(image.file_name).encode("utf-8", _ENCODING_ERRORS)
         self._name_ends.append(len(self._names))
 
     def __len__(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mal.redaction import redact_text
+
 MAX_NAMED_SUBJECTS = 5
 
 
@@ -22,7 +24,7 @@ class Problems:
     def lines(self, max_named: int = MAX_NAMED_SUBJECTS) -> list[str]:
         """Describe each kind in one line: count, kind and the first subjects."""
         return [
-            f"{len(names)} x {kind}: {', '.join(names[:max_named])}"
+            f"{len(names)} x {kind}: {redact_text(', '.join(names[:max_named]))}"
             + (f" and {len(names) - max_named} more" if len(names) > max_named else "")
             for kind, names in self.subjects.items()
         ]

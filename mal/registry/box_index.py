@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mal.artifacts import writing_atomically
 from mal.errors import ArtifactError
+from mal.redaction import redact_file_name
 from mal.registry.json_stream import stream_entries
 
 _HASH_BYTES = 8
@@ -88,7 +89,10 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
         AnnotationError: The file is not JSON.
     """
     # Ids as text: a broken file may have any JSON value as an id.
-    file_names = {str(i.get("id")): str(i.get("file_name")) for i in _entries(path, "images")}
+    file_names = {
+        str(i.get("id")): redact_file_name(str(i.get("file_name")))
+        for i in _entries(path, "images")
+    }
     categories = {str(c.get("id")): str(c.get("name")) for c in _entries(path, "categories")}
     identities, contents = array("Q"), array("Q")
     for position, entry in enumerate(_entries(path, "annotations")):

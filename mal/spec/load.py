@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from mal.errors import SpecError
+from mal.redaction import holds_secret, redact_uri
 from mal.spec.convert import convert_value, remedy_for, yaml_text
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 from mal.spec.rules import combination_problems
@@ -42,9 +43,6 @@ ACTION_SECTIONS = {
     "inference": ("dataset", "model", "train", "inference", "wandb"),
     "export": ("dataset", "model", "train", "export"),
 }
-
-# User and password in a URI would be part of every record of a run.
-CREDENTIALS_PATTERN = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
 
 ALIASES = {"model.crop_size": "dataset.crop_size", "model.load_mask": "dataset.load_mask"}
 SHORTHANDS = {
@@ -250,11 +248,11 @@ def _assign(
         problems.append(f"{key} must be set, got ???{entry.in_file}. Write {key}=VALUE.")
         return False
     value, rule = convert_value(entry.value, hint, facts)
-    if rule is None and is_free_text and re.match(CREDENTIALS_PATTERN, value):
-        shown = re.sub("//[^/\\s]*@", "//", value)
+    secret = next((text for text in _texts_of(value) if holds_secret(text)), None)
+    if rule is None and secret is not None:
         problems.append(
             f"{entry.written_key} must not contain credentials, got some in "
-            f"{shown}{entry.in_file}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            f"{redact_uri(secret)}{entry.in_file}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
         return False
     if rule is None:
@@ -266,6 +264,12 @@ def _assign(
     ):  # a shorthand sets several keys
         problems.append(f"{sentence} {remedy_for(entry.value, hint, facts, default)}")
     return False
+
+
+def _texts_of(value: Any) -> list[str]:
+    """Return a value, or the items of a list, that are text."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
 
 
 def is_needed(key: str, action: str) -> bool:

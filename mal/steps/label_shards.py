@@ -27,6 +27,7 @@ from typing import Any
 from mal import __version__
 from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
 from mal.errors import AnnotationError, ArtifactError
+from mal.redaction import redact_file_name
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
 from mal.registry.snapshot import sha256_of, sha256_of_images
@@ -433,7 +434,7 @@ def _images(annotations: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_names(annotations: Path) -> list[str]:
-    return [str(image.get("file_name")) for image in _images(annotations)]
+    return [redact_file_name(str(image.get("file_name"))) for image in _images(annotations)]
 
 
 def _append(buffered: dict[int, list[str]], folder: Path, key: str) -> None:

@@ -3,6 +3,7 @@
 Every function raises StorageError if a file, disk or object store gives an error.
 """
 
+from mal.redaction import redact_uri
 from mal.storage.background import BackgroundUpload
 from mal.storage.cache import fetch_file
 from mal.storage.documents import (
@@ -24,7 +25,6 @@ from mal.storage.image_folder import (
 )
 from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
-from mal.storage.uris import redact_uri
 
 __all__ = [
     "ABSENT",
