@@ -18,7 +18,7 @@ from mal.data.formats import open_annotations
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
 from mal.spec.experiment import ExperimentSpec
-from mal.storage import fetch_file, open_image_folder
+from mal.storage import fetch_file, open_image_folder, shown_name
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,19 @@ def open_image_set(
     if len(reader.missing) == len(boxes.images):
         raise AnnotationError(
             f"{image_uri} holds none of the {len(boxes.images)} images of {annotation_uri} (first: "
-            f"{boxes.images[0].file_name}). Set {_keys_of(key)}."
+            f"{_describe_missing(reader, 0)}). Set {_keys_of(key)}, or fix file_name."
         )
     problems = Problems(dict(boxes.problems.subjects))
     for index in sorted(reader.missing):
-        problems.add("image missing", boxes.images[index].file_name)
+        problems.add("image missing", _describe_missing(reader, index))
     for line in problems.lines():
         log.warning("%s: %s", annotation_uri, line)
     return reader
+
+
+def _describe_missing(reader: ImageReader, index: int) -> str:
+    name, reason = shown_name(reader.boxes.images[index].file_name), reader.found.reasons.get(index)
+    return f"{name}, {reason}" if reason else name
 
 
 def training_loader(

@@ -23,6 +23,7 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
+from mal.storage.image_search import FoundImages, find_images, shown_name
 from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
 
@@ -31,6 +32,7 @@ __all__ = [
     "BackgroundUpload",
     "ConflictError",
     "Document",
+    "FoundImages",
     "ImageFile",
     "ResultsFolder",
     "child_uri",
@@ -42,6 +44,7 @@ __all__ = [
     "fetch_images",
     "fetch_results",
     "find_image",
+    "find_images",
     "impatient",
     "list_files",
     "open_image_folder",
@@ -51,4 +54,5 @@ __all__ = [
     "read_document",
     "redact_uri",
     "replace_document",
+    "shown_name",
 ]
