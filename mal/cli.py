@@ -17,6 +17,7 @@ from typing import Any
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
 from mal.redaction import redact_text
+from mal.shown import printable
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {redact_text(message)}", file=sys.stderr)
+    print(f"mal: {printable(redact_text(message))}", file=sys.stderr)
     return code
 
 
@@ -335,5 +336,5 @@ def _check_dataset(args: argparse.Namespace) -> int:
     set_up_logging()
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
-        print(line)
+        print(printable(line))
     return 0 if report.is_usable else 1

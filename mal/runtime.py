@@ -17,6 +17,7 @@ from mal.distributed.group import max_of_ranks
 from mal.distributed.workers import Worker
 from mal.errors import SpecError
 from mal.redaction import redact_text
+from mal.shown import printable
 
 if TYPE_CHECKING:
     import torch
@@ -164,11 +165,11 @@ def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]
     return [torch.device("cuda", index) for index in chosen]
 
 
-class _RedactingFormatter(logging.Formatter):
-    """Formats a record, with its traceback, without the secrets of URIs."""
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters and removes secrets: names and values of files are logged."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact_text(super().format(record))
+        return printable(redact_text(super().format(record)))
 
 
 def set_up_logging() -> None:
@@ -176,7 +177,7 @@ def set_up_logging() -> None:
     root = logging.getLogger("mal")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False

@@ -28,7 +28,8 @@ from mal.data.points import REFUSED_POINTS
 from mal.data.segmentations import box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
-from mal.storage import FoundImages, fetch_file, find_images, open_image_folder, shown_name
+from mal.shown import shown
+from mal.storage import FoundImages, fetch_file, find_images, open_image_folder
 from mal.storage.file_names import direct_path
 
 TINY_SIDE_PX = 4.0
@@ -208,7 +209,7 @@ def _check_images(
     findings = _findings_in_order(boxes.images, found)
     tracked = track(findings, "check", len(boxes.images), unit="images")
     for index, (problem, image_notes) in enumerate(tracked):
-        name = shown_name(boxes.images[index].file_name)
+        name = shown(boxes.images[index].file_name)
         if problem:
             kind, reason = problem
             errors.add(kind, f"{name} ({reason})" if reason else name)

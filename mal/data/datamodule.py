@@ -17,8 +17,9 @@ from mal.data.crop_dataset import ImageReader, TrainingCrops
 from mal.data.formats import open_annotations
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
+from mal.shown import shown
 from mal.spec.experiment import ExperimentSpec
-from mal.storage import fetch_file, open_image_folder, shown_name
+from mal.storage import fetch_file, open_image_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def open_image_set(
 
 
 def _describe_missing(reader: ImageReader, index: int) -> str:
-    name, reason = shown_name(reader.boxes.images[index].file_name), reader.found.reasons.get(index)
+    name, reason = shown(reader.boxes.images[index].file_name), reader.found.reasons.get(index)
     return f"{name}, {reason}" if reason else name
 
 

@@ -23,7 +23,7 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
-from mal.storage.image_search import FoundImages, find_images, shown_name
+from mal.storage.image_search import FoundImages, find_images
 from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
 
@@ -54,5 +54,4 @@ __all__ = [
     "read_document",
     "redact_uri",
     "replace_document",
-    "shown_name",
 ]

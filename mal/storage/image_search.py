@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mal.redaction import redact_text
+from mal.shown import shown
 from mal.storage.file_names import (
     COMPARISONS,
     Parts,
@@ -39,7 +39,6 @@ IMAGE_SUFFIXES = frozenset(
 _FREE, _CONTESTED = -1, -2  # of a file: no image, several
 _MAX_CANDIDATES = 500
 _MAX_ROOTS = 20
-_MAX_SHOWN_CHARS = 80
 _MAX_REASONS = 1000
 _ENCODING_ERRORS = "surrogatepass"
 
@@ -134,7 +133,7 @@ class FoundImages:
                 _log.info(
                     "%d %s found %s, e.g. %s is %s",
                     len(indices), verb, comparison.words,
-                    shown_name(names[first]), shown_name(self.relative_path_of(first) or ""),
+                    shown(names[first]), shown(self.relative_path_of(first) or ""),
                 )  # fmt: skip
 
 
@@ -215,9 +214,9 @@ def search_index(
         image, row, rule = claimed[start : start + 3]
         path = index[row]
         if owner_F[row] == _CONTESTED:
-            _miss(found, image, f"{shown_name(path)} is there, but several images fit it")
+            _miss(found, image, f"{shown(path)} is there, but several images fit it")
         elif path in taken:
-            _miss(found, image, f"{shown_name(path)} is there, but another image has that name")
+            _miss(found, image, f"{shown(path)} is there, but another image has that name")
         else:
             found.set_path(image, path, rule)
 
@@ -263,7 +262,7 @@ def _claim(index: FileIndex, name: str) -> tuple[int | None, int, str]:
         if len(fitting) == 1:
             return fitting[0], rule, ""
         if fitting:
-            shown = " and ".join(shown_name(index[row]) for row in fitting[:2])
+            shown = " and ".join(shown(index[row]) for row in fitting[:2])
             return None, 0, f"{len(fitting)} files fit: {shown}"
     return None, 0, _nearly(name, paths)
 
@@ -273,10 +272,10 @@ def _nearly(name: str, paths: dict[int, Parts]) -> str:
     last = (direct_path(name) or PurePosixPath(name.replace("\\", "/"))).name
     for parts in paths.values():
         if parts[-1] == last:
-            return f"{shown_name('/'.join(parts))} is there, in another folder"
+            return f"{shown('/'.join(parts))} is there, in another folder"
     for parts in paths.values():
         if without_suffix(parts[-1]) == without_suffix(last):
-            return f"{shown_name('/'.join(parts))} is there, with another suffix"
+            return f"{shown('/'.join(parts))} is there, with another suffix"
     return "it is a URL: put the name of the file there" if is_url(name) else ""
 
 
@@ -309,12 +308,6 @@ def image_paths(folder: Path) -> Iterator[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file has the suffix of an image."""
     return PurePosixPath(name).suffix.lower().rstrip() in IMAGE_SUFFIXES
-
-
-def shown_name(name: str) -> str:
-    """Return a name from a file for messages: escaped, cut, and without secrets."""
-    text = repr(redact_text(name[: 4 * _MAX_SHOWN_CHARS]))
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}...'"
 
 
 def _only_folder_in(folder: Path) -> Path | None:
