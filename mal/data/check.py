@@ -30,14 +30,14 @@ from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.shown import shown
 from mal.storage import FoundImages, fetch_file, find_images, open_image_folder
-from mal.storage.file_names import direct_path
+from mal.storage.file_names import leaves_folder
 
 TINY_SIDE_PX = 4.0
 
 MISSING_IMAGE = "missing image file"
 UNREADABLE_IMAGE = "image that cannot be read"
 WRONG_SIZE = "image of another size than annotated"
-UNSAFE_NAME = "file_name that leaves the image folder, or is no name"
+UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
 NO_MEETING = "box that does not enclose its segmentation"
 BAD_SEGMENTATION = "segmentation that cannot be read"
@@ -232,7 +232,7 @@ def _findings_of_image(images: Sequence[CocoImage], found: FoundImages, index: i
     image = images[index]
     path = found.path_of(index, image.file_name)
     if path is None:
-        kind = MISSING_IMAGE if direct_path(image.file_name) else UNSAFE_NAME
+        kind = UNSAFE_NAME if leaves_folder(image.file_name) else MISSING_IMAGE
         return (kind, found.reasons.get(index, "")), []
     try:
         decoded = decode_image(path, width=image.width, height=image.height)

@@ -44,10 +44,10 @@ class Comparison(NamedTuple):
 
 def direct_path(name: str) -> PurePosixPath | None:
     """Return the path of a name below its folder; None where it leaves the folder, or is none."""
-    if not name or "\0" in name or len(name) > MAX_NAME_CHARS:
+    if not name or "\0" in name or len(name) > MAX_NAME_CHARS or is_url(name):
         return None
     text = name.replace("\\", "/")
-    if text.startswith("/") or _DRIVE.match(text) or _URL.match(text):
+    if text.startswith("/") or _DRIVE.match(text):
         return None
     parts: list[str] = []
     for part in text.split("/"):
@@ -58,6 +58,12 @@ def direct_path(name: str) -> PurePosixPath | None:
         elif part not in ("", "."):
             parts.append(part)
     return PurePosixPath(*parts) if parts else None
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a name is an absolute path, or climbs out of its folder."""
+    is_name = "\0" not in name and len(name) <= MAX_NAME_CHARS and not is_url(name)
+    return is_name and direct_path(name) is None and bool(name)
 
 
 def search_key(last_part: str) -> str:
@@ -80,6 +86,11 @@ def fits(name_parts: Parts, path_parts: Parts) -> bool:
     """Whether one path ends with the other: folders may be cut off, or added, but not differ."""
     num = min(len(name_parts), len(path_parts))
     return num > 0 and name_parts[-num:] == path_parts[-num:]
+
+
+def has_last_part_of(name_parts: Parts, path_parts: Parts) -> bool:
+    """Whether two paths end with the same part."""
+    return fits(name_parts[-1:], path_parts[-1:])
 
 
 def without_suffix(part: str) -> str:

@@ -21,9 +21,11 @@ import numpy as np
 from mal.shown import shown
 from mal.storage.file_names import (
     COMPARISONS,
+    MAX_NAME_CHARS,
     Parts,
     direct_path,
     fits,
+    has_last_part_of,
     is_url,
     search_key,
     search_keys,
@@ -193,14 +195,15 @@ def search_index(
         index: All files.
         names: Of all images.
         absent: The images to search.
-        prefixes: Folders in which the other images are.
+        prefixes: Folders in which the other images are, each in the one before.
         found: Gets the paths.
     """
     taken = _Taken(names, absent, prefixes)
+    num_wrapping = prefixes[-1].count("/")
     owner_F = np.full(len(index), _FREE, dtype=np.int64)
     claimed = array("q")  # image, file and comparison of each claim
     for image in absent:
-        row, rule, reason = _claim(index, names[image])
+        row, rule, reason = _claim(index, names[image], num_wrapping)
         if row is None:
             _miss(found, image, reason)
             continue
@@ -246,24 +249,27 @@ def _miss(found: FoundImages, image: int, reason: str) -> None:
         found.reasons[image] = reason
 
 
-def _claim(index: FileIndex, name: str) -> tuple[int | None, int, str]:
+def _claim(index: FileIndex, name: str, num_wrapping: int) -> tuple[int | None, int, str]:
     """Return the one file that fits a name and the comparison, or why there is none."""
     rows = index.rows_of(search_keys(name)) or index.rows_of(search_keys_in_code_pages(name))
     if len(rows) > _MAX_CANDIDATES:
         return None, 0, f"{len(rows)} files have its last part"
     paths: dict[int, Parts] = {row: tuple(index[row].split("/")) for row in rows}
-    for rule, comparison in enumerate(COMPARISONS if rows else ()):
-        forms = list(comparison.name_parts(name))
-        fitting = [
-            row
-            for row, parts in paths.items()
-            if any(fits(form, comparison.path_parts(parts)) for form in forms)
-        ]
-        if len(fitting) == 1:
-            return fitting[0], rule, ""
-        if fitting:
-            shown = " and ".join(shown(index[row]) for row in fitting[:2])
-            return None, 0, f"{len(fitting)} files fit: {shown}"
+    # The folders of a path of another machine say nothing about the folders here.
+    rules = (fits, has_last_part_of) if direct_path(name) is None else (fits,)
+    for fit in rules if rows else ():
+        for number, comparison in enumerate(COMPARISONS):
+            for form in comparison.name_parts(name):
+                fitting = []
+                for row, parts in paths.items():
+                    compared = comparison.path_parts(parts)
+                    if fit(form, compared) or fit(form, compared[num_wrapping:]):
+                        fitting.append(row)
+                if len(fitting) == 1:
+                    return fitting[0], number, ""
+                if fitting:
+                    two = " and ".join(sorted(shown(index[row]) for row in fitting[:2]))
+                    return None, 0, f"{len(fitting)} files fit: {two}"
     return None, 0, _nearly(name, paths)
 
 
@@ -276,7 +282,9 @@ def _nearly(name: str, paths: dict[int, Parts]) -> str:
     for parts in paths.values():
         if without_suffix(parts[-1]) == without_suffix(last):
             return f"{shown('/'.join(parts))} is there, with another suffix"
-    return "it is a URL: put the name of the file there" if is_url(name) else ""
+    if is_url(name):
+        return "it is a URL: put the name of the file there"
+    return "" if name and len(name) <= MAX_NAME_CHARS else "it is no name of a file"
 
 
 def image_paths(folder: Path) -> Iterator[str]:
