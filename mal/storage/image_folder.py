@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mal.artifacts import sha256_of_file
 from mal.errors import StorageError
+from mal.shown import shown
 from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive, relative_path_of, unpack_archive
 from mal.storage.cache import (
     build_folder_once,
@@ -31,6 +32,7 @@ from mal.storage.image_search import (
     FoundImages,
     find_by_own_name,
     find_images,
+    image_paths,
     is_image_name,
     search_index,
     search_roots,
@@ -39,6 +41,7 @@ from mal.storage.objects import StoredObject, head_object, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
 
 _SHA256 = "sha256"
+_UNPACKED = "archive, all checksums read"  # older entries may hold what a checksum refuses
 _NUM_TRANSFERS = 16
 _NUM_HASHERS = 4
 
@@ -93,7 +96,7 @@ def open_image_folder(source: str) -> Path:
             "Give the images' folder or pack it as one of these."
         )
     return build_folder_once(
-        key_of("archive", sha256_of_file(path)), source, partial(_unpack, path, source)
+        key_of(_UNPACKED, sha256_of_file(path)), source, partial(_unpack, path, source)
     )
 
 
@@ -167,6 +170,13 @@ def _unpack(archive: Path, source: str, folder: Path) -> None:
     unpack_archive(archive, folder)
     if not any(folder.iterdir()):
         raise StorageError(f"The archive {source} holds no file. Pack it again.")
+    if next(image_paths(folder), None) is None:
+        inner = next((path.name for path in folder.rglob("*") if is_archive(path.name)), None)
+        if inner is not None:
+            raise StorageError(
+                f"The archive {source} holds no image, but the archive {shown(inner)}. Unpack it, "
+                "and give that one."
+            )
 
 
 def _fetch_archive(remote: RemoteUri) -> Path:
@@ -184,7 +194,7 @@ def _fetch_archive(remote: RemoteUri) -> Path:
 
 def _archive_key(remote: RemoteUri) -> str:
     stored = head_object(remote)
-    return key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
+    return key_of(_UNPACKED, remote.bucket, remote.key, stored.etag, stored.size)
 
 
 def _fetch_folder(remote: RemoteUri) -> Path:
