@@ -72,7 +72,7 @@ class CheckReport:
         notes: Problems that a run handles.
         num_usable_boxes: Boxes on readable images, without crowds.
         boxes: The set; None where nothing of it can be read.
-        is_readable_I: Which images can be read; None where their folder cannot be used.
+        is_readable_I: True for an image that can be read; None where their folder cannot be used.
     """
 
     summary: str

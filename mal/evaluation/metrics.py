@@ -48,7 +48,7 @@ class Measurement:
     Attributes:
         metrics: The content of `metrics.json`.
         instances: What it is made of, in the file's order.
-        warning: That true masks cannot be used; '' if all can.
+        warning: How many true masks cannot be used, and why; '' if all can.
     """
 
     metrics: dict[str, Any]

@@ -85,7 +85,7 @@ class OutputNames:
         """
         relative = safe_name(file_name)
         path = folder / relative.with_name(f"{relative.stem}{suffix}")
-        if path.exists():  # some file systems do not tell a.txt from A.txt
+        if path.exists():  # for some file systems a.txt is A.txt
             owner = self._owner_of.get(path, "another image")
             raise AnnotationError(
                 f"Images {shown(owner, quoted=True)} and {shown(file_name, quoted=True)} would "
@@ -97,7 +97,7 @@ class OutputNames:
         return path
 
 
-def place_image(source: Path, target: Path) -> None:
+def add_image(source: Path, target: Path) -> None:
     """Put an image into an output folder: a hard link where the file system allows, or a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

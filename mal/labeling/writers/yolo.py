@@ -14,7 +14,7 @@ import yaml
 from mal.data.annotations import CocoImage
 from mal.labeling.polygons import joined, rings_from_rle
 from mal.labeling.writers.objects import ObjectSet, WrittenObject
-from mal.labeling.writers.output import OutputNames, place_image, safe_name
+from mal.labeling.writers.output import OutputNames, add_image, safe_name
 from mal.storage import find_image
 
 _DECIMALS = 6
@@ -38,7 +38,7 @@ def write_yolo(
         path.write_text("".join(_lines(of_image, image, as_boxes=as_boxes)), encoding="utf-8")
         source = find_image(image_folder, image.file_name) if image_folder else None
         if source is not None:
-            place_image(source, folder / "images" / safe_name(name))
+            add_image(source, folder / "images" / safe_name(name))
     (folder / "images").mkdir(exist_ok=True)
     classes = dict(enumerate(objects.class_names))
     # Without `path`, Ultralytics looks for the images beside this file.
