@@ -171,6 +171,7 @@ def _open_set(args: argparse.Namespace, scratch: Path) -> CocoBoxes:
 
 
 def _write(args: argparse.Namespace, boxes: CocoBoxes, **options: Any) -> None:
+    from mal.data.problems import NOTE_KINDS, Problems
     from mal.labeling.writers import TargetOptions, write_target
     from mal.storage import open_image_folder
 
@@ -184,7 +185,9 @@ def _write(args: argparse.Namespace, boxes: CocoBoxes, **options: Any) -> None:
     if args.image_url is not None:
         options["image_url"] = args.image_url
     path, line = write_target(args.to, boxes, Path(args.output), TargetOptions(**options))
-    for problem in boxes.problems.lines():
+    left_out = Problems()
+    left_out.update(boxes.problems, frozenset(boxes.problems) - NOTE_KINDS)
+    for problem in left_out.lines():
         print(printable(f"left out: {problem}"))
     print(printable(line))
     print(printable(str(path)))

@@ -23,7 +23,7 @@ from mal.data.check import CheckReport
 from mal.data.image_table import ImageTable, lookup_of
 from mal.data.points import is_without_box
 from mal.data.problems import NOTE_KINDS, Problems
-from mal.data.segmentations import area_of, file_has_changed
+from mal.data.segmentations import area_of, file_has_changed, is_segmentation_given
 from mal.errors import AnnotationError
 from mal.shown import shown
 
@@ -143,7 +143,7 @@ class _Repair:
         }
         if not is_without_box(annotation):
             fields["bbox"] = _cropped(self.boxes.box_xywh_N4[row].tolist(), image)
-        if annotation.get("segmentation") is not None and not self._has_mask(row):
+        if is_segmentation_given(annotation.get("segmentation")) and not self._has_mask(row):
             fields["segmentation"] = _ABSENT
         points = self.boxes.points
         if annotation.get("points") and (points is None or not points.count_of(row)):
