@@ -4,7 +4,8 @@
 
 is `python -m pipelines run` of one of these. A step leaves files in SMALL_FOLDER, which is none of
 its inputs: `<name>.runs`, a line a start with the id of its child, `<name>.signals`, how many it
-took, and `<name>.checkpoint` when it is stopped. While `<name>.wait` is there it does not end; while `<name>.fail` is there it fails.
+took, and `<name>.checkpoint` when it is stopped. While `<name>.wait` is there it does not end;
+while `<name>.fail` is there it fails.
 """
 
 import sys
