@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mal.data.annotation_columns import AnnotationColumns
 from mal.data.annotation_stream import Entry, read_members
+from mal.data.box_evidence import add_doubt, find_doubt_of_columns
 from mal.data.entry_values import number_id_of
 from mal.data.ids import Id, IdColumn, IdLookup
 from mal.data.image_entries import SizeReader, read_images
@@ -191,6 +192,9 @@ def _boxes_from_columns(
     for row in np.flatnonzero(is_by_number_N).tolist():
         image_id = shown(columns.image_id[row], quoted=True)
         problems.add(ID_BY_NUMBER, f"{columns.name_of(row)} (image_id {image_id})")
+    doubt = find_doubt_of_columns(columns, image_index_N, images)
+    if doubt is not None:
+        add_doubt(doubt, path, problems, refuse=columns.refuse_points)
     rows = columns.usable_rows(image_index_N, images, categories, problems)
     rows, points = columns.usable_points(
         rows, images.size_I2[np.maximum(image_index_N, 0)], problems

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
+from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
 from mal.data.formats import open_annotations
 from mal.data.images import (
@@ -24,7 +25,7 @@ from mal.data.images import (
 )
 from mal.data.points import REFUSED_POINTS
 from mal.data.problems import CROWD_REMEDY, NOTE_KINDS
-from mal.data.segmentations import SegmentationError, area_of
+from mal.data.segmentations import SegmentationError, area_of, box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.shown import shown
@@ -37,15 +38,17 @@ UNREADABLE_IMAGE = "image that cannot be read"
 WRONG_SIZE = "image of another size than annotated"
 UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
+NO_MEETING = "box that does not enclose its segmentation"
 BAD_SEGMENTATION = "segmentation that cannot be read"
 EMPTY_MASK = "segmentation without a pixel"
 NO_ANNOTATION = "set without annotations"
 ONLY_CROWDS = "set of crowds only"
 BAD_FILE = "annotation file that cannot be used"
 BAD_FOLDER = "image folder that cannot be used"
-STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, *REFUSED_POINTS})
+STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
 
 _CROSSING_TOLERANCE_PX = 0.5
+_MIN_SHARE_IN_BOX = 0.5
 _NUM_READERS = 4
 _NUM_AHEAD = 64
 _KIND_OF_ERROR = {
@@ -211,9 +214,21 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
                 f"{_name_of(boxes, index)} ({error.got})",
                 error.remedy,
             )
-        else:
-            if rle is not None and not area_of(rle):
-                errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
+            continue
+        if rle is None:
+            continue
+        if not area_of(rle):
+            errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
+        elif not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
+            errors.add(NO_MEETING, _name_of(boxes, index))
+
+
+def _meets(box_xywh_4: NDArray[np.float64], segment_xywh_4: NDArray[np.float64]) -> bool:
+    """Return whether at least half of a segmentation's bounding box lies in the box."""
+    low_2 = np.maximum(box_xywh_4[:2], segment_xywh_4[:2])
+    high_2 = np.minimum(box_xywh_4[:2] + box_xywh_4[2:], segment_xywh_4[:2] + segment_xywh_4[2:])
+    common = np.clip(high_2 - low_2, 0, None).prod()
+    return bool(common >= _MIN_SHARE_IN_BOX * segment_xywh_4[2:].prod())
 
 
 def _check_images(

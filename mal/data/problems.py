@@ -14,7 +14,7 @@ __all__ = ["MAX_NAMED_SUBJECTS", "NOTE_KINDS", "FieldError", "Problems", "shown"
 MAX_NAMED_SUBJECTS = 5
 # A million bad boxes are one line: no more subjects than a reader looks at are kept.
 MAX_KEPT_SUBJECTS = 100
-_MAX_SUBJECT_CHARS = 400
+_MAX_SUBJECT_CHARS = 1000  # a doubt about the whole set is long
 
 CROWD = "crowd, neither trained nor measured"
 CROWD_REMEDY = "Some tools write iscrowd 1 for every RLE mask of a single object: set it to 0."

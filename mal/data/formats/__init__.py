@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from mal.data.annotations import CocoBoxes, load_boxes
+from mal.data.box_evidence import add_doubt, find_doubt_of_files
 from mal.data.formats.conversion import convert_to_coco
 from mal.data.formats.image_sizes import ImageSizes
 from mal.data.formats.table import (
@@ -56,12 +57,18 @@ def open_annotations(
     """
     annotation_format = format_of(path)
     if annotation_format.read is None:
-        return load_boxes(
+        boxes = load_boxes(
             path,
             with_masks=with_masks,
             refuse_points=refuse_points,
             read_size=ImageSizes(image_source),
         )
+        doubt = find_doubt_of_files(
+            boxes.box_xywh_N4, boxes.image_index_N, boxes.images, image_source
+        )
+        if doubt is not None:
+            add_doubt(doubt, path, boxes.problems, refuse=refuse_points)
+        return boxes
     coco_path, left_out = convert_to_coco(annotation_format, path, image_source)
     try:
         boxes = load_boxes(coco_path, with_masks=with_masks, refuse_points=refuse_points)
