@@ -110,7 +110,9 @@ def is_segmentation_given(segmentation: Any) -> bool:
     """Return whether a field `segmentation` holds a mask; [], [[]], {} and "" are none."""
     if not segmentation:
         return False
-    return not (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+    if isinstance(segmentation, list) and segmentation[0] == []:
+        return any(part != [] for part in segmentation)
+    return True
 
 
 def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
