@@ -16,6 +16,7 @@ from typing import Any
 
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
+from mal.redaction import redact_text
 from mal.shown import printable
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
@@ -74,11 +75,11 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         remedy = " Run the same command again to resume." if resumes else ""
         message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
     elif isinstance(error, Exception):
-        traceback.print_exception(error)
+        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {printable(message)}", file=sys.stderr)
+    print(f"mal: {printable(redact_text(message))}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mal.redaction import redact_text
+
 MAX_SHOWN_CHARS = 120
 
 _NUM_LAST_CHARS = 24
@@ -40,7 +42,11 @@ def printable(text: str) -> str:
 
 
 def _cut(text: str, max_chars: int) -> str:
-    """Escape and shorten. Escaping makes text longer: only what may stay is escaped."""
+    """Escape, shorten, and remove secrets: of a URL that is cut, the signature would stay.
+
+    Escaping makes text longer: only what may stay is escaped.
+    """
+    text = redact_text(text)
     if len(text) <= max_chars and text.isprintable():
         return text
     if len(text) <= max_chars and len(escaped := _escape_all(text)) <= max_chars:

@@ -16,6 +16,7 @@ from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
 from mal.data.formats import open_annotations
+from mal.data.image_table import FileNames
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -29,7 +30,8 @@ from mal.data.segmentations import SegmentationError, area_of, box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.shown import shown
-from mal.storage import fetch_file, find_image, open_image_folder
+from mal.storage import FoundImages, fetch_file, find_images, open_image_folder
+from mal.storage.file_names import leaves_folder
 
 TINY_SIDE_PX = 4.0
 
@@ -45,7 +47,7 @@ NO_ANNOTATION = "set without annotations"
 ONLY_CROWDS = "set of crowds only"
 BAD_FILE = "annotation file that cannot be used"
 BAD_FOLDER = "image folder that cannot be used"
-STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
+STOPPING = frozenset({BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
 
 _CROSSING_TOLERANCE_PX = 0.5
 _MIN_SHARE_IN_BOX = 0.5
@@ -214,13 +216,11 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
                 f"{_name_of(boxes, index)} ({error.got})",
                 error.remedy,
             )
-            continue
-        if rle is None:
-            continue
-        if not area_of(rle):
-            errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
-        elif not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
-            errors.add(NO_MEETING, _name_of(boxes, index))
+        else:
+            if rle is not None and not area_of(rle):
+                errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
+            elif rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
+                errors.add(NO_MEETING, _name_of(boxes, index))
 
 
 def _meets(box_xywh_4: NDArray[np.float64], segment_xywh_4: NDArray[np.float64]) -> bool:
@@ -236,7 +236,8 @@ def _check_images(
 ) -> NDArray[np.bool_]:
     """Decode every image; return which are readable."""
     is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
-    findings = _findings_in_order(boxes.images, folder)
+    found = find_images(folder, FileNames(boxes.images))
+    findings = _findings_in_order(boxes.images, found)
     tracked = track(findings, "check", len(boxes.images), unit="images")
     for index, (problem, image_notes) in enumerate(tracked):
         name = shown(boxes.images[index].file_name)
@@ -249,27 +250,28 @@ def _check_images(
     return is_readable
 
 
-def _findings_in_order(images: Sequence[CocoImage], folder: Path) -> Iterator[_Findings]:
+def _findings_in_order(images: Sequence[CocoImage], found: FoundImages) -> Iterator[_Findings]:
     """Read images in threads (Pillow decodes without the GIL), a few at a time."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(images), _NUM_AHEAD):
-            ahead = images[start : start + _NUM_AHEAD]
-            yield from pool.map(partial(_findings_of_image, folder=folder), ahead)
+            ahead = range(start, min(start + _NUM_AHEAD, len(images)))
+            yield from pool.map(partial(_findings_of_image, images, found), ahead)
 
 
-def _findings_of_image(image: CocoImage, folder: Path) -> _Findings:
+def _findings_of_image(images: Sequence[CocoImage], found: FoundImages, index: int) -> _Findings:
     """Return an image's problem (kind and reason), and its notes."""
-    try:
-        path = find_image(folder, image.file_name)
-    except AnnotationError:
-        return (UNSAFE_NAME, ""), []
+    image = images[index]
+    path = found.path_of(index, image.file_name)
     if path is None:
-        return (MISSING_IMAGE, ""), []
+        kind = UNSAFE_NAME if leaves_folder(image.file_name) else MISSING_IMAGE
+        return (kind, found.reasons.get(index, "")), []
     try:
         decoded = decode_image(path, width=image.width, height=image.height)
     except AnnotationError as error:
         return (_KIND_OF_ERROR[type(error)], str(error)), []
     notes = []
+    if rule := found.rule_of(index):
+        notes.append(f"image found {rule}")
     if decoded.orientation != UPRIGHT:
         notes.append("image that EXIF rotates")
     if decoded.is_resized:

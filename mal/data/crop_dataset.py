@@ -24,6 +24,7 @@ from mal.data.crops import (
     unit_box_in_window,
     xyxy_from_xywh,
 )
+from mal.data.image_table import FileNames
 from mal.data.images import read_image
 from mal.data.points import points_in_unit_window
 from mal.data.problems import CROWD_REMEDY
@@ -32,7 +33,7 @@ from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
 from mal.errors import AnnotationError
 from mal.spec.experiment import ExperimentSpec
-from mal.storage import find_image
+from mal.storage import find_images
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,8 @@ class ImageReader:
     def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
         self.boxes = boxes
         self.folder = folder
-        self.missing = frozenset(
-            index
-            for index, image in enumerate(boxes.images)
-            if find_image(folder, image.file_name) is None
-        )
+        self.found = find_images(folder, FileNames(boxes.images))
+        self.missing = frozenset(self.found.missing)
         self.max_bytes = DECODED_IMAGES_MAX_BYTES
         self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._num_bytes = 0
@@ -70,7 +68,7 @@ class ImageReader:
     def path_of(self, image_index: int) -> Path:
         """Return the path of an image; it need not exist."""
         name = self.boxes.images[image_index].file_name
-        return find_image(self.folder, name) or self.folder / name
+        return self.found.path_of(image_index, name) or self.folder / name
 
     def __call__(self, image_index: int) -> NDArray[np.uint8]:
         """Return an image as (H, W, 3) uint8 RGB in the orientation of its boxes.

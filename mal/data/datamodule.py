@@ -48,14 +48,19 @@ def open_image_set(
     if len(reader.missing) == len(boxes.images):
         raise AnnotationError(
             f"{image_uri} holds none of the {len(boxes.images)} images of {annotation_uri} (first: "
-            f"{shown(boxes.images[0].file_name)}). Set {_keys_of(key)}."
+            f"{_describe_missing(reader, 0)}). Set {_keys_of(key)}, or fix file_name."
         )
     problems = boxes.problems.copy()
     for index in sorted(reader.missing):
-        problems.add("image missing", boxes.images[index].file_name)
+        problems.add("image missing", _describe_missing(reader, index))
     for line in problems.lines():
         log.warning("%s: %s", annotation_uri, line)
     return reader
+
+
+def _describe_missing(reader: ImageReader, index: int) -> str:
+    name, reason = shown(reader.boxes.images[index].file_name), reader.found.reasons.get(index)
+    return f"{name}, {reason}" if reason else name
 
 
 def training_loader(

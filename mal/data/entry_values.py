@@ -15,6 +15,7 @@ from mal.data.ids import Id, IdError, exact_id, number_of_id
 from mal.data.problems import FieldError
 from mal.data.segmentations import box_of_segmentation, is_segmentation_given
 from mal.errors import AnnotationError
+from mal.redaction import redact_file_name
 from mal.shown import shown
 
 Box = tuple[float, float, float, float]
@@ -195,6 +196,8 @@ def side_of(entry: Mapping[str, Any], key: str) -> int | None:
 def file_name_of(entry: Mapping[str, Any]) -> tuple[str, bool]:
     """Return the file name of an image, and whether it comes from `coco_url` as in LVIS.
 
+    A signed URL loses its query: no secret leaves this function.
+
     Raises:
         FieldError: There is none, or it cannot be a file's name.
     """
@@ -224,7 +227,7 @@ def file_name_of(entry: Mapping[str, Any]) -> tuple[str, bool]:
         )  # fmt: skip
     if "\0" in name:
         raise _refused("image whose file_name has a NUL", "file_name", name)
-    return name, False
+    return redact_file_name(name), False
 
 
 def _refused(kind: str, key: str, value: Any, remedy: str = "") -> FieldError:

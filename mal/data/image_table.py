@@ -88,3 +88,22 @@ def lookup_of(images: Sequence[CocoImage]) -> IdLookup:
     for index, image in enumerate(images):
         lookup.add(image.id, index)
     return lookup
+
+
+class FileNames(Sequence[str]):
+    """The file names of images by index; each is created when it is read."""
+
+    def __init__(self, images: Sequence[CocoImage]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(image.file_name for image in self._images[index])
+        return self._images[index].file_name

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+from mal.redaction import redact_text
 from mal.shown import shown
 
 __all__ = ["MAX_NAMED_SUBJECTS", "NOTE_KINDS", "FieldError", "Problems", "shown"]
@@ -102,7 +103,9 @@ class Problems:
     def _line(self, kind: str, named: list[str]) -> str:
         count, remedy = self.counts[kind], self.remedies.get(kind, "")
         more = f" and {count - len(named)} more" if count > len(named) else ""
-        return f"{count} x {kind}: {', '.join(named)}{more}" + (f". {remedy}" if remedy else "")
+        return f"{count} x {kind}: {redact_text(', '.join(named))}{more}" + (
+            f". {remedy}" if remedy else ""
+        )
 
 
 def _first_that_fit(subjects: list[str]) -> list[str]:

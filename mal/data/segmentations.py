@@ -143,28 +143,27 @@ def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     return dict(coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width))
 
 
-def box_of_segmentation(
-    segmentation: Any, height: int | None = None, width: int | None = None
-) -> tuple[float, float, float, float]:
-    """Return x, y, width and height of a segmentation in pixels; polygons may leave the image.
-
-    Args:
-        segmentation: Polygons or RLE.
-        height: Of the image; None: unknown, then an RLE has the size that it says.
-        width: The same.
+def box_of_segmentation(segmentation: Any) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of a mask whose image's size is unknown; zeros for no pixel.
 
     Raises:
         SegmentationError: The segmentation is no mask.
     """
+    from pycocotools import mask as coco_mask
+
     if isinstance(segmentation, list):
         xy_K2 = np.concatenate(_polygons_from(segmentation))
         low_2 = xy_K2.min(axis=0)
         return _four_floats(*low_2, *(xy_K2.max(axis=0) - low_2))
-    if height is None or width is None:
-        (height, width), _, _ = _runs_of(segmentation)
-        if min(height, width) <= 0 or height * width >= _MAX_PIXELS:
-            raise SegmentationError("have the size of its image", f"size {shown([height, width])}")
-    return _four_floats(*box_of_rle(rle_from_segmentation(segmentation, height, width)))
+    size, counts, runs = _runs_of(segmentation)
+    height, width = size
+    if min(size) <= 0 or height * width >= _MAX_PIXELS:
+        raise SegmentationError("have the size of its image", f"size {shown(size)}")
+    _refuse_other_sum(runs, height * width)
+    rle: Any = {"size": size, "counts": counts if isinstance(counts, bytes) else runs.tolist()}
+    if not isinstance(counts, bytes):
+        rle = coco_mask.frPyObjects(rle, height, width)
+    return _four_floats(*coco_mask.toBbox(rle))
 
 
 def _four_floats(x: Any, y: Any, width: Any, height: Any) -> tuple[float, float, float, float]:

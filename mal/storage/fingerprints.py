@@ -11,7 +11,8 @@ from mal.artifacts import sha256_of_file
 from mal.errors import MalError
 from mal.storage.archives import is_archive
 from mal.storage.cache import fetched_file
-from mal.storage.image_folder import IMAGE_SUFFIXES, list_images, sha256_of_unpacked
+from mal.storage.image_folder import list_images, sha256_of_unpacked
+from mal.storage.image_search import is_image_name
 from mal.storage.uris import RemoteUri, parse_remote_uri
 
 
@@ -45,7 +46,7 @@ def _describe_local(path: Path) -> dict[str, str]:
     images = (
         (file.relative_to(path).as_posix(), file.stat().st_size)
         for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        if is_image_name(file.name) and file.is_file()
     )
     return {"sha256_of_listing": sha256_of_listing(images)}
 

@@ -173,7 +173,7 @@ def images_named_by(image_id: Any, document: dict[str, Any]) -> set[str]:
     }
 
 
-NASTY = [
+NASTY: list[Any] = [
     None, True, 1.5, math.nan, math.inf, 10**12, 10**400, -(10**30), 2**63, 1e308, "", "\ud800",
     "a\0b", "a" * 22_000, "\x1b[2J\n", [], {}, [[]], [1e15] * 4, [-1e308, -1e308, 1e308, 1e308],
     [[0, 0, 1e15, 1e15, 1e15, 0]], [[-160.5, -220.0, 2.1e8, 3.5e8, 225.0, 236.0]],

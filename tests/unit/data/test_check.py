@@ -101,7 +101,7 @@ def annotate_masks(data: DataSet, good: Any, bad: Any) -> None:
             lambda d: rename_image(d, "../set.json"),
             "file_name that leaves the image folder",
             "../set.json",
-            False,
+            True,
             id="escaping name",
         ),
         pytest.param(
