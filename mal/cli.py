@@ -18,7 +18,7 @@ from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
 from mal.redaction import redact_text
 from mal.shown import printable
-from mal.spec.experiment import ACTIONS, ExperimentSpec
+from mal.spec.experiment import ACTIONS, DEFAULT_MAX_IMAGE_MPX, ExperimentSpec
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,10 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
     check = actions.add_parser("check", help="list every problem of a data set")
     check.add_argument("annotations")
     check.add_argument("images")
+    check.add_argument(
+        "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
+        help="largest image that is read, millions of pixels (default: %(default)s)",
+    )  # fmt: skip
     check.set_defaults(run=_check_dataset)
 
 
@@ -331,9 +335,11 @@ def _make_demo_dataset(args: argparse.Namespace) -> int:
 
 def _check_dataset(args: argparse.Namespace) -> int:
     from mal.data.check import check_dataset
+    from mal.data.images import allow_image_mpx
     from mal.runtime import set_up_logging
 
     set_up_logging()
+    allow_image_mpx(args.max_image_mpx)
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
         print(printable(line))

@@ -184,4 +184,5 @@ def set_up_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="PIL")  # of EXIF and size: images are read or named
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a class token
