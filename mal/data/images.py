@@ -281,12 +281,13 @@ def _fits_upright(
     if annotated_size == upright_size[::-1]:
         raise ImageSizeError(
             f"Image {shown_path(path)} has {upright_size[0]} x {upright_size[1]} pixels, but its "
-            "annotations swap width and height. Swap them: mal dataset convert IN OUT --boxes swapped-sizes."
+            "annotations swap width and height. Swap them: mal dataset convert IN OUT --boxes "
+            "swapped-sizes."
         )
     raise ImageSizeError(
         f"Image {shown_path(path)} has {upright_size[0]} x {upright_size[1]} pixels, but its "
-        f"annotations are for {annotated_size[0]} x {annotated_size[1]}. Use the images that were annotated, or "
-        "fix width and height in the JSON."
+        f"annotations are for {annotated_size[0]} x {annotated_size[1]}. Use the images that were "
+        "annotated, or fix width and height in the JSON."
     )
 
 
