@@ -86,7 +86,7 @@ def _json_from(value: object, depth: int) -> str:
 def _joined(items: Iterable[str], depth: int) -> str:
     if depth <= 0:
         return "..."
-    first = []
+    first: list[str] = []
     for item in items:
         if len(first) == _MAX_ITEMS:
             first.append("...")

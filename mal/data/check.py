@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems
+from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
 from mal.data.formats import open_annotations
@@ -25,7 +25,8 @@ from mal.data.images import (
     decode_image,
 )
 from mal.data.points import REFUSED_POINTS
-from mal.data.segmentations import box_of_rle
+from mal.data.problems import CROWD_REMEDY, NOTE_KINDS
+from mal.data.segmentations import SegmentationError, area_of, box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.shown import shown
@@ -41,6 +42,9 @@ UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
 NO_MEETING = "box that does not enclose its segmentation"
 BAD_SEGMENTATION = "segmentation that cannot be read"
+EMPTY_MASK = "segmentation without a pixel"
+NO_ANNOTATION = "set without annotations"
+ONLY_CROWDS = "set of crowds only"
 BAD_FILE = "annotation file that cannot be used"
 BAD_FOLDER = "image folder that cannot be used"
 STOPPING = frozenset({BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
@@ -87,8 +91,8 @@ class CheckReport:
             *(f"note: {line}" for line in self.notes.lines()),
             f"usable: {self.num_usable_boxes} boxes"
             if self.is_usable
-            else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read; "
-            "fix the errors above",
+            else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read"
+            + ("; fix the errors above" if self.errors else ""),
         ]
 
 
@@ -115,8 +119,9 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     except (AnnotationError, StorageError) as error:
         errors.add(BAD_FILE, str(error))
         return CheckReport(f"{annotations}: nothing that can be used", errors)
-    for kind, subjects in boxes.problems.subjects.items():
-        (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
+    notes.update(boxes.problems, NOTE_KINDS)
+    errors.update(boxes.problems, frozenset(boxes.problems) - NOTE_KINDS)
+    _check_emptiness(boxes, errors)
     _check_ids(boxes, errors, notes)
     _check_boxes(boxes, notes)
     reason = reason_without_true_masks(boxes)
@@ -127,11 +132,11 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     if folder is not None:
         is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
-    summary = _summary_of(boxes, annotations, has_true_masks=not reason)
+    summary = _summary_of(boxes, annotations, measures_nothing=bool(reason))
     return CheckReport(summary, errors, notes, int(is_usable_N.sum()))
 
 
-def _summary_of(boxes: CocoBoxes, annotations: str, *, has_true_masks: bool) -> str:
+def _summary_of(boxes: CocoBoxes, annotations: str, *, measures_nothing: bool) -> str:
     num_boxes, prompts = len(boxes), ""
     if boxes.points is not None:
         num_alone = int(boxes.points.is_without_box_N.sum())
@@ -141,25 +146,44 @@ def _summary_of(boxes: CocoBoxes, annotations: str, *, has_true_masks: bool) -> 
     return (
         f"{annotations}: {len(boxes.images)} images, {num_boxes} boxes "
         f"({int(boxes.is_crowd_N.sum())} crowds){prompts}, {len(boxes.categories)} categories, "
-        f"{'with' if has_true_masks else 'without'} true masks"
+        f"{_masks_of(boxes, measures_nothing=measures_nothing)}"
     )
 
 
+def _masks_of(boxes: CocoBoxes, *, measures_nothing: bool) -> str:
+    if measures_nothing or boxes.segmentations is None:
+        return "without true masks"
+    num_given = int(boxes.segmentations.is_given_N.sum())
+    return "with true masks" if num_given == len(boxes) else f"with {num_given} true masks"
+
+
 def _name_of(boxes: CocoBoxes, index: int) -> str:
-    return f"annotation {boxes.annotation_id_N[index]} in {boxes.image_of(index).file_name}"
+    return f"{boxes.name_of(index)} in {shown(boxes.image_of(index).file_name)}"
+
+
+def _check_emptiness(boxes: CocoBoxes, errors: Problems) -> None:
+    """Name what leaves no object at all, which is no problem of any single annotation."""
+    if not len(boxes) and not boxes.num_unusable:
+        errors.add(NO_ANNOTATION, "the list 'annotations' is empty", "Export the set with them.")
+    elif len(boxes) and boxes.is_crowd_N.all():
+        errors.add(
+            ONLY_CROWDS,
+            f"all {len(boxes)} have iscrowd 1",
+            f"Crowds are neither trained nor measured. {CROWD_REMEDY}",
+        )
 
 
 def _check_ids(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
     for annotation_id, count in Counter(boxes.annotation_id_N.tolist()).items():
         if count > 1:
-            errors.add(DUPLICATE_ID, f"{annotation_id} ({count} times)")
+            errors.add(DUPLICATE_ID, f"{shown(annotation_id)} ({count} times)")
     for file_name, count in Counter(image.file_name for image in boxes.images).items():
         if count > 1:
-            notes.add("file_name of several images", f"{file_name} ({count} times)")
+            notes.add("file_name of several images", f"{shown(file_name)} ({count} times)")
     with_boxes = set(boxes.image_index_N.tolist())
     for index, image in enumerate(boxes.images):
         if index not in with_boxes:
-            notes.add("image without boxes", image.file_name)
+            notes.add("image without boxes", shown(image.file_name))
 
 
 def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
@@ -186,10 +210,17 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
             continue
         try:
             rle = boxes.rle_of(index)
-            if rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
+        except SegmentationError as error:
+            errors.add(
+                f"{BAD_SEGMENTATION}: it must {error.rule}",
+                f"{_name_of(boxes, index)} ({error.got})",
+                error.remedy,
+            )
+        else:
+            if rle is not None and not area_of(rle):
+                errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
+            elif rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
                 errors.add(NO_MEETING, _name_of(boxes, index))
-        except AnnotationError as error:
-            errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({error})")
 
 
 def _meets(box_xywh_4: NDArray[np.float64], segment_xywh_4: NDArray[np.float64]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mal.data.annotations import CocoBoxes, Problems
+from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch, collate_crops
 from mal.data.crop_dataset import ImageReader, TrainingCrops
 from mal.data.formats import open_annotations
@@ -50,7 +50,7 @@ def open_image_set(
             f"{image_uri} holds none of the {len(boxes.images)} images of {annotation_uri} (first: "
             f"{_describe_missing(reader, 0)}). Set {_keys_of(key)}, or fix file_name."
         )
-    problems = Problems(dict(boxes.problems.subjects))
+    problems = boxes.problems.copy()
     for index in sorted(reader.missing):
         problems.add("image missing", _describe_missing(reader, index))
     for line in problems.lines():

@@ -174,7 +174,7 @@ def _is_of_texts(value_type: Any) -> bool:
     return all(map(_is_of_texts, arguments)) if arguments else value_type is str
 
 
-def parse_yaml(text: str, name: str, loader: type[yaml.BaseLoader] = _SpecLoader) -> Any:
+def parse_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _SpecLoader) -> Any:
     """Parse YAML; a tag never constructs an object.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 from mal.data.annotations import CocoBoxes, load_boxes
 from mal.data.box_evidence import add_doubt, find_doubt_of_files
 from mal.data.formats.conversion import convert_to_coco
+from mal.data.formats.image_sizes import ImageSizes
 from mal.data.formats.table import (
     AnnotationFormat,
     AnnotationTable,
@@ -56,7 +57,12 @@ def open_annotations(
     """
     annotation_format = format_of(path)
     if annotation_format.read is None:
-        boxes = load_boxes(path, with_masks=with_masks, refuse_points=refuse_points)
+        boxes = load_boxes(
+            path,
+            with_masks=with_masks,
+            refuse_points=refuse_points,
+            read_size=ImageSizes(image_source),
+        )
         doubt = find_doubt_of_files(
             boxes.box_xywh_N4, boxes.image_index_N, boxes.images, image_source
         )
@@ -69,7 +75,7 @@ def open_annotations(
     except AnnotationError as error:
         reasons = "; ".join([str(error), *left_out.lines()])
         raise AnnotationError(f"Cannot use {path} ({annotation_format.name}): {reasons}") from error
-    boxes.problems.subjects.update(left_out.subjects)
+    boxes.problems.update(left_out)
     return boxes
 
 

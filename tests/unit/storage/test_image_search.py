@@ -32,7 +32,7 @@ def found_in(folder: Path, names: Sequence[str]) -> list[str | None]:
     found = find_images(folder, names)
     paths = [found.path_of(index, name) for index, name in enumerate(names)]
     assert {i for i, path in enumerate(paths) if path is None} == found.missing
-    return [path and path.relative_to(folder).as_posix() for path in paths]
+    return [None if path is None else path.relative_to(folder).as_posix() for path in paths]
 
 
 @pytest.mark.parametrize(
