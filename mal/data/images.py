@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import struct
 import zlib
@@ -207,10 +208,9 @@ def register_heif(path: Path) -> bool:
     if "HEIC" not in describe_content(path)[0]:
         return False
     try:
-        import pillow_heif
+        importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
         return False
-    pillow_heif.register_heif_opener()
     return True
 
 

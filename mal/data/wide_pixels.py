@@ -21,12 +21,9 @@ _NUM_VALUES = 1 << 16
 
 def is_wide(image: Image.Image) -> bool:
     """Return whether both bytes of an image that was opened, but not loaded, can be read."""
-    tiles = getattr(image, "tile", None)
-    return (
-        image.mode in _COLOUR_MODES
-        and bool(tiles)
-        and all(_raw_mode_of(tile)[-4:] in _OTHER_BYTE for tile in tiles)
-    )
+    tiles = list(getattr(image, "tile", None) or ())
+    endings = {_raw_mode_of(tile)[-4:] for tile in tiles}
+    return image.mode in _COLOUR_MODES and bool(tiles) and endings <= set(_OTHER_BYTE)
 
 
 def wide_rgb(image: Image.Image, twin: Image.Image) -> Image.Image:

@@ -177,6 +177,29 @@ def find_images(folder: Path, names: Sequence[str]) -> FoundImages:
     return found
 
 
+class ImageFinder:
+    """Finds images one by one, where the other names of the set are not known yet.
+
+    A file may fit several names: `find_images` decides which images are used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._roots = search_roots(folder)
+        self._index: FileIndex | None = None
+
+    def find(self, name: str) -> Path | None:
+        """Return the file with a name or, where there is none, the one file that fits it."""
+        path = find_by_own_name(self._roots, name)
+        if path is not None:
+            return path
+        if self._index is None:
+            self._index = FileIndex(image_paths(self._folder))
+        num_wrapping = path_below(self._folder, self._roots[-1]).count("/")
+        row, _, _ = _claim(self._index, name, num_wrapping)
+        return None if row is None else self._folder / self._index[row]
+
+
 def path_below(folder: Path, path: Path) -> str:
     """Return a path below a folder with a slash at its end; '' for the folder itself."""
     return "".join(f"{part}/" for part in path.relative_to(folder).parts)

@@ -188,7 +188,7 @@ def noise(width: int = 61, height: int = 43) -> Image.Image:
     )
 
 
-JPEG_KINDS = {
+JPEG_KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "progressive": {"progressive": True},
     "no subsampling": {"subsampling": 0},
@@ -331,7 +331,7 @@ def test_of_several_pages_the_first_is_taken_and_noted(
     name: str, note: str, tmp_path: Path
 ) -> None:
     first, second = Image.new("RGB", (6, 4), RED), Image.new("RGB", (6, 4), BLUE)
-    options = {} if name != "a.webp" else {"lossless": True}
+    options: dict[str, Any] = {} if name != "a.webp" else {"lossless": True}
     first.save(tmp_path / name, save_all=True, append_images=[second], **options)
     decoded = decode_image(tmp_path / name, width=6, height=4)
     assert tuple(decoded.pixels[0, 0]) == RED
