@@ -27,19 +27,19 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def wide_rgb(image: Image.Image, twin: Image.Image) -> Image.Image:
-    """Scale an image of 16 bits a channel to its range, all channels alike.
+    """Scale an image of 16 bits a channel to its range, the same for all channels.
 
     Args:
         image: Opened, but not loaded.
-        twin: The same file, opened a second time.
+        twin: A second image of the file, which is changed.
     """
     twin.tile = [_of_other_byte(tile) for tile in twin.tile]  # type: ignore[attr-defined]
     high_HW3, low_HW3 = (np.asarray(half)[..., :3] for half in (image, twin))
     values_HW3 = (high_HW3.astype(np.uint16) << 8) | low_HW3
     low, high = int(values_HW3.min()), int(values_HW3.max())
     scale = 255.0 / max(high - low, 1)
-    levels = np.clip((np.arange(_NUM_VALUES) - low) * scale, 0, 255)
-    byte_of_value: NDArray[np.uint8] = np.rint(levels).astype(np.uint8)
+    scaled = np.clip((np.arange(_NUM_VALUES) - low) * scale, 0, 255)
+    byte_of_value: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
     return Image.fromarray(byte_of_value[values_HW3])
 
 

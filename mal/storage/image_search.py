@@ -165,15 +165,16 @@ def find_by_own_name(roots: Sequence[Path], name: str) -> Path | None:
         return None
 
 
-def find_images(folder: Path, names: Sequence[str]) -> FoundImages:
-    """Find the files of a set's images below a local folder."""
+def find_images(folder: Path, names: Sequence[str], *, is_logged: bool = True) -> FoundImages:
+    """Find the files of a set's images below a local folder; log which rules found some."""
     roots = search_roots(folder)
     found = FoundImages(roots, len(names))
     absent = [i for i, name in enumerate(names) if find_by_own_name(roots, name) is None]
     if absent:
         prefixes = [path_below(folder, root) for root in roots]
         search_index(FileIndex(image_paths(folder)), names, absent, prefixes, found)
-        found.log_rules(names)
+        if is_logged:
+            found.log_rules(names)
     return found
 
 
@@ -216,7 +217,7 @@ def search_index(
 
     Args:
         index: All files.
-        names: Of all images.
+        names: Those of all images, in the order of the set.
         absent: The images to search.
         prefixes: Folders in which the other images are, each in the one before.
         found: Gets the paths.
