@@ -54,7 +54,8 @@ def redact_uri(uri: str) -> str:
         return uri
     authority, slash, key = match[2].partition("/")
     authority = authority.rpartition("@")[2]
-    return f"{match[1]}://{authority}{slash}{key}".partition("?")[0]
+    # A second URI in the key may have a user of its own.
+    return redact_text(f"{match[1]}://{authority}{slash}{key}".partition("?")[0])
 
 
 def redact_text(text: str) -> str:
