@@ -17,7 +17,6 @@ from typing import Any
 from mal import __version__
 from mal.dataset_commands import add_dataset_commands, add_labels_commands
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
-from mal.redaction import redact_text
 from mal.shown import printable
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 
@@ -76,11 +75,11 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         remedy = " Run the same command again to resume." if resumes else ""
         message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
     elif isinstance(error, Exception):
-        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {printable(redact_text(message))}", file=sys.stderr)
+    print(f"mal: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -249,7 +248,7 @@ def _print_lines(lines: Iterable[str], results_dir: Path, results_uri: str) -> N
     """Print metrics and paths; for remote results with their URI instead of the local copy."""
     is_remote = "://" in results_uri
     for line in lines:
-        print(line.replace(str(results_dir), results_uri) if is_remote else line)
+        print(printable(line.replace(str(results_dir), results_uri) if is_remote else line))
 
 
 def _print_spec(args: argparse.Namespace) -> int:

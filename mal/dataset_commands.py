@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mal.errors import SpecError
 from mal.shown import printable, shown
+from mal.spec.experiment import DEFAULT_MAX_IMAGE_MPX
 
 if TYPE_CHECKING:
     from mal.data.annotations import CocoBoxes
@@ -34,6 +35,10 @@ def add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     check.add_argument(
         "--fix", default="", metavar="OUT",
         help="COCO file to write: the usable part, and every change in OUT's .changes.jsonl",
+    )  # fmt: skip
+    check.add_argument(
+        "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
+        help="largest image that is read, millions of pixels (default: %(default)s)",
     )  # fmt: skip
     check.set_defaults(run=_check_dataset)
     convert = actions.add_parser("convert", help="write a data set in another format")
@@ -100,9 +105,11 @@ def _make_demo_dataset(args: argparse.Namespace) -> int:
 
 def _check_dataset(args: argparse.Namespace) -> int:
     from mal.data.check import check_dataset
+    from mal.data.images import allow_image_mpx
     from mal.runtime import set_up_logging
 
     set_up_logging()
+    allow_image_mpx(args.max_image_mpx)
     report = check_dataset(args.annotations, args.images)
     for line in report.lines():
         print(printable(line))
