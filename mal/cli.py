@@ -16,7 +16,7 @@ from typing import Any
 
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
-from mal.spec.experiment import ACTIONS, ExperimentSpec
+from mal.spec.experiment import ACTIONS, ANNOTATION_TYPES, ExperimentSpec
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,9 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
     check = actions.add_parser("check", help="list every problem of a data set")
     check.add_argument("annotations")
     check.add_argument("images")
+    check.add_argument(
+        "--type", choices=ANNOTATION_TYPES, default="auto", help="format of the annotations"
+    )
     check.set_defaults(run=_check_dataset)
 
 
@@ -332,7 +335,7 @@ def _check_dataset(args: argparse.Namespace) -> int:
     from mal.runtime import set_up_logging
 
     set_up_logging()
-    report = check_dataset(args.annotations, args.images)
+    report = check_dataset(args.annotations, args.images, args.type)
     for line in report.lines():
         print(line)
     return 0 if report.is_usable else 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems
 from mal.data.box_masks import reason_without_true_masks
-from mal.data.formats import open_annotations
+from mal.data.formats import AUTO, open_annotations
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -25,7 +25,7 @@ from mal.data.images import (
 from mal.data.points import REFUSED_POINTS
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
-from mal.storage import fetch_file, find_image, open_image_folder
+from mal.storage import find_image, open_image_folder
 
 TINY_SIDE_PX = 4.0
 
@@ -85,12 +85,13 @@ class CheckReport:
         ]
 
 
-def check_dataset(annotations: str, images: str) -> CheckReport:
+def check_dataset(annotations: str, images: str, annotation_type: str = AUTO) -> CheckReport:
     """Read every annotation and every image of a set.
 
     Args:
-        annotations: Annotation file, local or `s3://`.
+        annotations: Annotation file or folder, local or `s3://`.
         images: Folder, archive or `s3://`.
+        annotation_type: As `dataset.type`.
 
     Returns:
         The problems. A file or folder that does not exist or cannot be read is one of them.
@@ -102,12 +103,12 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     except StorageError as error:
         errors.add(BAD_FOLDER, str(error))
     try:
-        boxes = open_annotations(
-            fetch_file(annotations), images, with_masks=True, refuse_points=False
-        )
+        source = open_annotations(annotations, annotation_type, images=images)
+        boxes = source.load_boxes(with_masks=True, refuse_points=False)
     except (AnnotationError, StorageError) as error:
         errors.add(BAD_FILE, str(error))
         return CheckReport(f"{annotations}: nothing that can be used", errors)
+    notes.subjects.update(source.notes.subjects)
     for kind, subjects in boxes.problems.subjects.items():
         (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
     _check_ids(boxes, errors, notes)

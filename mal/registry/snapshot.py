@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mal.artifacts import sha256_of_file, write_json
-from mal.data.annotations import load_boxes
+from mal.data.formats import open_annotations
 from mal.errors import AnnotationError, ArtifactError
-from mal.storage import ImageFile, describe_images, fetch_file, redact_uri
+from mal.storage import ImageFile, describe_images, redact_uri
 
 FORMAT_VERSION = 1
 
@@ -166,8 +166,8 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     for key, value in ((f"{name}_images", images), (f"{name}_annotations", annotations)):
         if not value:
             raise AnnotationError(f"{key} must be set, got ''. Set both URIs of the {name} part.")
-    path = fetch_file(annotations)
-    boxes = load_boxes(path, with_masks=True)
+    source = open_annotations(annotations, images=images)
+    boxes = source.load_boxes(with_masks=True)
     num_crowds = int(boxes.is_crowd_N.sum())
     if len(boxes) == num_crowds:
         raise AnnotationError(
@@ -183,7 +183,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     return SplitSnapshot(
         images_uri=images,
         annotations_uri=annotations,
-        annotations_sha256=sha256_of_file(path),
+        annotations_sha256=sha256_of_file(source.path),
         images_sha256=sha256_of_images(files),
         num_images=len(boxes.images),
         num_missing_images=sum(image.file_name not in files for image in boxes.images),

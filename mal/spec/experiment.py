@@ -13,13 +13,20 @@ from mal.spec.backbones import BACKBONES, FAMILY_PATTERN
 from mal.spec.setting import REQUIRED, SearchRange, section, setting
 
 MIN_CROP_SIZE = 32
+ANNOTATION_TYPES = ("auto", "coco", "voc", "yolo", "labelme", "labelstudio", "kitti")
 
 
 @dataclass
 class DatasetSpec:
     """The data sets, and which of their boxes are used."""
 
-    type: str = setting("coco", "Annotation format.", choices=("coco",))
+    type: str = setting(
+        "auto",
+        "Format of the annotations. [mal] auto: recognise it; a format of another package is "
+        "recognised by auto only.",
+        choices=ANNOTATION_TYPES,
+        is_searchable=False,
+    )
     train_ann_path: str = setting(
         "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
     )

@@ -31,6 +31,7 @@ from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space, value_of
 from mal.automl.trial import trial_folder
+from mal.data.formats import readable_path
 from mal.errors import MalError, MissingExtraError, SpecError, StoreAwayError
 from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
 from mal.runtime import StopRequest, handling_stop_signals
@@ -369,6 +370,8 @@ def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
         with contextlib.suppress(MalError):
             if uri and key.endswith("_img_dir"):
                 open_image_folder(uri)
+            elif key.endswith("_ann_path"):
+                readable_path(uri)
             elif "://" in uri:
                 fetch_file(uri)
     return describe_inputs(keys)

@@ -1,0 +1,226 @@
+"""Opens annotations of any known format, local or remote, as a local COCO file."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from mal.artifacts import sha256_of_file
+from mal.data.annotations import CocoBoxes, load_boxes
+from mal.data.formats.content import (
+    GZIP_MAGIC,
+    HEAD_BYTES,
+    archive_kind_of,
+    read_head,
+    refuse_foreign,
+    text_of,
+    wide_encoding_of,
+)
+from mal.data.formats.conversion import convert_to_coco
+from mal.data.formats.image_files import files_below
+from mal.data.formats.json_kinds import is_coco_text, is_panoptic, refuse_other_json
+from mal.data.formats.table import AnnotationFormat
+from mal.data.problems import Problems
+from mal.errors import AnnotationError
+from mal.storage import fetch_file, open_image_folder, redact_uri
+from mal.storage.annotation_folder import fetch_annotation_folder, is_folder_uri
+from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive
+from mal.storage.cache import cache_dir, locked, wrap_cache_errors
+
+AUTO = "auto"
+
+_COPY_BYTES = 1 << 20
+_GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnnotationSource:
+    """Annotations that were opened.
+
+    Attributes:
+        uri: As it was given.
+        path: The local COCO file that all code reads: the given one, or one in the cache.
+        format_name: coco, voc, yolo, labelme, labelstudio, kitti, or that of another package.
+        left_out: What the COCO file leaves out of the given one, and why.
+        notes: What was read in another way than it is written.
+    """
+
+    uri: str
+    path: Path
+    format_name: str
+    left_out: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
+
+    def load_boxes(self, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
+        """Read the boxes; what the conversion left out is among their problems.
+
+        Args:
+            with_masks: As for `mal.data.annotations.load_boxes`.
+            refuse_points: As for `mal.data.annotations.load_boxes`.
+
+        Raises:
+            AnnotationError: The file cannot be read, or no image of it is usable.
+        """
+        try:
+            boxes = load_boxes(self.path, with_masks=with_masks, refuse_points=refuse_points)
+        except AnnotationError as error:
+            if self.path_is_given:
+                raise
+            reasons = "; ".join([str(error), *self.left_out.lines()])
+            raise AnnotationError(
+                f"Cannot use {redact_uri(self.uri)} ({self.format_name}): {reasons}"
+            ) from error
+        if not len(boxes) and is_panoptic(self.path):
+            raise AnnotationError(
+                f"Cannot use {redact_uri(self.uri)}: its annotations have no bbox but "
+                "segments_info: it is a COCO panoptic file, not an instance file. Give the "
+                "instance file, or convert it (panopticapi: panoptic2detection_coco_format)."
+            )
+        boxes.problems.subjects.update(self.left_out.subjects)
+        return boxes
+
+    @property
+    def path_is_given(self) -> bool:
+        """Whether nothing was converted."""
+        return self.format_name == "coco" and not self.left_out
+
+
+def open_source(
+    uri: str,
+    annotation_type: str,
+    images: str,
+    format_of: Callable[[Path, str], AnnotationFormat],
+) -> AnnotationSource:
+    """Open one file, folder or archive of annotations."""
+    path = readable_path(uri)
+    chosen = format_of(path, annotation_type)
+    if chosen.read is None:
+        _check_coco(path)
+        return AnnotationSource(uri, path, chosen.name)
+    converted = convert_to_coco(chosen, path, images)
+    for line in converted.notes.lines():
+        log.info("%s: %s", redact_uri(uri), line)
+    return AnnotationSource(uri, converted.path, chosen.name, converted.left_out, converted.notes)
+
+
+def readable_path(uri: str) -> Path:
+    """Return a local file of UTF-8 text, or a local folder of such files.
+
+    What is compressed with gzip, packed or in UTF-16 is written to the cache.
+
+    Raises:
+        AnnotationError: The file is of a kind that holds no annotations.
+        StorageError: It does not exist, or cannot be fetched.
+    """
+    if is_folder_uri(uri):
+        folder = fetch_annotation_folder(uri)
+        if folder is not None:
+            return folder
+    local = Path(uri).expanduser() if "://" not in uri else None
+    if local is not None and local.is_dir():
+        return local
+    path = fetch_file(uri)
+    head = read_head(path)
+    if kind := archive_kind_of(head):
+        return _unpacked(path, uri, kind)
+    if head.startswith(GZIP_MAGIC):
+        if is_archive(path.name):
+            return _unpacked(path, uri, "tar")
+        path = _rewritten(path, _expand)
+        head = read_head(path)
+        if archive_kind_of(head):
+            raise _badly_named(uri, "tar.gz")
+    if encoding := wide_encoding_of(head):
+        path = _rewritten(path, lambda source, target: _transcode(source, target, encoding))
+        head = read_head(path)
+    refuse_foreign(path, head)
+    return path
+
+
+def _unpacked(path: Path, uri: str, kind: str) -> Path:
+    if not is_archive(path.name):
+        raise _badly_named(uri, kind)
+    folder = open_image_folder(str(path))
+    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+        folder = inside[0]
+    return folder
+
+
+def _badly_named(uri: str, kind: str) -> AnnotationError:
+    return AnnotationError(
+        f"Cannot use {redact_uri(uri)} as annotations: it is an archive ({kind}). Unpack it and "
+        f"give the JSON, or name it with one of {', '.join(ARCHIVE_SUFFIXES)} if it holds a file "
+        "for each image."
+    )
+
+
+def _rewritten(path: Path, write: Callable[[Path, Path], None]) -> Path:
+    """Return a rewritten copy of a file in the cache, named by the digest of the file."""
+    key = sha256_of_file(path)[:32]
+    target = cache_dir() / "annotations" / key / f"{PurePosixPath(path.name).stem or 'annotations'}"
+    with locked(key):
+        if target.exists():
+            return target
+        with wrap_cache_errors(str(path)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as partial:
+            written = Path(partial) / "content"
+            write(path, written)
+            written.rename(target)
+    return target
+
+
+def _expand(source: Path, target: Path) -> None:
+    try:
+        with gzip.open(source) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, _COPY_BYTES)
+    except _GZIP_ERRORS as error:
+        raise AnnotationError(
+            f"Cannot unpack {source} (gzip): {error}. Copy or pack it again."
+        ) from error
+
+
+def _transcode(source: Path, target: Path, encoding: str) -> None:
+    try:
+        with (
+            source.open(encoding=encoding, newline="") as text,
+            target.open("w", encoding="utf-8", newline="") as file,
+        ):
+            while part := text.read(_COPY_BYTES):
+                file.write(part.removeprefix("\ufeff"))
+    except UnicodeError as error:
+        raise AnnotationError(
+            f"Cannot read {source} as {encoding.upper()}: {error}. Save it as UTF-8."
+        ) from error
+
+
+def _check_coco(path: Path) -> None:
+    """Refuse what is no COCO file by the first bytes; all else the reader finds."""
+    if path.is_dir():
+        raise _folder_without_format(path)
+    head = read_head(path)
+    refuse_other_json(path, text_of(head), is_whole=len(head) < HEAD_BYTES)
+
+
+def _folder_without_format(path: Path) -> AnnotationError:
+    """Return the error for a folder in which no format is recognised; name a COCO file in it."""
+    files = files_below(path, ".json")
+    coco = [file for file in files[:20] if is_coco_text(text_of(read_head(file)))]
+    named = ", ".join(str(file.relative_to(path)) for file in coco[:3])
+    if coco:
+        return AnnotationError(
+            f"Cannot use {path} as annotations: it is a folder or an archive, with {named} in it. "
+            "Unpack it and give the JSON file."
+        )
+    return AnnotationError(
+        f"Cannot use {path} as annotations: it holds no file of VOC (.xml), YOLO or KITTI (.txt), "
+        "or LabelMe (.json). Check the path, or set dataset.type."
+    )
