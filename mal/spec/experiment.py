@@ -21,11 +21,10 @@ class DatasetSpec:
     """The data sets, and which of their boxes are used."""
 
     type: str = setting(
-        "auto",
-        "Format of the annotations. [mal] auto: recognise it; a format of another package is "
-        "recognised by auto only.",
+        "coco",
+        "Format of the annotations. [mal] auto, and coco, which is TAO's default: by the content; "
+        "any other: the content must be of this format.",
         choices=ANNOTATION_TYPES,
-        is_searchable=False,
     )
     train_ann_path: str = setting(
         "", "Training annotations: COCO JSON, local or s3://.", is_popular=True

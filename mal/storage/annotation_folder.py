@@ -44,8 +44,8 @@ def fetch_annotation_folder(uri: str) -> Path | None:
         return None
     if not found:
         raise StorageError(
-            f"Cannot read the annotations {remote}: there is no file {', '.join(ANNOTATION_SUFFIXES)} below "
-            "it. Check bucket and prefix."
+            f"Cannot read the annotations {remote}: it holds no file of "
+            f"{', '.join(ANNOTATION_SUFFIXES)}. Check bucket and prefix."
         )
 
     def fill(folder: Path) -> None:

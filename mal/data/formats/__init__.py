@@ -70,7 +70,8 @@ def open_annotations(
     Args:
         uri: A file, a folder or an archive, local or remote. Of COCO and Label Studio: one file,
             which may be compressed with gzip or in UTF-16.
-        annotation_type: As `dataset.type`; auto recognises the content.
+        annotation_type: As `dataset.type`: auto recognises the content. So does coco, because
+            it is TAO's default and cannot be told from an unset key.
         images: Folder or archive of the images, for formats that leave out image sizes or names.
 
     Raises:
@@ -89,7 +90,7 @@ def format_of(path: Path, annotation_type: str = AUTO) -> AnnotationFormat:
     """
     formats = _all_formats()
     found = [one for one in formats if one.matches(path)]
-    if annotation_type != AUTO:
+    if annotation_type not in (AUTO, COCO.name):
         return _of_type(path, annotation_type, formats, found)
     if len(found) > 1:
         names = ", ".join(one.name for one in found)

@@ -140,13 +140,14 @@ def table_of_files(
         image = _image_of(name, said, names, left_out)
         if image is not None:
             of_image[image].append((str(name), said))
-    images, boxes = [], []
+    images: list[ImageRow] = []
+    boxes: list[BoxRow] = []
     for image, found in of_image.items():
         if len(found) > 1:
             left_out.add(AMBIGUOUS_IMAGE, f"{_shown(image)} ({', '.join(n for n, _ in found[:3])})")
             continue
-        name, said = found[0]
-        size = _size_of(image_folder / image, said, name, left_out)
+        file, said = found[0]
+        size = _size_of(image_folder / image, said, file, left_out)
         if size is None:
             continue
         images.append(ImageRow(image, *size))

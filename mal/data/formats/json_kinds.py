@@ -18,8 +18,7 @@ _KNOWN: Sequence[tuple[Callable[[Outline], bool], str, str]] = (
     (
         lambda o: o.has("[{", "image_id") and o.has_any("[{", "bbox", "segmentation", "keypoints"),
         "a list of detections (COCO results) without the images",
-        "Put it into an object with the images and categories that it was made for: "
-        '{"images": [...], "categories": [...], "annotations": [...]}.',
+        'It needs the images: {"images": [...], "categories": [...], "annotations": [it]}.',
     ),
     (
         lambda o: o.has_any("{", "_via_img_metadata", "_via_settings", "_via_attributes")

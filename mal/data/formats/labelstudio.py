@@ -41,7 +41,7 @@ _KINDS = {
 _WITHOUT_AREA = ("keypoint", "choices", "relation", "textarea", "rating", "number", "taxonomy",
                  "vector", "datetime", "pairwise", "labels")  # fmt: skip
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-_MAX_SIDE_PX = 100_000
+_MIN_POLYGON_NUMBERS = 6
 _PERCENT = 100.0
 
 
@@ -97,7 +97,8 @@ class _Reader:
                 self.left_out.add(NO_IMAGE, f"{name} ({shown!r}); or export it as COCO")
             elif found is not None:
                 results.setdefault(image, []).append(found)
-        images, boxes = [], []
+        images: list[ImageRow] = []
+        boxes: list[BoxRow] = []
         for image, several in results.items():
             if len(several) > 1:
                 self.left_out.add(TWO_TASKS, f"{image} ({len(several)} tasks)")
@@ -167,7 +168,7 @@ class _Reader:
                 self.left_out.add(TURNED_IMAGE, where)
             else:
                 try:
-                    yield self._row_from(kind, value, result, image, category, size, where)
+                    yield self._row_from(kind, result, image, category, size)
                 except (ValueError, TypeError, LookupError, OverflowError) as error:
                     self.left_out.add(BAD_RESULT, f"{where} ({str(error)[:80]!r})")
 
@@ -178,38 +179,36 @@ class _Reader:
             self.left_out.add(UNLABELLED, f"{where} ({kind[:40]!r})")
 
     def _row_from(
-        self,
-        kind: str,
-        value: Mapping[str, Any],
-        result: Mapping[str, Any],
-        image: str,
-        category: str,
-        size: tuple[int, int],
-        where: str,
+        self, kind: str, result: Mapping[str, Any], image: str, category: str, size: tuple[int, int]
     ) -> BoxRow:
+        value = result["value"]
         if kind == "brush":
-            return _row_from_brush(value, result, image, category, size)
+            box, segmentation = _brush_from(value, result, size)
+            return BoxRow(0, image, box, category, segmentation=segmentation)
         scale = (size[0] / _PERCENT, size[1] / _PERCENT)
+
+        def pixels(*keys: str) -> list[float]:
+            return [number_from(value[key]) * scale[axis] for axis, key in enumerate(keys)]
+
         if kind == "polygon":
-            flat = [number_from(v) * scale[i] for point in value["points"]
-                    for i, v in enumerate(point[:2])]  # fmt: skip
-            if len(flat) < 6:
+            flat = [
+                number_from(number) * scale[axis]
+                for point in value["points"]
+                for axis, number in enumerate(point[:2])
+            ]
+            if len(flat) < _MIN_POLYGON_NUMBERS:
                 raise ValueError("a polygon of less than three points")
             return BoxRow(0, image, box_around([flat]), category, segmentation=[flat])
-        x, y = (number_from(value[key]) * side for key, side in zip("xy", scale, strict=True))
         angle = math.radians(number_from(value.get("rotation") or 0))
+        x, y = pixels("x", "y")
         if kind == "ellipse":
-            radii = [number_from(value[key]) * side
-                     for key, side in zip(("radiusX", "radiusY"), scale, strict=True)]  # fmt: skip
-            half_x = math.hypot(radii[0] * math.cos(angle), radii[1] * math.sin(angle))
-            half_y = math.hypot(radii[0] * math.sin(angle), radii[1] * math.cos(angle))
+            radius_x, radius_y = pixels("radiusX", "radiusY")
+            half_x = math.hypot(radius_x * math.cos(angle), radius_y * math.sin(angle))
+            half_y = math.hypot(radius_x * math.sin(angle), radius_y * math.cos(angle))
             return BoxRow(0, image, (x - half_x, y - half_y, 2 * half_x, 2 * half_y), category)
-        width, height = (
-            number_from(value[key]) * side
-            for key, side in zip(("width", "height"), scale, strict=True)
-        )
         if angle:
-            self.notes.add(TURNED_BOX, f"{where} ({value['rotation']} degrees)")
+            self.notes.add(TURNED_BOX, f"{image} ({value['rotation']} degrees)")
+        width, height = pixels("width", "height")
         return BoxRow(0, image, _turned_box(x, y, width, height, angle), category)
 
 
@@ -226,18 +225,16 @@ def _turned_box(x: float, y: float, width: float, height: float, angle: float) -
     return box_around([flat])
 
 
-def _row_from_brush(
-    value: Mapping[str, Any],
-    result: Mapping[str, Any],
-    image: str,
-    category: str,
-    size: tuple[int, int],
-) -> BoxRow:
+def _brush_from(
+    value: Mapping[str, Any], result: Mapping[str, Any], size: tuple[int, int]
+) -> tuple[Sequence[float], dict[str, Any]]:
+    """Return the box and the RLE of a brush mask."""
     from pycocotools import mask as coco_mask
 
-    width, height = int(result["original_width"]), int(result["original_height"])
-    if not 0 < width <= _MAX_SIDE_PX or not 0 < height <= _MAX_SIDE_PX:
-        raise ValueError(f"a size of {width} x {height}")
+    # JSON-MIN has the size beside the mask.
+    width, height = (
+        int(result.get(key) or value[key]) for key in ("original_width", "original_height")
+    )
     if (width, height) != size:
         raise ValueError(f"a mask of {width} x {height}, and the image has {size[0]} x {size[1]}")
     mask = mask_from_brush(value["rle"], height, width)
@@ -248,7 +245,7 @@ def _row_from_brush(
     box = (left, top, float(columns[-1] + 1) - left, float(rows[-1] + 1) - top)
     counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    return BoxRow(0, image, box, category, segmentation={"size": [height, width], "counts": text})
+    return box, {"size": [height, width], "counts": text}
 
 
 def _rank_of(annotation: Mapping[str, Any]) -> tuple[bool, str]:

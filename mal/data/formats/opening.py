@@ -74,7 +74,7 @@ class AnnotationSource:
         except AnnotationError as error:
             if self.path_is_given:
                 raise
-            reasons = "; ".join([str(error), *self.left_out.lines()])
+            reasons = "; ".join(self.left_out.lines()) or str(error)
             raise AnnotationError(
                 f"Cannot use {redact_uri(self.uri)} ({self.format_name}): {reasons}"
             ) from error
@@ -103,7 +103,7 @@ def open_source(
     path = readable_path(uri)
     chosen = format_of(path, annotation_type)
     if chosen.read is None:
-        _check_coco(path)
+        _check_coco(path, uri)
         return AnnotationSource(uri, path, chosen.name)
     converted = convert_to_coco(chosen, path, images)
     for line in converted.notes.lines():
@@ -202,25 +202,28 @@ def _transcode(source: Path, target: Path, encoding: str) -> None:
         ) from error
 
 
-def _check_coco(path: Path) -> None:
+def _check_coco(path: Path, uri: str) -> None:
     """Refuse what is no COCO file by the first bytes; all else the reader finds."""
     if path.is_dir():
-        raise _folder_without_format(path)
+        raise _folder_without_format(path, uri)
     head = read_head(path)
     refuse_other_json(path, text_of(head), is_whole=len(head) < HEAD_BYTES)
 
 
-def _folder_without_format(path: Path) -> AnnotationError:
+def _folder_without_format(path: Path, uri: str) -> AnnotationError:
     """Return the error for a folder in which no format is recognised; name a COCO file in it."""
     files = files_below(path, ".json")
     coco = [file for file in files[:20] if is_coco_text(text_of(read_head(file)))]
     named = ", ".join(str(file.relative_to(path)) for file in coco[:3])
     if coco:
+        is_packed = is_archive(uri)
+        what = "an archive" if is_packed else "a folder"
+        remedy = "Unpack it and give" if is_packed else "Give"
         return AnnotationError(
-            f"Cannot use {path} as annotations: it is a folder or an archive, with {named} in it. "
-            "Unpack it and give the JSON file."
+            f"Cannot use {redact_uri(uri)} as annotations: it is {what} with {named}. {remedy} "
+            "the JSON file."
         )
     return AnnotationError(
-        f"Cannot use {path} as annotations: it holds no file of VOC (.xml), YOLO or KITTI (.txt), "
-        "or LabelMe (.json). Check the path, or set dataset.type."
+        f"Cannot use {redact_uri(uri)} as annotations: it holds no file of VOC (.xml), YOLO or "
+        "KITTI (.txt), or LabelMe (.json). Check the path, or set dataset.type."
     )
