@@ -88,16 +88,10 @@ def index(path: Path | None) -> Any:
 def parse_raw(path: Path | None) -> Any:
     import msgspec  # type: ignore[import-not-found]
 
-    class Row(msgspec.Struct):  # type: ignore[misc]
-        id: int
-        image_id: int
-        bbox: list[float]
-
-    class Document(msgspec.Struct):  # type: ignore[misc]
-        annotations: list[msgspec.Raw]
-        images: msgspec.Raw
-
-    outer, inner = msgspec.json.Decoder(Document), msgspec.json.Decoder(Row)
+    row_type = msgspec.defstruct("Row", [("id", int), ("image_id", int), ("bbox", list[float])])
+    fields = [("images", msgspec.Raw), ("annotations", list[msgspec.Raw])]
+    document_type = msgspec.defstruct("Document", fields)
+    outer, inner = msgspec.json.Decoder(document_type), msgspec.json.Decoder(row_type)
     if path is None:
         return None
     content = path.read_bytes()
