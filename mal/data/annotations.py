@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mal.data.annotation_columns import UNUSABLE, AnnotationColumns, int64_from
 from mal.data.annotation_stream import Entry, read_members
+from mal.data.box_evidence import add_doubt, find_doubt_of_columns
 from mal.data.image_table import CocoImage, ImageTable
 from mal.data.points import PointPrompts
 from mal.data.problems import Problems
@@ -165,6 +166,9 @@ def _boxes_from_columns(
     with_masks: bool,
 ) -> CocoBoxes:
     image_index_N = columns.image_index_N(images)
+    doubt = find_doubt_of_columns(columns, image_index_N, images)
+    if doubt is not None:
+        add_doubt(doubt, path, problems, refuse=columns.refuse_points)
     rows = columns.usable_rows(image_index_N, images, categories, problems)
     rows, points = columns.usable_points(rows, images.size_I2[image_index_N], problems)
 

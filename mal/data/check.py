@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems
+from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
 from mal.data.formats import AUTO, open_annotations
 from mal.data.images import (
@@ -23,6 +24,7 @@ from mal.data.images import (
     decode_image,
 )
 from mal.data.points import REFUSED_POINTS
+from mal.data.segmentations import box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.storage import find_image, open_image_folder
@@ -34,12 +36,14 @@ UNREADABLE_IMAGE = "image that cannot be read"
 WRONG_SIZE = "image of another size than annotated"
 UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
+NO_MEETING = "box that does not enclose its segmentation"
 BAD_SEGMENTATION = "segmentation that cannot be read"
 BAD_FILE = "annotation file that cannot be used"
 BAD_FOLDER = "image folder that cannot be used"
-STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, *REFUSED_POINTS})
+STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
 
 _CROSSING_TOLERANCE_PX = 0.5
+_MIN_SHARE_IN_BOX = 0.5
 _NUM_READERS = 4
 _NUM_AHEAD = 64
 _KIND_OF_ERROR = {
@@ -179,9 +183,19 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
             notes.add("box without a segmentation, others have one", _name_of(boxes, index))
             continue
         try:
-            boxes.rle_of(index)
+            rle = boxes.rle_of(index)
+            if rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
+                errors.add(NO_MEETING, _name_of(boxes, index))
         except AnnotationError as error:
             errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({error})")
+
+
+def _meets(box_xywh_4: NDArray[np.float64], segment_xywh_4: NDArray[np.float64]) -> bool:
+    """Return whether at least half of a segmentation's bounding box lies in the box."""
+    low_2 = np.maximum(box_xywh_4[:2], segment_xywh_4[:2])
+    high_2 = np.minimum(box_xywh_4[:2] + box_xywh_4[2:], segment_xywh_4[:2] + segment_xywh_4[2:])
+    common = np.clip(high_2 - low_2, 0, None).prod()
+    return bool(common >= _MIN_SHARE_IN_BOX * segment_xywh_4[2:].prod())
 
 
 def _check_images(

@@ -142,6 +142,11 @@ def _fits_upright(
             return True
         if fits(stored_size, annotated_size):
             return False
+    if annotated_size == upright_size[::-1]:
+        raise ImageSizeError(
+            f"Image {path} has {upright_size[0]} x {upright_size[1]} pixels, but its annotations "
+            "swap width and height. Swap them: mal dataset convert IN OUT --boxes swapped-sizes."
+        )
     raise ImageSizeError(
         f"Image {path} has {upright_size[0]} x {upright_size[1]} pixels, but its annotations are "
         f"for {annotated_size[0]} x {annotated_size[1]}. Use the images that were annotated, or "

@@ -120,6 +120,26 @@ def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     return dict(coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width))
 
 
+def box_of_segmentation(segmentation: Any, height: int, width: int) -> tuple[float, ...]:
+    """Return x, y, width and height of a segmentation in pixels; polygons may leave the image.
+
+    Raises:
+        AnnotationError: As `rle_from_segmentation`.
+    """
+    if _are_polygons(segmentation):
+        points = np.concatenate([np.asarray(part, dtype=np.float64) for part in segmentation])
+        low_2, high_2 = (edge(points.reshape(-1, 2), axis=0) for edge in (np.min, np.max))
+        return (*low_2.tolist(), *(high_2 - low_2).tolist())
+    return tuple(box_of_rle(rle_from_segmentation(segmentation, height, width)).tolist())
+
+
+def box_of_rle(rle: Rle) -> NDArray[np.float64]:
+    """Return x, y, width and height of the pixels of compressed RLE; zeros where it has none."""
+    from pycocotools import mask as coco_mask
+
+    return np.asarray(coco_mask.toBbox(cast("Any", rle)), dtype=np.float64)
+
+
 def mask_from_rle(rle: Rle) -> NDArray[np.uint8]:
     """Decode compressed RLE of `rle_from_segmentation` to 0 and 1, shape (height, width)."""
     from pycocotools import mask as coco_mask

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mal.cluster.names import INJECTION_LABEL
 
 from .cluster_view import ClusterView, ForbiddenError, Object, image_version, is_available
-from .findings import Finding, Plan, absent, missing, ok, unknown, unread
+from .findings import Finding, Plan, State, absent, missing, ok, unknown, unread
 
 LOWEST_KFP = (2, 16)
 LOWEST_TRAINER = (2, 2)
@@ -30,6 +30,7 @@ KATIB_INSTALL = (
     "kubectl apply -k "
     '"github.com/kubeflow/katib.git/manifests/v1beta1/installs/katib-standalone?ref=v0.19.0"'
 )
+_ARGO_CONFIG_MAP = "workflow-controller-configmap"
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 
 
@@ -59,6 +60,23 @@ def pipelines_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
         yield missing(need, f"{version}, but no pod of ml-pipeline is ready", log)
     else:
         yield ok(need, version or "version unknown: its image has a digest")
+        yield from _retries(view, plan)
+
+
+def _retries(view: ClusterView, plan: Plan) -> Iterator[Finding]:
+    """Check that Argo tries a step again whose pod was evicted.
+
+    Kubeflow Pipelines 2.17 sets the default in manifests/kustomize/third-party/argo/base/
+    workflow-controller-configmap-patch.yaml; 2.16 does not.
+    """
+    path = f"/api/v1/namespaces/{plan.kfp_namespace}/configmaps/{_ARGO_CONFIG_MAP}"
+    try:
+        found = view.read(path)
+    except ForbiddenError:
+        return
+    if found is not None and "retryStrategy" not in json.dumps(found.get("data", {})):
+        detail = "Argo has no default retry: a step whose pod is evicted fails its run"
+        yield Finding("Retries", State.OPTIONAL, detail, KFP_INSTALL)
 
 
 def pytorchjob_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ PROFILE_LABELS = {
     ENABLED_LABEL: "true",
     "app.kubernetes.io/part-of": "kubeflow-profile",
 }
+PROFILE_CONTROLLER = "kubeflow-pipelines-profile-controller"
 _JOB_VERBS = ("create", "get", "list", "watch", "delete", "patch")
 
 # Together every rule of manifests/base/launcher-role.yaml; a test compares them.
@@ -48,6 +49,11 @@ def namespace_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
     if found is None:
         yield missing("Namespace", f"{plan.namespace} does not exist", _create_namespace(plan))
         return
+    if _is_beside_pipelines_alone(view, plan):
+        detail = f"Kubeflow Pipelines has no profiles here: it serves {plan.kfp_namespace} alone"
+        fix = f"mal pipelines doctor --namespace {plan.kfp_namespace}"
+        yield missing("Namespace", detail, fix)
+        return
     labels = found["metadata"].get("labels") or {}
     standard = labels.get("pod-security.kubernetes.io/enforce")
     yield ok("Namespace", plan.namespace + (f", pod standard {standard}" if standard else ""))
@@ -63,6 +69,21 @@ def namespace_need(view: ClusterView, plan: Plan) -> Iterator[Finding]:
         )
     else:
         yield ok("Labels", "Kubeflow Pipelines serves the namespace")
+
+
+def _is_beside_pipelines_alone(view: ClusterView, plan: Plan) -> bool:
+    """Return whether the namespace is another than that of an installation without profiles.
+
+    Only installs/multi-user of Kubeflow Pipelines has the profile controller
+    (manifests/kustomize/installs/multi-user/pipelines-profile-controller of 2.17.0).
+    """
+    if plan.namespace == plan.kfp_namespace:
+        return False
+    try:
+        server = view.deployment("ml-pipeline", (plan.kfp_namespace,))
+        return server is not None and not view.deployment(PROFILE_CONTROLLER, (plan.kfp_namespace,))
+    except ForbiddenError:
+        return False
 
 
 def _create_namespace(plan: Plan) -> str:
@@ -160,7 +181,7 @@ def _artifact_secret_fix(view: ClusterView, plan: Plan) -> str:
     found = view.read(f"/api/v1/namespaces/{plan.namespace}") or {}
     if (found.get("metadata", {}).get("labels") or {}).get(ENABLED_LABEL) != "true":
         return f"kubectl label --overwrite namespace {plan.namespace} {ENABLED_LABEL}=true"
-    controller = "deployment/kubeflow-pipelines-profile-controller"
+    controller = f"deployment/{PROFILE_CONTROLLER}"
     return f"kubectl -n {plan.kfp_namespace} rollout restart {controller}"
 
 

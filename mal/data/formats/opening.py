@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mal.artifacts import sha256_of_file
 from mal.data.annotations import CocoBoxes, load_boxes
+from mal.data.box_evidence import add_doubt, find_doubt_of_files
 from mal.data.formats.content import (
     GZIP_MAGIC,
     HEAD_BYTES,
@@ -33,7 +34,7 @@ from mal.storage.annotation_folder import fetch_annotation_folder, is_folder_uri
 from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive
 from mal.storage.cache import cache_dir, locked, wrap_cache_errors
 
-AUTO = "auto"
+AUTO, COCO_NAME = "auto", "coco"
 
 _COPY_BYTES = 1 << 20
 _GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
@@ -48,6 +49,7 @@ class AnnotationSource:
     Attributes:
         uri: As it was given.
         path: The local COCO file that all code reads: the given one, or one in the cache.
+        images: Folder or archive of the images; '' for none.
         format_name: coco, voc, yolo, labelme, labelstudio, kitti, or that of another package.
         left_out: What the COCO file leaves out of the given one, and why.
         notes: What was read in another way than it is written.
@@ -56,6 +58,7 @@ class AnnotationSource:
     uri: str
     path: Path
     format_name: str
+    images: str = ""
     left_out: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
 
@@ -72,7 +75,7 @@ class AnnotationSource:
         try:
             boxes = load_boxes(self.path, with_masks=with_masks, refuse_points=refuse_points)
         except AnnotationError as error:
-            if self.path_is_given:
+            if self.is_as_given:
                 raise
             reasons = "; ".join(self.left_out.lines()) or str(error)
             raise AnnotationError(
@@ -84,13 +87,19 @@ class AnnotationSource:
                 "segments_info: it is a COCO panoptic file, not an instance file. Give the "
                 "instance file, or convert it (panopticapi: panoptic2detection_coco_format)."
             )
+        if self.format_name == COCO_NAME:
+            doubt = find_doubt_of_files(
+                boxes.box_xywh_N4, boxes.image_index_N, boxes.images, self.images
+            )
+            if doubt is not None:
+                add_doubt(doubt, self.path, boxes.problems, refuse=refuse_points)
         boxes.problems.subjects.update(self.left_out.subjects)
         return boxes
 
     @property
-    def path_is_given(self) -> bool:
+    def is_as_given(self) -> bool:
         """Whether nothing was converted."""
-        return self.format_name == "coco" and not self.left_out
+        return self.format_name == COCO_NAME and not self.left_out
 
 
 def open_source(
@@ -104,11 +113,12 @@ def open_source(
     chosen = format_of(path, annotation_type)
     if chosen.read is None:
         _check_coco(path, uri)
-        return AnnotationSource(uri, path, chosen.name)
+        return AnnotationSource(uri, path, chosen.name, images)
     converted = convert_to_coco(chosen, path, images)
     for line in converted.notes.lines():
         log.info("%s: %s", redact_uri(uri), line)
-    return AnnotationSource(uri, converted.path, chosen.name, converted.left_out, converted.notes)
+    left_out, notes = converted.left_out, converted.notes
+    return AnnotationSource(uri, converted.path, chosen.name, images, left_out, notes)
 
 
 def readable_path(uri: str) -> Path:

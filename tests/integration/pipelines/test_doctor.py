@@ -157,8 +157,29 @@ def test_a_namespace_that_is_not_there_is_the_only_finding(doctor: Doctor) -> No
     assert "Account" not in text
 
 
+def test_pipelines_without_profiles_serve_one_namespace(doctor: Doctor) -> None:
+    code, text = doctor(complete_cluster("cells"), namespace="cells")
+    assert code == 2
+    assert "Kubeflow Pipelines has no profiles here: it serves kubeflow alone" in text
+    assert "mal pipelines doctor --namespace kubeflow" in text
+
+
+def test_an_argo_without_a_default_retry_is_named(doctor: Doctor) -> None:
+    content = complete_cluster()
+    name = "workflow-controller-configmap"
+    config: dict[str, Any] = {"kind": "ConfigMap", "metadata": {"name": name}, "data": {}}
+    content.add(config, "kubeflow")
+    code, text = doctor(content)
+    assert code == 0
+    assert "a step whose pod is evicted fails its run" in text
+    defaults = "templateDefaults:\n  retryStrategy:\n    retryPolicy: OnError\n"
+    content.add({**config, "data": {"workflowDefaults": defaults}}, "kubeflow")
+    assert "evicted" not in doctor(content)[1]
+
+
 def test_a_namespace_beside_that_of_kubeflow_needs_its_labels(doctor: Doctor) -> None:
     content = complete_cluster("cells")
+    content.add_deployment("kubeflow-pipelines-profile-controller", "python:3.11", "kubeflow")
     code, text = doctor(content, namespace="cells")
     assert code == 2
     labels = "pipelines.kubeflow.org/enabled=true app.kubernetes.io/part-of=kubeflow-profile"
