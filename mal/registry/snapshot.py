@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class SplitSnapshot:
         num_images: Images in the annotation file, whether they exist or not.
         num_boxes: Usable boxes without crowds.
         image_bytes: Size of the images that exist.
+        sources: URI and sha256 of each file of several, and its images; empty for one file.
     """
 
     images_uri: str
@@ -40,6 +41,7 @@ class SplitSnapshot:
     num_categories: int
     has_masks: bool
     image_bytes: int
+    sources: list[dict[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         missing = f" ({self.num_missing_images} missing)" if self.num_missing_images else ""
@@ -77,7 +79,7 @@ class DatasetManifest:
 
     def write(self, path: str | Path) -> None:
         """Write the manifest as JSON, the summary first."""
-        splits = {name: dataclasses.asdict(split) for name, split in self.splits.items()}
+        splits = {name: _plain_values(split) for name, split in self.splits.items()}
         write_json(
             Path(path),
             {
@@ -152,6 +154,13 @@ def read_dataset_manifest(path: str | Path) -> DatasetManifest:
         ) from error
 
 
+def _plain_values(split: SplitSnapshot) -> dict[str, Any]:
+    values = dataclasses.asdict(split)
+    if not split.sources:  # as versions before lists wrote it
+        del values["sources"]
+    return values
+
+
 def _optional_split(splits: Mapping[str, Any], name: str) -> SplitSnapshot | None:
     return SplitSnapshot(**splits[name]) if name in splits else None
 
@@ -192,6 +201,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
         num_categories=len(boxes.categories),
         has_masks=boxes.has_masks(),
         image_bytes=sum(file.size for file in files.values()),
+        sources=[dict(one) for one in source.sources],
     )
 
 

@@ -27,15 +27,28 @@ class DatasetSpec:
         choices=ANNOTATION_TYPES,
     )
     train_ann_path: str = setting(
-        "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
+        "",
+        "Training annotations: COCO JSON or another format, local or s3://. [mal] Several as a "
+        "list.",
+        is_popular=True,
+        is_uri_list=True,
     )
     train_img_dir: str = setting(
-        "", "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://.", is_popular=True
+        "",
+        "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://. [mal] One for each annotation "
+        "file as a list, or one for all.",
+        is_popular=True,
+        is_uri_list=True,
     )
     val_ann_path: str = setting(
-        "", "Validation annotations: COCO JSON, local or s3://.", is_popular=True
+        "",
+        "Validation annotations, as for training.",
+        is_popular=True,
+        is_uri_list=True,
     )
-    val_img_dir: str = setting("", "Validation images: folder, archive or s3://.", is_popular=True)
+    val_img_dir: str = setting(
+        "", "Validation images, as for training.", is_popular=True, is_uri_list=True
+    )
     min_obj_size: float = setting(
         2048.0, "Train on boxes whose w*h is above this, px^2.", minimum=0
     )
@@ -460,8 +473,15 @@ class EvaluateSpec(PredictionSpec):
 class InferenceSpec(PredictionSpec):
     """Write masks for boxes."""
 
-    ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.", is_popular=True)
-    img_dir: str = setting("", "Images of the boxes: folder, archive or s3://.", is_popular=True)
+    ann_path: str = setting(
+        "",
+        "Boxes to label: COCO JSON or another format, local or s3://. [mal] Several as a list.",
+        is_popular=True,
+        is_uri_list=True,
+    )
+    img_dir: str = setting(
+        "", "Images of the boxes: folder, archive or s3://.", is_popular=True, is_uri_list=True
+    )
     label_dump_path: str = setting(
         "instances_val2017_mal.json",
         "Output file; a relative path is below the results folder.",

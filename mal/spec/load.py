@@ -24,6 +24,7 @@ from mal.spec.experiment import ACTIONS, ExperimentSpec
 from mal.spec.rules import combination_problems
 from mal.spec.setting import REQUIRED, Setting
 from mal.spec.sources import flatten, parse_override, read_spec_file, read_spec_source
+from mal.spec.uri_list import split_uris
 
 __all__ = [
     "ACTION_SECTIONS",
@@ -250,7 +251,11 @@ def _assign(
     is_typed_number = is_free_text and entry.text is not None and is_number(entry.value)
     given = entry.text if is_typed_number else entry.value
     value, rule = convert_value(given, hint, facts)
-    if rule is None and is_free_text and re.match(CREDENTIALS_PATTERN, value):
+    if (
+        rule is None
+        and is_free_text
+        and any(re.match(CREDENTIALS_PATTERN, uri) for uri in split_uris(value))
+    ):
         shown = re.sub("//[^/\\s]*@", "//", value)
         problems.append(
             f"{entry.written_key} must not contain credentials, got some in "

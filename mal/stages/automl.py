@@ -38,6 +38,7 @@ from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
+from mal.spec.uri_list import split_uris
 from mal.stages.run_identity import (
     WEIGHTS_KEY,
     RunIdentity,
@@ -371,7 +372,8 @@ def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
             if uri and key.endswith("_img_dir"):
                 open_image_folder(uri)
             elif key.endswith("_ann_path"):
-                readable_path(uri)
+                for one in split_uris(uri):
+                    readable_path(one)
             elif "://" in uri:
                 fetch_file(uri)
     return describe_inputs(keys)

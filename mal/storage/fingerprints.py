@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from mal.artifacts import sha256_of_file
 from mal.errors import MalError
+from mal.spec.uri_list import split_uris
 from mal.storage.annotation_folder import (
     ANNOTATION_SUFFIXES,
     is_folder_uri,
@@ -38,6 +39,8 @@ def describe_input(uri: str, *, has_annotations: bool = False) -> dict[str, str]
     has changed since it was fetched, has neither.
     """
     described = {"uri": uri}
+    if len(uris := split_uris(uri)) > 1:
+        return described | _describe_several(uris, has_annotations=has_annotations)
     with contextlib.suppress(MalError, OSError, RuntimeError):
         remote = parse_remote_uri(uri)
         if remote is None:
@@ -47,6 +50,19 @@ def describe_input(uri: str, *, has_annotations: bool = False) -> dict[str, str]
         else:
             described |= _describe_remote(remote)
     return described
+
+
+def _describe_several(uris: list[str], *, has_annotations: bool) -> dict[str, str]:
+    """Return one digest of all, and the digest of each."""
+    each = [describe_input(uri, has_annotations=has_annotations) for uri in uris]
+    digests = [one.get("sha256") or one.get("sha256_of_listing") for one in each]
+    if not all(digests):
+        return {}
+    text = "\n".join(map(str, digests))
+    return {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "sha256_of_each": ", ".join(map(str, digests)),
+    }
 
 
 def _sha256_of_remote_annotations(remote: RemoteUri) -> str:

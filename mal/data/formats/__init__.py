@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mal.data.formats import kitti, labelme, labelstudio, voc, yolo
 from mal.data.formats.content import outline_of, read_head, text_of
+from mal.data.formats.merging import folders_of, merge_sources
 from mal.data.formats.opening import AUTO, AnnotationSource, open_source, readable_path
 from mal.data.formats.table import (
     AnnotationFormat,
@@ -21,6 +22,7 @@ from mal.data.formats.table import (
     image_rows,
 )
 from mal.errors import AnnotationError
+from mal.spec.uri_list import split_uris
 
 __all__ = [
     "AUTO",
@@ -63,22 +65,32 @@ ENTRY_POINT_GROUP = "mal.annotation_formats"
 
 
 def open_annotations(
-    uri: str | Path, annotation_type: str = AUTO, *, images: str = ""
+    uri: str | Path | Sequence[str], annotation_type: str = AUTO, *, images: str = ""
 ) -> AnnotationSource:
     """Open annotations of any known format. Everything that reads annotations calls this.
 
     Args:
         uri: A file, a folder or an archive, local or remote. Of COCO and Label Studio: one file,
-            which may be compressed with gzip or in UTF-16.
+            which may be compressed with gzip or in UTF-16. Several, as a list or as the text of
+            `mal.spec.uri_list.join_uris`, become one set with new ids.
         annotation_type: As `dataset.type`: auto recognises the content. So does coco, because
             it is TAO's default and cannot be told from an unset key.
-        images: Folder or archive of the images, for formats that leave out image sizes or names.
+        images: Folder or archive of the images, for formats that leave out image sizes or names;
+            for several files one folder, or as many in the same order.
 
     Raises:
         AnnotationError: The content is not of the format, or of none, or cannot be read.
         StorageError: It does not exist, or the images are needed and cannot be opened.
     """
-    return open_source(str(uri), annotation_type, images, format_of)
+    uris = split_uris(str(uri)) if isinstance(uri, str | Path) else list(uri)
+    if len(uris) == 1:
+        return open_source(uris[0], annotation_type, images, format_of)
+    folders = folders_of(len(uris), split_uris(images))
+    sources = [
+        open_source(one, annotation_type, folder, format_of)
+        for one, folder in zip(uris, folders, strict=True)
+    ]
+    return merge_sources(sources, folders)
 
 
 def format_of(path: Path, annotation_type: str = AUTO) -> AnnotationFormat:

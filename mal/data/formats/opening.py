@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +29,7 @@ from mal.data.formats.json_kinds import is_coco_text, is_panoptic, refuse_other_
 from mal.data.formats.table import AnnotationFormat
 from mal.data.problems import Problems
 from mal.errors import AnnotationError
+from mal.spec.uri_list import split_uris
 from mal.storage import fetch_file, open_image_folder, redact_uri
 from mal.storage.annotation_folder import fetch_annotation_folder, is_folder_uri
 from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive
@@ -53,6 +54,7 @@ class AnnotationSource:
         format_name: coco, voc, yolo, labelme, labelstudio, kitti, or that of another package.
         left_out: What the COCO file leaves out of the given one, and why.
         notes: What was read in another way than it is written.
+        sources: URI and sha256 of each of several files, and its images; empty for one.
     """
 
     uri: str
@@ -61,6 +63,7 @@ class AnnotationSource:
     images: str = ""
     left_out: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
+    sources: Sequence[Mapping[str, str]] = ()
 
     def load_boxes(self, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
         """Read the boxes; what the conversion left out is among their problems.
@@ -79,11 +82,11 @@ class AnnotationSource:
                 raise
             reasons = "; ".join(self.left_out.lines()) or str(error)
             raise AnnotationError(
-                f"Cannot use {redact_uri(self.uri)} ({self.format_name}): {reasons}"
+                f"Cannot use {self.shown_uri} ({self.format_name}): {reasons}"
             ) from error
         if not len(boxes) and is_panoptic(self.path):
             raise AnnotationError(
-                f"Cannot use {redact_uri(self.uri)}: its annotations have no bbox but "
+                f"Cannot use {self.shown_uri}: its annotations have no bbox but "
                 "segments_info: it is a COCO panoptic file, not an instance file. Give the "
                 "instance file, or convert it (panopticapi: panoptic2detection_coco_format)."
             )
@@ -95,6 +98,11 @@ class AnnotationSource:
                 add_doubt(doubt, self.path, boxes.problems, refuse=refuse_points)
         boxes.problems.subjects.update(self.left_out.subjects)
         return boxes
+
+    @property
+    def shown_uri(self) -> str:
+        """The URIs for messages."""
+        return ", ".join(map(redact_uri, split_uris(self.uri)))
 
     @property
     def is_as_given(self) -> bool:

@@ -270,7 +270,7 @@ def labelme(shapes: list[dict[str, Any]], **more: Any) -> str:
     )  # fmt: skip
 
 
-def shape(kind: str, *points: Sequence[float], label: str = "cat", **more: Any) -> dict[str, Any]:
+def shape(kind: str, *points: Sequence[Any], label: str = "cat", **more: Any) -> dict[str, Any]:
     return {"label": label, "points": points, "shape_type": kind, "group_id": None} | more
 
 
