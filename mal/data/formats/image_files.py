@@ -135,7 +135,7 @@ def table_of_files(
             said = parse(path, Parts(left_out, notes, str(name)))
         except (AnnotationError, OSError, ValueError, LookupError, TypeError, AttributeError,
                 RecursionError, OverflowError) as error:  # fmt: skip
-            left_out.add(UNREADABLE_FILE, f"{_shown(name)} ({_shown(error)})")
+            left_out.add(UNREADABLE_FILE, f"{shown(name)} ({shown(error)})")
             continue
         image = _image_of(name, said, names, left_out)
         if image is not None:
@@ -144,7 +144,7 @@ def table_of_files(
     boxes: list[BoxRow] = []
     for image, found in of_image.items():
         if len(found) > 1:
-            left_out.add(AMBIGUOUS_IMAGE, f"{_shown(image)} ({', '.join(n for n, _ in found[:3])})")
+            left_out.add(AMBIGUOUS_IMAGE, f"{shown(image)} ({', '.join(n for n, _ in found[:3])})")
             continue
         file, said = found[0]
         size = _size_of(image_folder / image, said, file, left_out)
@@ -163,11 +163,11 @@ def _image_of(
     named = names.named(said.image_name) if said.image_name else None
     beside = names.beside(name)
     if named and beside and named != beside:
-        left_out.add(TWO_IMAGES, f"{_shown(name)} ({_shown(named)} and {_shown(beside)})")
+        left_out.add(TWO_IMAGES, f"{shown(name)} ({shown(named)} and {shown(beside)})")
         return None
     if not named and not beside:
-        given = f" ({_shown(said.image_name)})" if said.image_name else ""
-        left_out.add(WITHOUT_IMAGE, f"{_shown(name)}{given}")
+        given = f" ({shown(said.image_name)})" if said.image_name else ""
+        left_out.add(WITHOUT_IMAGE, f"{shown(name)}{given}")
     return named or beside
 
 
@@ -179,7 +179,7 @@ def _size_of(
     try:
         return upright_size_of(path)
     except AnnotationError as error:
-        left_out.add(UNREADABLE_IMAGE, f"{_shown(name)} ({_shown(error)})")
+        left_out.add(UNREADABLE_IMAGE, f"{shown(name)} ({shown(error)})")
         return None
 
 
@@ -195,6 +195,7 @@ def _box_row(number: int, image: str, row: ObjectRow, scale: tuple[int, int]) ->
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a name or value of a file for a message: escaped and cut."""
     text = str(value)
     return (text if text.isprintable() else repr(text)[1:-1])[: 2 * _MAX_SHOWN]

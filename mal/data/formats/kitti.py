@@ -12,6 +12,7 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
+    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
@@ -42,14 +43,14 @@ def _parse(path: Path, parts: Parts) -> ImageAnnotations:
         if not columns:
             continue
         if columns[0].lower() == _DONT_CARE:
-            parts.notes.add(DONT_CARE_NOTE, f"{parts.name}, line {number}")
+            parts.notes.add(DONT_CARE_NOTE, f"{shown(parts.name)}, line {number}")
             continue
         try:
             if len(columns) not in _NUM_COLUMNS:
                 raise ValueError
             left, top, right, bottom = map(number_from, columns[4:8])
         except ValueError:
-            parts.left_out.add(BAD_LINE, f"{parts.name}, line {number}: {line[:60]!r}")
+            parts.left_out.add(BAD_LINE, f"{shown(parts.name)}, line {number}: {shown(line)}")
             continue
         said.objects.append(ObjectRow((left, top, right - left, bottom - top), columns[0]))
     return said

@@ -20,6 +20,7 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
+    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
@@ -60,7 +61,7 @@ def _parse(path: Path, parts: Parts) -> ImageAnnotations:
         said.size = size  # type: ignore[assignment]  # checked above
     grouped: dict[tuple[str, str], list[ObjectRow]] = {}
     for number, shape in enumerate(content["shapes"], 1):
-        where = f"shape {number} of {parts.name}"
+        where = f"shape {number} of {shown(parts.name)}"
         if isinstance(shape, dict) and shape.get("shape_type") in _WITHOUT_AREA:
             parts.notes.add(OTHER_SHAPE, f"{where} ({shape['shape_type']})")
             continue
@@ -68,7 +69,7 @@ def _parse(path: Path, parts: Parts) -> ImageAnnotations:
             row = _row_from(shape, said.size)
         except (AnnotationError, LookupError, TypeError, ValueError, AttributeError, OSError,
                 OverflowError) as error:  # fmt: skip
-            parts.left_out.add(BAD_SHAPE, f"{where} ({str(error)[:80]!r})")
+            parts.left_out.add(BAD_SHAPE, f"{where} ({shown(error)})")
             continue
         group = shape.get("group_id")
         key = ("", str(number)) if group is None else (row.category, f"group {group!r}")

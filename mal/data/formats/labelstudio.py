@@ -14,7 +14,7 @@ import numpy as np
 
 from mal.data.formats.brush_rle import mask_from_brush
 from mal.data.formats.content import Outline, outline_of, read_head, text_of
-from mal.data.formats.image_files import box_around, number_from
+from mal.data.formats.image_files import box_around, number_from, shown
 from mal.data.formats.image_names import ImageNames
 from mal.data.formats.table import AnnotationFormat, AnnotationTable, BoxRow, ImageRow
 from mal.data.images import upright_size_of
@@ -82,10 +82,8 @@ class _Reader:
     def read(self, tasks: Sequence[Any]) -> AnnotationTable:
         results: dict[str, list[list[Any]]] = {}
         for number, task in enumerate(tasks, 1):
-            name = (
-                f"task {task['id']}" if isinstance(task, dict) and "id" in task else f"[{number}]"
-            )
-            name = name[:60]
+            has_id = isinstance(task, dict) and "id" in task
+            name = shown(f"task {task['id']}") if has_id else f"[{number}]"
             if not isinstance(task, dict):
                 self.left_out.add("Label Studio task that is no object", name)
                 continue
@@ -93,20 +91,20 @@ class _Reader:
             uri = _image_uri_of(task)
             image = self._image_of(uri)
             if image is None:
-                shown = _name_from_uri(uri)[-80:] if uri else "no image"
-                self.left_out.add(NO_IMAGE, f"{name} ({shown!r}); or export it as COCO")
+                given = shown(_name_from_uri(uri)) if uri else "no image"
+                self.left_out.add(NO_IMAGE, f"{name} ({given}); or export it as COCO")
             elif found is not None:
                 results.setdefault(image, []).append(found)
         images: list[ImageRow] = []
         boxes: list[BoxRow] = []
         for image, several in results.items():
             if len(several) > 1:
-                self.left_out.add(TWO_TASKS, f"{image} ({len(several)} tasks)")
+                self.left_out.add(TWO_TASKS, f"{shown(image)} ({len(several)} tasks)")
                 continue
             try:
                 size = upright_size_of(self.folder / image)
             except AnnotationError as error:
-                self.left_out.add(NO_IMAGE, f"{image} ({error})")
+                self.left_out.add(NO_IMAGE, f"{shown(image)} ({shown(error)})")
                 continue
             images.append(ImageRow(image, *size))
             for row in self._rows_of(several[0], image, size):
@@ -151,7 +149,7 @@ class _Reader:
         self, results: Sequence[Any], image: str, size: tuple[int, int]
     ) -> Iterator[BoxRow]:
         for number, result in enumerate(results, 1):
-            where = f"result {number} of {image}"
+            where = f"result {number} of {shown(image)}"
             value = result.get("value") if isinstance(result, dict) else None
             if not isinstance(value, dict):
                 self.left_out.add(BAD_RESULT, where)
@@ -170,13 +168,13 @@ class _Reader:
                 try:
                     yield self._row_from(kind, result, image, category, size)
                 except (ValueError, TypeError, LookupError, OverflowError) as error:
-                    self.left_out.add(BAD_RESULT, f"{where} ({str(error)[:80]!r})")
+                    self.left_out.add(BAD_RESULT, f"{where} ({shown(error)})")
 
     def _leave_out_other(self, kind: str, where: str) -> None:
         if kind.startswith(_WITHOUT_AREA) or not kind:
-            self.notes.add(OTHER_KIND, f"{where} ({kind[:40]})")
+            self.notes.add(OTHER_KIND, f"{where} ({shown(kind)})")
         else:
-            self.left_out.add(UNLABELLED, f"{where} ({kind[:40]!r})")
+            self.left_out.add(UNLABELLED, f"{where} ({shown(kind)})")
 
     def _row_from(
         self, kind: str, result: Mapping[str, Any], image: str, category: str, size: tuple[int, int]
@@ -207,7 +205,7 @@ class _Reader:
             half_y = math.hypot(radius_x * math.sin(angle), radius_y * math.cos(angle))
             return BoxRow(0, image, (x - half_x, y - half_y, 2 * half_x, 2 * half_y), category)
         if angle:
-            self.notes.add(TURNED_BOX, f"{image} ({value['rotation']} degrees)")
+            self.notes.add(TURNED_BOX, f"{shown(image)} ({shown(value['rotation'])} degrees)")
         width, height = pixels("width", "height")
         return BoxRow(0, image, _turned_box(x, y, width, height, angle), category)
 

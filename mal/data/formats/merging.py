@@ -3,8 +3,9 @@
 Categories of one name are one category. Of several image folders, each image is named by its folder
 too, so that equal names stay apart; in one folder, an image that several files list is one image.
 
-The file lists its `sources`; each image and annotation has `source` (an index into that list) and
-`source_id` (its id there), also in the label file of `mal inference`.
+The file lists its sources as `mal_sources`, with their `info` and `licenses`; each image and
+annotation has `mal_source`, the index in that list and its id there. The label file of
+`mal inference` keeps both.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from mal.storage.cache import cache_dir, locked, wrap_cache_errors
 from mal.storage.merged_folder import names_in_merged_folder
 
 MERGED = "merged"
+SOURCES_KEY, SOURCE_KEY = "mal_sources", "mal_source"
+_LISTS = ("images", "annotations", "categories", SOURCES_KEY)
 _UNKNOWN_ID = -1
 
 log = logging.getLogger(__name__)
@@ -118,7 +121,13 @@ class _Merging:
                         f"Cannot use {redact_uri(source.uri)} as a COCO file: it has no list "
                         f"'{missing}'. Give a COCO instance file."
                     )
-        yield "sources", self.described
+        yield (
+            SOURCES_KEY,
+            [
+                {**described, **_other_members(source.path)}
+                for described, source in zip(self.described, self._sources, strict=True)
+            ],
+        )
         self._number_categories()
         yield "images", self._all_images()
         yield "annotations", self._all_annotations()
@@ -144,7 +153,7 @@ class _Merging:
             for entry in _entries(source.path, "images"):
                 image = entry.value
                 if not isinstance(image, dict):
-                    yield {"source": index}  # the reader names it
+                    yield {SOURCE_KEY: {"index": index}}  # the reader names it
                     continue
                 key = _key_of(image.get("id"))
                 earlier = self._shared.get(_shared_key(image)) if self._prefixes is None else None
@@ -161,8 +170,7 @@ class _Merging:
                     **image,
                     "id": new_id if key else None,
                     "file_name": self._name_of(image.get("file_name"), index, folder),
-                    "source": index,
-                    "source_id": image.get("id"),
+                    SOURCE_KEY: {"index": index, "id": image.get("id")},
                 }
 
     def _folder_of(self, index: int) -> Path | None:
@@ -193,9 +201,12 @@ class _Merging:
                     continue
                 image_key = _key_of(annotation.get("image_id"))
                 category_key = _key_of(annotation.get("category_id", 1))
-                new = {**annotation, "id": number, "source": index,
-                       "source_id": annotation.get("id"),
-                       "image_id": self._new_image[index].get(image_key, _UNKNOWN_ID)}  # fmt: skip
+                new = {
+                    **annotation,
+                    "id": number,
+                    "image_id": self._new_image[index].get(image_key, _UNKNOWN_ID),
+                    SOURCE_KEY: {"index": index, "id": annotation.get("id")},
+                }
                 if category_key in names:
                     new["category_id"] = names[category_key]
                 elif not names and category_key:  # a file without categories names them by number
@@ -204,6 +215,14 @@ class _Merging:
                 else:
                     new["category_id"] = _UNKNOWN_ID
                 yield new
+
+
+def _other_members(path: Path) -> dict[str, Any]:
+    return {
+        key: value if entries is None else [entry.value for entry in entries]
+        for key, value, entries in read_members(path)
+        if key not in _LISTS
+    }
 
 
 def _entries(path: Path, wanted: str) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
+    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
@@ -84,7 +85,7 @@ def _parse(path: Path, parts: Parts) -> ImageAnnotations:
     for number, element in enumerate(root.findall("object")[:_MAX_OBJECTS], 1):
         row = _object_from(element, origin)
         if row is None:
-            parts.left_out.add(BAD_OBJECT, f"object {number} of {parts.name}")
+            parts.left_out.add(BAD_OBJECT, f"object {number} of {shown(parts.name)}")
         else:
             said.objects.append(row)
     return said

@@ -18,6 +18,7 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
+    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
@@ -142,20 +143,20 @@ def _parse(path: Path, parts: Parts, *, classes: _Classes) -> ImageAnnotations:
         columns = line.split()
         if not columns:
             continue
-        where = f"{parts.name}, line {number}"
+        where = f"{shown(parts.name)}, line {number}"
         try:
             class_number = float(columns[0])
             if not class_number.is_integer() or class_number < 0:
                 raise ValueError
             row = _row_from([number_from(value) for value in columns[1:]], classes)
         except (ValueError, OverflowError):
-            parts.left_out.add(BAD_LINE, f"{where}: {line[:60]!r}")
+            parts.left_out.add(BAD_LINE, f"{where}: {shown(line)}")
             continue
         category = _name_of(int(class_number), classes)
         if category is None:
             parts.left_out.add(UNKNOWN_CLASS, f"{where}: class {int(class_number)}")
         elif not _are_fractions(row):
-            parts.left_out.add(NOT_FRACTIONS, f"{where}: {line[:60]!r}")
+            parts.left_out.add(NOT_FRACTIONS, f"{where}: {shown(line)}")
         else:
             _note_polygon(row, classes, parts.name, number)
             said.objects.append(row._replace(category=category))

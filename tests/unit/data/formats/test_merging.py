@@ -47,7 +47,7 @@ def folder(tmp_path: Path, cache: Path) -> Path:
         Image.new("L", SIZE, colour).save(tmp_path / part / "images" / "1.png")
     first = document(["1.png"], [(1, [1, 1, 4, 4], 1)], {1: "cat"})
     other = document(["1.png"], [(1, [2, 2, 6, 6], 1), (1, [3, 3, 5, 5], 2)], {1: "dog", 2: "cat"})
-    for part, content in (("a", first), ("b", other)):
+    for part, content in (("a", first), ("b", other | {"info": {"year": 2}})):
         (tmp_path / part / "boxes.json").write_text(json.dumps(content))
     return tmp_path
 
@@ -95,13 +95,14 @@ def test_an_image_that_one_folder_lacks_is_not_that_of_the_other(folder: Path) -
 def test_the_sources_are_in_the_file_that_is_read_and_labelled(folder: Path) -> None:
     source = open_annotations(uris(folder, "boxes.json"), images=uris(folder, "images"))
     content = json.loads(source.path.read_text())
-    assert [one["annotations"] for one in content["sources"]] == [
+    assert [one["annotations"] for one in content["mal_sources"]] == [
         str(folder / part / "boxes.json") for part in ("a", "b")
     ]
-    assert all(len(one["annotations_sha256"]) == 64 for one in content["sources"])
-    assert [one["prefix"] for one in content["sources"]] == ["1-images/", "2-images/"]
-    kept = [(one["source"], one["source_id"], one["mine"]) for one in content["annotations"]]
+    assert all(len(one["annotations_sha256"]) == 64 for one in content["mal_sources"])
+    assert [one["prefix"] for one in content["mal_sources"]] == ["1-images/", "2-images/"]
+    kept = [(*one["mal_source"].values(), one["mine"]) for one in content["annotations"]]
     assert kept == [(0, 1, 1), (1, 1, 1), (1, 2, 2)]
+    assert content["mal_sources"][1]["info"] == {"year": 2}
 
 
 def test_an_image_that_two_files_of_one_folder_list_is_one_image(folder: Path) -> None:

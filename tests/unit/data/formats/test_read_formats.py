@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mal.data.annotations import CocoBoxes
@@ -551,3 +554,83 @@ class TestTypes:
         source = opened(folder, f"s3://bucket/set/{name}")
         rows = rows_of(source.load_boxes(with_masks=False))
         assert rows == [("a.png", "dog", [10, 5, 20, 10])]
+
+
+FIELDS = [
+    "label", "points", "shape_type", "group_id", "mask", "imagePath", "imageWidth", "imageHeight",
+    "value", "x", "y", "width", "height", "rotation", "rectanglelabels", "polygonlabels",
+    "brushlabels", "ellipselabels", "radiusX", "radiusY", "rle", "original_width",
+    "original_height", "image_rotation", "result", "annotations", "data", "image", "updated_at",
+    "was_cancelled", "ground_truth", "id", "type",
+]  # fmt: skip
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["\ud800", "\x1b[31m", 10**400, -(2**70), "1e999", "../../x", "a.png", "\0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+GOOD = {
+    "labelme": json.loads(labelme([shape("polygon", [0, 0], [5, 0], [5, 5], group_id=1)])),
+    "labelstudio": task(
+        "a.png", {"result": [result(), result("polygonlabels", points=[[0, 0], [50, 0], [50, 50]]),
+                             result("brushlabels", rle=[0, 0, 1])], "updated_at": "2024"},
+    ),
+}  # fmt: skip
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    keys = value.items() if isinstance(value, dict) else enumerate(value)
+    inside = [places_in(one, (*path, key)) for key, one in keys if isinstance(one, dict | list)]
+    return [*((*path, key) for key, _ in keys), *(place for some in inside for place in some)]
+
+
+@pytest.mark.parametrize("name", ["labelme", "labelstudio"])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_value_in_any_field_gives_a_crash_or_a_box_on_another_image(
+    name: str, data: st.DataObject, folder: Path
+) -> None:
+    content = json.loads(json.dumps(GOOD[name]))
+    keys = dict(content) if isinstance(content, dict) else content
+    *parents, last = data.draw(st.sampled_from(places_in(keys)))
+    target = content
+    for key in parents:
+        target = target[key]
+    target[last] = data.draw(json_values)
+    path = folder / "fuzzed.json"
+    path.write_bytes(json.dumps(content).encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(AnnotationError):
+        boxes = opened(folder, path, name).load_boxes(with_masks=True)
+        assert {row[0] for row in rows_of(boxes)} <= {"a.png", "b.jpg", "sub/c.png"}
+        for line in boxes.problems.lines():
+            assert len(line) < 2000
+            assert line.isprintable()
+
+
+@pytest.mark.parametrize("suffix", ["xml", "txt"])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(content=st.binary(max_size=200), data=st.data())
+def test_no_bytes_in_a_file_of_an_image_stop_the_others(
+    suffix: str, content: bytes, data: st.DataObject, folder: Path
+) -> None:
+    whole = {
+        "xml": voc("a.png", voc_object("cat", 1, 2, 3, 4)).encode(),
+        "txt": b"0 .5 .5 .5 .5\n",
+    }[suffix]
+    at = data.draw(st.integers(0, len(whole)))
+    write(folder / "ann", {f"b.{suffix}": whole.decode().replace("a.png", "")})
+    (folder / "ann" / f"a.{suffix}").write_bytes(whole[:at] + content + whole[at:])
+    kind = {"xml": "voc", "txt": "yolo"}[suffix]
+    boxes = opened(folder, folder / "ann", kind).load_boxes(with_masks=True)
+    assert "b.jpg" in {row[0] for row in rows_of(boxes)}
+    assert all(line.isprintable() for line in boxes.problems.lines())
