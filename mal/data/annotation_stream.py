@@ -147,13 +147,14 @@ class _Window:
         self._file = file
         self._decoder = codecs.getincrementaldecoder(_ENCODING)(_ENCODING_ERRORS)
         self._is_at_end = False
+        self._num_read = 0
         self._text = ""
         self._position = 0
         # Byte offsets are counted on from the last call of `offset`.
         self._counted_position = 0
         self._counted_bytes = 0
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            self._counted_bytes = len(codecs.BOM_UTF8)
+            self._counted_bytes = self._num_read = len(codecs.BOM_UTF8)
         else:
             file.seek(0)
 
@@ -218,6 +219,7 @@ class _Window:
         rest = self._text[self._position :]
         chunk = self._file.read(max(CHUNK_BYTES, len(rest)))
         self._is_at_end = not chunk
+        self._num_read += len(chunk)
         self._text = rest + self._decode(chunk)
         self._position = self._counted_position = 0
         return True
@@ -228,7 +230,7 @@ class _Window:
             return self._decoder.decode(chunk, final=self._is_at_end)
         except UnicodeDecodeError as error:
             # The decoder counts from the bytes that it had kept of the chunk before.
-            at = self._file.tell() - len(chunk) - num_waiting + error.start
+            at = self._num_read - len(chunk) - num_waiting + error.start
             raise ValueError(
                 f"the text is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}. It "
                 "may be Latin-1 (Windows-1252): save it as UTF-8"

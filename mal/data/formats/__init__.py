@@ -74,7 +74,7 @@ def open_annotations(
             which may be compressed with gzip or in UTF-16. Several, as a list or as the text of
             `mal.spec.uri_list.join_uris`, become one set with new ids.
         annotation_type: As `dataset.type`: auto recognises the content. So does coco, because
-            it is TAO's default and cannot be told from an unset key.
+            it is TAO's default: a spec that sets it and one that does not are the same.
         images: Folder or archive of the images, for formats that leave out image sizes or names;
             for several files one folder, or as many in the same order.
 
