@@ -176,7 +176,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
         if not value:
             raise AnnotationError(f"{key} must be set, got ''. Set both URIs of the {name} part.")
     source = open_annotations(annotations, images=images)
-    boxes = source.load_boxes(with_masks=True)
+    boxes = source.load_boxes(with_masks=True, opens_images=False)
     num_crowds = int(boxes.is_crowd_N.sum())
     if len(boxes) == num_crowds:
         raise AnnotationError(

@@ -65,12 +65,16 @@ class AnnotationSource:
     notes: Problems = field(default_factory=Problems)
     sources: Sequence[Mapping[str, str]] = ()
 
-    def load_boxes(self, *, with_masks: bool, refuse_points: bool = True) -> CocoBoxes:
+    def load_boxes(
+        self, *, with_masks: bool, refuse_points: bool = True, opens_images: bool = True
+    ) -> CocoBoxes:
         """Read the boxes; what the conversion left out is among their problems.
 
         Args:
             with_masks: As for `mal.data.annotations.load_boxes`.
             refuse_points: As for `mal.data.annotations.load_boxes`.
+            opens_images: Whether boxes that keep to a corner are compared with the images' sizes,
+                for which a remote folder is fetched.
 
         Raises:
             AnnotationError: The file cannot be read, or no image of it is usable.
@@ -90,7 +94,7 @@ class AnnotationSource:
                 "segments_info: it is a COCO panoptic file, not an instance file. Give the "
                 "instance file, or convert it (panopticapi: panoptic2detection_coco_format)."
             )
-        if self.format_name == COCO_NAME:
+        if self.format_name == COCO_NAME and opens_images:
             doubt = find_doubt_of_files(
                 boxes.box_xywh_N4, boxes.image_index_N, boxes.images, self.images
             )
