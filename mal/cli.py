@@ -16,6 +16,8 @@ from typing import Any
 
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
+from mal.redaction import redact_text
+from mal.shown import printable
 from mal.spec.experiment import ACTIONS, ANNOTATION_TYPES, ExperimentSpec
 
 log = logging.getLogger(__name__)
@@ -73,11 +75,11 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         remedy = " Run the same command again to resume." if resumes else ""
         message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
     elif isinstance(error, Exception):
-        traceback.print_exception(error)
+        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {message}", file=sys.stderr)
+    print(f"mal: {printable(redact_text(message))}", file=sys.stderr)
     return code
 
 
@@ -337,5 +339,5 @@ def _check_dataset(args: argparse.Namespace) -> int:
     set_up_logging()
     report = check_dataset(args.annotations, args.images, args.type)
     for line in report.lines():
-        print(line)
+        print(printable(line))
     return 0 if report.is_usable else 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mal.redaction import redact_text
+
 # The optional packages that mal imports, and the extra that installs each.
 EXTRA_BY_PACKAGE = {
     "boto3": "s3",
@@ -29,7 +31,10 @@ EXIT_USER_ERROR = 2
 
 
 class MalError(Exception):
-    """A failure that the user can fix; the message says how."""
+    """A failure that the user can fix; the message says how, without the secrets of URIs."""
+
+    def __str__(self) -> str:
+        return redact_text(super().__str__())
 
 
 class SpecError(MalError):

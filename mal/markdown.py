@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from mal.shown import printable
+
 _SPECIAL = re.compile(r"([\\`*_~\[\]<>|])")
 
 
@@ -15,7 +17,7 @@ def short_value(value: object) -> str:
 
 def escaped(text: object) -> str:
     """Return text that Markdown shows as it is; KFP's Markdown knows emphasis within words."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(str(text).split())))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,6 +30,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     """Return a table whose cells may have Markdown; only `|` is escaped."""
 
     def cell(value: object) -> str:
-        return " ".join(short_value(value).split()).replace("|", "\\|")
+        return printable(" ".join(short_value(value).split())).replace("|", "\\|")
 
     return table([*map(cell, header)], [[*map(cell, row)] for row in rows])

@@ -16,6 +16,8 @@ from mal.distributed.gpus import require_gpus_asked_for
 from mal.distributed.group import max_of_ranks
 from mal.distributed.workers import Worker
 from mal.errors import SpecError
+from mal.redaction import redact_text
+from mal.shown import printable
 
 if TYPE_CHECKING:
     import torch
@@ -163,12 +165,19 @@ def node_devices(spec: ExperimentSpec, gpu_ids: list[int]) -> list[torch.device]
     return [torch.device("cuda", index) for index in chosen]
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters and removes secrets: names and values of files are logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redact_text(super().format(record)))
+
+
 def set_up_logging() -> None:
     """Log mal's messages as plain lines on stderr; silence messages of libraries."""
     root = logging.getLogger("mal")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False

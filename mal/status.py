@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mal.artifacts import STATUS_FILE
+from mal.redaction import redact_text
 
 MONITORED_METRIC = "mIoU"  # TAO's services read it from a run's metrics
 
@@ -62,7 +63,7 @@ class StatusLog:
                 "time": now.strftime("%H:%M:%S"),
                 "status": status.value,
                 "verbosity": verbosity,
-                "message": message,
+                "message": redact_text(message),
                 "kpi": {name: _finite_or_none(value) for name, value in (kpi or {}).items()},
             },
             allow_nan=False,

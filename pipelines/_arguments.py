@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from mal.errors import MalError
+from mal.errors import MalError, SpecError
 from mal.kfp.components._images import TRAIN_IMAGE
+from mal.redaction import redact_text
+from mal.spec.sources import parse_json_like
 
 from ._registry import Parameter, Pipeline
 from ._target import images_of
@@ -31,7 +33,7 @@ class ArgumentError(MalError):
 def parse_arguments(pipeline: Pipeline, assignments: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` pairs.
 
-    Values of parameters that are not text are parsed as YAML. A list may be given as a whole
+    Numbers, true and false are read as in the overrides of a spec. A list may be given as a whole
     (`overrides=[a=1, b=2]`) or item by item (`overrides=a=1`, repeated). Relative paths of data,
     models and stores become absolute; `spec` may name a file.
 
@@ -76,6 +78,12 @@ def image_arguments(pipeline: Pipeline) -> dict[str, str]:
 def _assign(
     arguments: dict[str, Any], parameter: Parameter, text: str, problems: list[str]
 ) -> None:
+    if redact_text(text) != text:  # Kubeflow records every argument
+        problems.append(
+            f"{parameter.name} must not contain credentials, got some in {redact_text(text)}. "
+            "Give a URI without user and signature."
+        )
+        return
     if parameter.type == "STRING":
         try:
             arguments[parameter.name] = _text_value(parameter.name, text)
@@ -87,19 +95,30 @@ def _assign(
     if parameter.type == "LIST" and not text.lstrip().startswith("["):
         arguments.setdefault(parameter.name, []).append(text)
         return
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
+    value = _value_of(parameter, text)
     if parameter.type == "NUMBER_DOUBLE" and type(value) is int:
         value = float(value)
     accepted = _TYPES.get(parameter.type, (object,))
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+    if (
+        not isinstance(value, accepted)
+        or (isinstance(value, bool) and bool not in accepted)
+        or (isinstance(value, list) and not all(isinstance(item, str) for item in value))
+    ):
         problems.append(f"{parameter.name} must be a {parameter.type}, got '{text}'.")
     elif isinstance(value, list):
-        arguments.setdefault(parameter.name, []).extend(str(item) for item in value)
+        arguments.setdefault(parameter.name, []).extend(value)
     else:
         arguments[parameter.name] = value
+
+
+def _value_of(parameter: Parameter, text: str) -> Any:
+    """Parse a value that is not text; None for one that cannot be parsed."""
+    try:
+        if parameter.type == "LIST":  # of texts: `dataset.val_img_dir=07` is not changed
+            return yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.safe_load(text) if parameter.type == "STRUCT" else parse_json_like(text.strip())
+    except (yaml.YAMLError, SpecError, ValueError):
+        return None
 
 
 def is_path_parameter(name: str) -> bool:

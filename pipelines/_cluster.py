@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mal.errors import ClusterError
+from mal.redaction import redact_text
 from mal.storage import redact_uri
-from mal.storage.uris import redact_text
 
 IN_CLUSTER = "in-cluster"
 PORT_FORWARD = "port-forward"

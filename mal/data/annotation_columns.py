@@ -5,9 +5,8 @@ Shape letters: N annotations that could be parsed, I images, 4 = x, y, w, h in p
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotation_stream import Entry
+from mal.data.entry_values import (
+    box_of,
+    category_id_of,
+    has_rotation,
+    id_of,
+    is_crowd_of,
+    takes_box_of_segmentation,
+)
+from mal.data.ids import (
+    AMBIGUOUS,
+    UNKNOWN,
+    UNUSABLE_IMAGE,
+    Id,
+    IdColumn,
+    IdError,
+    exact_id,
+)
 from mal.data.image_table import ImageTable
 from mal.data.points import (
     NO_BOX,
@@ -25,14 +41,19 @@ from mal.data.points import (
     is_without_box,
     parse_points,
 )
-from mal.data.problems import Problems
+from mal.data.problems import BOX_OF_SEGMENTATION, ROTATED, FieldError, Problems
+from mal.data.segmentations import is_segmentation_given
+from mal.shown import shown
 
-# What parsing an entry of any JSON may raise.
-UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 MAX_BOX_RATE = 4.0
 NO_POINT_ON_OBJECT = "annotation without a bbox or a point on the object"
+NO_OBJECT = "annotation that is not an object"
 
-_INT64 = np.iinfo(np.int64)
+_IMAGE_PROBLEMS = {
+    "annotation of an unknown image": UNKNOWN,
+    "annotation of an image id that several images have": AMBIGUOUS,
+    "annotation of an image that cannot be used": UNUSABLE_IMAGE,
+}
 
 
 class AnnotationColumns:
@@ -51,8 +72,8 @@ class AnnotationColumns:
         self.refuse_points = refuse_points
         self.num_seen = 0
         self.position = array("q")
-        self.annotation_id = array("q")
-        self.image_id = array("q")
+        self.annotation_id = IdColumn()
+        self.image_id = IdColumn(is_repetitive=True)
         self.category_id = array("q")
         self.box = array("d")
         self.is_crowd = array("b")
@@ -68,22 +89,22 @@ class AnnotationColumns:
             PointsError: Its points are bad, and `refuse_points` is set.
         """
         self.num_seen += 1
-        value = entry.value
-        name = f"annotations[{position}]"
+        value, name = entry.value, f"annotations[{position}]"
         try:
-            annotation_id = int64_from(value.get("id", position + 1))
-            name = f"annotation {annotation_id}"
-            image_id = int64_from(value["image_id"])
-            category_id = int64_from(value.get("category_id", 1))
+            if not isinstance(value, dict):
+                raise FieldError(NO_OBJECT, f" is {shown(value, quoted=True)}")
+            image_id = id_of(value, "image_id", "annotation")
+            category_id = category_id_of(value)
+            is_crowd = is_crowd_of(value)
             has_box = not is_without_box(value)
-            box_xywh = _box_from(value["bbox"]) if has_box else NO_BOX
-        except UNUSABLE:
-            problems.add("annotation without image_id or a bbox of numbers", name)
+            box_xywh = box_of(value) if has_box else NO_BOX
+        except FieldError as error:
+            problems.add_field(name, error)
             return
-        if has_box and (len(box_xywh) != 4 or not all(map(math.isfinite, box_xywh))):
-            problems.add("bbox that is not four finite numbers", name)
-            return
-        points = self._points_from(value.get("points"), name, problems)
+        annotation_id = name_id_of(value, position)
+        points = self._points_from(
+            value.get("points"), f"annotation {shown(annotation_id)}", problems
+        )
         if not points and not has_box:
             return
         self.points.add(points, has_box=has_box)
@@ -92,9 +113,14 @@ class AnnotationColumns:
         self.image_id.append(image_id)
         self.category_id.append(category_id)
         self.box.extend(box_xywh)
-        self.is_crowd.append(bool(value.get("iscrowd", 0)))
+        self.is_crowd.append(is_crowd)
         self.start.append(entry.start)
-        self.num_bytes.append(entry.num_bytes if value.get("segmentation") else 0)
+        is_given = is_segmentation_given(value.get("segmentation"))
+        self.num_bytes.append(entry.num_bytes if is_given else 0)
+        if has_box and takes_box_of_segmentation(value):
+            problems.add(BOX_OF_SEGMENTATION, name)
+        if has_rotation(value):
+            problems.add(ROTATED, f"{name} ({shown(value['attributes']['rotation'])} degrees)")
 
     def _points_from(self, value: Any, name: str, problems: Problems) -> list[LabelledPoint]:
         try:
@@ -108,14 +134,6 @@ class AnnotationColumns:
     def box_xywh_N4(self) -> NDArray[np.float64]:  # noqa: N802 - shape letters
         """Return the boxes, without a copy."""
         return np.asarray(self.box, dtype=np.float64).reshape(-1, 4)
-
-    def image_index_N(self, images: ImageTable) -> NDArray[np.int64]:  # noqa: N802
-        """Return the index of each annotation's image, -1 where the file does not list it."""
-        id_I, wanted_N = images.id_I, np.asarray(self.image_id, dtype=np.int64)
-        order_I = np.argsort(id_I)
-        rank_N = np.searchsorted(id_I, wanted_N, sorter=order_I)
-        index_N = order_I[np.minimum(rank_N, len(id_I) - 1)]
-        return np.where(id_I[index_N] == wanted_N, index_N, -1)
 
     def usable_rows(
         self,
@@ -131,28 +149,37 @@ class AnnotationColumns:
         box_xywh_N4 = self.box_xywh_N4()
         left_N = np.arange(len(box_xywh_N4))
 
-        def leave_out(kind: str, is_bad_N: NDArray[np.bool_], template: str) -> None:
+        def leave_out(kind: str, is_bad_N: NDArray[np.bool_], template: str, remedy: str) -> None:
             nonlocal left_N
             for row in left_N[is_bad_N[left_N]].tolist():
                 subject = template.format(
-                    name=f"annotation {self.annotation_id[row]}",
-                    image_id=self.image_id[row],
+                    name=self.name_of(row),
+                    image_id=shown(self.image_id[row], quoted=True),
                     category_id=self.category_id[row],
                     box=box_xywh_N4[row].tolist(),
-                    file_name=images[int(image_index_N[row])].file_name,
+                    file_name=shown(images[max(0, int(image_index_N[row]))].file_name),
                 )
-                problems.add(kind, subject)
+                problems.add(kind, subject, remedy)
             left_N = left_N[~is_bad_N[left_N]]
 
-        leave_out("annotation of an unknown image", image_index_N < 0, "{name} (image {image_id})")
+        for kind, found in _IMAGE_PROBLEMS.items():
+            leave_out(kind, image_index_N == found, "{name} (image {image_id})", "")
         if categories:
             is_known_N = np.isin(np.asarray(self.category_id, dtype=np.int64), list(categories))
             leave_out(
-                "annotation of an unknown category", ~is_known_N, "{name} (category {category_id})"
+                "annotation of an unknown category",
+                ~is_known_N,
+                "{name} (category {category_id})",
+                f"The categories are {shown(sorted(categories)).strip('[]')}.",
             )
-        for kind, is_bad_N in _box_problems(box_xywh_N4, images.size_I2[image_index_N]).items():
-            leave_out(kind, is_bad_N, "{name} {box} in {file_name}")
+        size_N2 = images.size_I2[np.maximum(image_index_N, 0)]
+        for kind, is_bad_N in _box_problems(box_xywh_N4, size_N2).items():
+            leave_out(kind, is_bad_N, "{name} {box} in {file_name}", "")
         return left_N
+
+    def name_of(self, row: int) -> str:
+        """Return what messages call an annotation."""
+        return f"annotation {shown(self.annotation_id[row])}"
 
     def usable_points(
         self, rows: NDArray[np.int64], image_size_N2: NDArray[np.int64], problems: Problems
@@ -166,7 +193,7 @@ class AnnotationColumns:
         """
         if not self.points:
             return rows, None
-        names = [f"annotation {self.annotation_id[row]}" for row in rows.tolist()]
+        names = [self.name_of(row) for row in rows.tolist()]
         prompts = (
             self.points.joined()
             .select(rows)
@@ -179,18 +206,15 @@ class AnnotationColumns:
         return rows[is_located_N], prompts if prompts.max_count else None
 
 
-def int64_from(value: Any) -> int:
-    """Convert an id or a size; a number that needs more than 64 bits raises OverflowError."""
-    number = int(value)
-    if not _INT64.min <= number <= _INT64.max:
-        raise OverflowError
-    return number
-
-
-def _box_from(values: Any) -> Sequence[float]:
-    if not isinstance(values, list):
-        raise TypeError
-    return [float(value) for value in values]
+def name_id_of(annotation: Mapping[str, Any], position: int) -> Id:
+    """Return the id of an annotation, which is used for its name only: any value is one."""
+    value = annotation.get("id")
+    if value is None:
+        return position + 1
+    try:
+        return exact_id(value)
+    except IdError:
+        return shown(value)
 
 
 def _box_problems(

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from mal.artifacts import writing_atomically
 from mal.errors import AnnotationError
+from mal.redaction import may_hold_secret, redact_json
 
 CHUNK_BYTES = 1 << 16
 
@@ -61,7 +62,10 @@ def read_members(path: Path) -> Iterator[Member]:
 
 
 def write_members(path: Path, members: Iterable[tuple[str, Any]]) -> None:
-    """Write a JSON object atomically; values that are iterators become lists as they yield."""
+    """Write a JSON object atomically; values that are iterators become lists as they yield.
+
+    Secrets in URLs, and the query of a `file_name`, are left out.
+    """
     with writing_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "{\n"
         for key, value in members:
@@ -69,16 +73,22 @@ def write_members(path: Path, members: Iterable[tuple[str, Any]]) -> None:
             if isinstance(value, Iterator):
                 _write_list(file, value)
             else:
-                file.write(json.dumps(value))
+                file.write(_json_text(value))
             separator = ",\n"
         file.write("{}\n" if separator == "{\n" else "\n}\n")
+
+
+def _json_text(value: Any) -> str:
+    """Return the JSON of a value without the secrets of its URLs: label files are passed on."""
+    text = json.dumps(value)
+    return json.dumps(redact_json(value)) if may_hold_secret(text) else text
 
 
 def _write_list(file: TextIO, values: Iterable[Any]) -> None:
     """Write a list, one element per line."""
     separator = "["
     for value in values:
-        file.write(f"{separator}\n{json.dumps(value)}")
+        file.write(f"{separator}\n{_json_text(value)}")
         separator = ","
     file.write("[]" if separator == "[" else "\n]")
 

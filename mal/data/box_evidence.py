@@ -16,7 +16,7 @@ from mal.data.images import upright_size_of
 from mal.data.problems import Problems
 from mal.data.segmentations import Segmentations, box_of_segmentation
 from mal.errors import AnnotationError, StorageError
-from mal.storage import find_image, open_image_folder
+from mal.storage import find_images, open_image_folder
 
 MISPLACED = "set with misplaced boxes or segmentations"
 DOUBTFUL = "set whose boxes or segmentations may be misplaced"
@@ -57,9 +57,8 @@ def find_doubt_of_columns(
     segment_xywh_N4 = np.full((len(rows), 4), np.nan)
     given = np.flatnonzero(segmentations.is_given_N)
     for index in given[:: max(1, len(given) // _MAX_SEGMENTATIONS)].tolist():
-        width, height = size_N2[index].tolist()
         with contextlib.suppress(AnnotationError):  # a problem of its own
-            segment_xywh_N4[index] = box_of_segmentation(segmentations[index], height, width)
+            segment_xywh_N4[index] = box_of_segmentation(segmentations[index])
     return find_doubt(box_N4[rows], size_N2, segment_xywh_N4)
 
 
@@ -88,14 +87,18 @@ def find_doubt_of_files(
     with contextlib.suppress(StorageError):  # whoever reads the images reports it
         folder = open_image_folder(image_source)
         some = images[:: max(1, len(images) // _MAX_FILES)][:_MAX_FILES]
-        rates = [rate for image in some if (rate := _file_rate(image, folder)) is not None]
+        found = find_images(folder, [image.file_name for image in some])
+        paths = [found.path_of(index, image.file_name) for index, image in enumerate(some)]
+        rates = [
+            rate
+            for image, path in zip(some, paths, strict=True)
+            if path is not None and (rate := _file_rate(image, path)) is not None
+        ]
     return doubt_by_file_sizes(box_xywh_N4[rows], size_N2, np.array(rates))
 
 
-def _file_rate(image: CocoImage, folder: Path) -> float | None:
-    """Return the width of an image file as a share of the annotated width; None: no such file."""
+def _file_rate(image: CocoImage, path: Path) -> float | None:
+    """Return the width of an image file as a share of the annotated width; None: no image."""
     with contextlib.suppress(AnnotationError):
-        path = find_image(folder, image.file_name)
-        if path is not None:
-            return upright_size_of(path)[0] / image.width
+        return upright_size_of(path)[0] / image.width
     return None

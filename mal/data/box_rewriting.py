@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mal.data.annotation_stream import Entry, read_members, write_members
+from mal.data.annotation_stream import read_members, write_members
 from mal.data.box_readings import BOX_READINGS, FILE_SIZES, SWAPPED_SIZES, BoxReading
+from mal.data.ids import Id, exact_id
 from mal.data.images import upright_size_of
 from mal.errors import AnnotationError
-from mal.storage import find_image
+from mal.storage import find_images
 
 REWRITINGS = (*BOX_READINGS, SWAPPED_SIZES, FILE_SIZES)
 """What `rewrite_boxes` takes."""
@@ -49,12 +50,14 @@ class _Rewriting:
         self, source: Path, reading: BoxReading | None, name: str, folder: Path | None
     ) -> None:
         self.num_rewritten = 0
-        self._source, self._reading, self._name, self._folder = source, reading, name, folder
-        self._sizes: dict[str, _Size] = {}
-        if reading is not None:
-            for key, _, entries in read_members(source):
-                if key == "images" and entries is not None:
-                    self._sizes = dict(_sizes_from(entries))
+        self._source, self._reading, self._name = source, reading, name
+        self._paths: Mapping[str, Path | None] = {}
+        self._sizes: dict[Id, _Size] = {}
+        for key, _, entries in read_members(source):
+            if key == "images" and entries is not None:
+                images = [entry.value for entry in entries]
+                self._sizes = dict(_sizes_from(images)) if reading is not None else {}
+                self._paths = _paths_of(images, folder) if name == FILE_SIZES else {}
 
     def members(self) -> Iterator[tuple[str, Any]]:
         for key, value, entries in read_members(self._source):
@@ -70,7 +73,7 @@ class _Rewriting:
     def _with_box(self, annotation: Any, reading: BoxReading) -> Any:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             box_4 = np.array([float(number) for number in annotation["bbox"]])
-            size_2 = np.array(self._sizes[_key_of(annotation["image_id"])])
+            size_2 = np.array(self._sizes[exact_id(annotation["image_id"])])
             if box_4.shape == (4,) and np.isfinite(box_4).all():
                 xywh_4 = reading.xywh_px(box_4[None], size_2[None])[0]
                 self.num_rewritten += 1
@@ -90,18 +93,21 @@ class _Rewriting:
         return image
 
     def _size_of_file(self, file_name: str) -> tuple[int, int] | None:
-        assert self._folder is not None, "checked by rewrite_boxes"
-        path = find_image(self._folder, file_name)
+        path = self._paths.get(file_name)
         return None if path is None else upright_size_of(path)
 
 
-def _sizes_from(entries: Iterable[Entry]) -> Iterator[tuple[str, _Size]]:
-    for image, _, _ in entries:
+def _sizes_from(images: Iterable[Any]) -> Iterator[tuple[Id, _Size]]:
+    for image in images:
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             size = float(image["width"]), float(image["height"])
             if all(map(math.isfinite, size)):
-                yield _key_of(image["id"]), size
+                yield exact_id(image["id"]), size
 
 
-def _key_of(image_id: Any) -> str:
-    return str(image_id)
+def _paths_of(images: Iterable[Any], folder: Path | None) -> dict[str, Path | None]:
+    assert folder is not None, "checked by rewrite_boxes"
+    named = [image.get("file_name") for image in images if isinstance(image, dict)]
+    names = [name for name in named if isinstance(name, str)]
+    found = find_images(folder, names)
+    return {name: found.path_of(index, name) for index, name in enumerate(names)}

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.data.annotations import CROWD, CocoBoxes, CocoImage, Problems
+from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
 from mal.data.formats import AUTO, open_annotations
+from mal.data.image_table import FileNames
 from mal.data.images import (
     UPRIGHT,
     ImageSizeError,
@@ -24,10 +25,13 @@ from mal.data.images import (
     decode_image,
 )
 from mal.data.points import REFUSED_POINTS
-from mal.data.segmentations import box_of_rle
+from mal.data.problems import CROWD_REMEDY, NOTE_KINDS
+from mal.data.segmentations import SegmentationError, area_of, box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
-from mal.storage import find_image, open_image_folder
+from mal.shown import shown
+from mal.storage import FoundImages, find_images, open_image_folder
+from mal.storage.file_names import leaves_folder
 
 TINY_SIDE_PX = 4.0
 
@@ -38,9 +42,12 @@ UNSAFE_NAME = "file_name that leaves the image folder"
 DUPLICATE_ID = "annotation id given twice"
 NO_MEETING = "box that does not enclose its segmentation"
 BAD_SEGMENTATION = "segmentation that cannot be read"
+EMPTY_MASK = "segmentation without a pixel"
+NO_ANNOTATION = "set without annotations"
+ONLY_CROWDS = "set of crowds only"
 BAD_FILE = "annotation file that cannot be used"
 BAD_FOLDER = "image folder that cannot be used"
-STOPPING = frozenset({UNSAFE_NAME, BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
+STOPPING = frozenset({BAD_FOLDER, MISPLACED, *REFUSED_POINTS})
 
 _CROSSING_TOLERANCE_PX = 0.5
 _MIN_SHARE_IN_BOX = 0.5
@@ -84,8 +91,8 @@ class CheckReport:
             *(f"note: {line}" for line in self.notes.lines()),
             f"usable: {self.num_usable_boxes} boxes"
             if self.is_usable
-            else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read; "
-            "fix the errors above",
+            else f"cannot be used: {self.num_usable_boxes} boxes on images that can be read"
+            + ("; fix the errors above" if self.errors else ""),
         ]
 
 
@@ -112,9 +119,10 @@ def check_dataset(annotations: str, images: str, annotation_type: str = AUTO) ->
     except (AnnotationError, StorageError) as error:
         errors.add(BAD_FILE, str(error))
         return CheckReport(f"{annotations}: nothing that can be used", errors)
-    notes.subjects.update(source.notes.subjects)
-    for kind, subjects in boxes.problems.subjects.items():
-        (notes if kind == CROWD else errors).subjects[kind] = list(subjects)
+    notes.update(source.notes)
+    notes.update(boxes.problems, NOTE_KINDS)
+    errors.update(boxes.problems, frozenset(boxes.problems) - NOTE_KINDS)
+    _check_emptiness(boxes, errors)
     _check_ids(boxes, errors, notes)
     _check_boxes(boxes, notes)
     reason = reason_without_true_masks(boxes)
@@ -125,11 +133,11 @@ def check_dataset(annotations: str, images: str, annotation_type: str = AUTO) ->
     if folder is not None:
         is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
-    summary = _summary_of(boxes, annotations, has_true_masks=not reason)
+    summary = _summary_of(boxes, annotations, measures_nothing=bool(reason))
     return CheckReport(summary, errors, notes, int(is_usable_N.sum()))
 
 
-def _summary_of(boxes: CocoBoxes, annotations: str, *, has_true_masks: bool) -> str:
+def _summary_of(boxes: CocoBoxes, annotations: str, *, measures_nothing: bool) -> str:
     num_boxes, prompts = len(boxes), ""
     if boxes.points is not None:
         num_alone = int(boxes.points.is_without_box_N.sum())
@@ -139,25 +147,44 @@ def _summary_of(boxes: CocoBoxes, annotations: str, *, has_true_masks: bool) -> 
     return (
         f"{annotations}: {len(boxes.images)} images, {num_boxes} boxes "
         f"({int(boxes.is_crowd_N.sum())} crowds){prompts}, {len(boxes.categories)} categories, "
-        f"{'with' if has_true_masks else 'without'} true masks"
+        f"{_masks_of(boxes, measures_nothing=measures_nothing)}"
     )
 
 
+def _masks_of(boxes: CocoBoxes, *, measures_nothing: bool) -> str:
+    if measures_nothing or boxes.segmentations is None:
+        return "without true masks"
+    num_given = int(boxes.segmentations.is_given_N.sum())
+    return "with true masks" if num_given == len(boxes) else f"with {num_given} true masks"
+
+
 def _name_of(boxes: CocoBoxes, index: int) -> str:
-    return f"annotation {boxes.annotation_id_N[index]} in {boxes.image_of(index).file_name}"
+    return f"{boxes.name_of(index)} in {shown(boxes.image_of(index).file_name)}"
+
+
+def _check_emptiness(boxes: CocoBoxes, errors: Problems) -> None:
+    """Name what leaves no object at all, which is no problem of any single annotation."""
+    if not len(boxes) and not boxes.num_unusable:
+        errors.add(NO_ANNOTATION, "the list 'annotations' is empty", "Export the set with them.")
+    elif len(boxes) and boxes.is_crowd_N.all():
+        errors.add(
+            ONLY_CROWDS,
+            f"all {len(boxes)} have iscrowd 1",
+            f"Crowds are neither trained nor measured. {CROWD_REMEDY}",
+        )
 
 
 def _check_ids(boxes: CocoBoxes, errors: Problems, notes: Problems) -> None:
     for annotation_id, count in Counter(boxes.annotation_id_N.tolist()).items():
         if count > 1:
-            errors.add(DUPLICATE_ID, f"{annotation_id} ({count} times)")
+            errors.add(DUPLICATE_ID, f"{shown(annotation_id)} ({count} times)")
     for file_name, count in Counter(image.file_name for image in boxes.images).items():
         if count > 1:
-            notes.add("file_name of several images", f"{file_name} ({count} times)")
+            notes.add("file_name of several images", f"{shown(file_name)} ({count} times)")
     with_boxes = set(boxes.image_index_N.tolist())
     for index, image in enumerate(boxes.images):
         if index not in with_boxes:
-            notes.add("image without boxes", image.file_name)
+            notes.add("image without boxes", shown(image.file_name))
 
 
 def _check_boxes(boxes: CocoBoxes, notes: Problems) -> None:
@@ -184,10 +211,17 @@ def _check_segmentations(boxes: CocoBoxes, errors: Problems, notes: Problems) ->
             continue
         try:
             rle = boxes.rle_of(index)
-            if rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
+        except SegmentationError as error:
+            errors.add(
+                f"{BAD_SEGMENTATION}: it must {error.rule}",
+                f"{_name_of(boxes, index)} ({error.got})",
+                error.remedy,
+            )
+        else:
+            if rle is not None and not area_of(rle):
+                errors.add(EMPTY_MASK, _name_of(boxes, index), "It is not measured.")
+            elif rle is not None and not _meets(boxes.box_xywh_N4[index], box_of_rle(rle)):
                 errors.add(NO_MEETING, _name_of(boxes, index))
-        except AnnotationError as error:
-            errors.add(BAD_SEGMENTATION, f"{_name_of(boxes, index)} ({error})")
 
 
 def _meets(box_xywh_4: NDArray[np.float64], segment_xywh_4: NDArray[np.float64]) -> bool:
@@ -203,10 +237,11 @@ def _check_images(
 ) -> NDArray[np.bool_]:
     """Decode every image; return which are readable."""
     is_readable = np.zeros(len(boxes.images), dtype=np.bool_)
-    findings = _findings_in_order(boxes.images, folder)
+    found = find_images(folder, FileNames(boxes.images))
+    findings = _findings_in_order(boxes.images, found)
     tracked = track(findings, "check", len(boxes.images), unit="images")
     for index, (problem, image_notes) in enumerate(tracked):
-        name = boxes.images[index].file_name
+        name = shown(boxes.images[index].file_name)
         if problem:
             kind, reason = problem
             errors.add(kind, f"{name} ({reason})" if reason else name)
@@ -216,27 +251,28 @@ def _check_images(
     return is_readable
 
 
-def _findings_in_order(images: Sequence[CocoImage], folder: Path) -> Iterator[_Findings]:
+def _findings_in_order(images: Sequence[CocoImage], found: FoundImages) -> Iterator[_Findings]:
     """Read images in threads (Pillow decodes without the GIL), a few at a time."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(images), _NUM_AHEAD):
-            ahead = images[start : start + _NUM_AHEAD]
-            yield from pool.map(partial(_findings_of_image, folder=folder), ahead)
+            ahead = range(start, min(start + _NUM_AHEAD, len(images)))
+            yield from pool.map(partial(_findings_of_image, images, found), ahead)
 
 
-def _findings_of_image(image: CocoImage, folder: Path) -> _Findings:
+def _findings_of_image(images: Sequence[CocoImage], found: FoundImages, index: int) -> _Findings:
     """Return an image's problem (kind and reason), and its notes."""
-    try:
-        path = find_image(folder, image.file_name)
-    except AnnotationError:
-        return (UNSAFE_NAME, ""), []
+    image = images[index]
+    path = found.path_of(index, image.file_name)
     if path is None:
-        return (MISSING_IMAGE, ""), []
+        kind = UNSAFE_NAME if leaves_folder(image.file_name) else MISSING_IMAGE
+        return (kind, found.reasons.get(index, "")), []
     try:
         decoded = decode_image(path, width=image.width, height=image.height)
     except AnnotationError as error:
         return (_KIND_OF_ERROR[type(error)], str(error)), []
     notes = []
+    if rule := found.rule_of(index):
+        notes.append(f"image found {rule}")
     if decoded.orientation != UPRIGHT:
         notes.append("image that EXIF rotates")
     if decoded.is_resized:

@@ -24,14 +24,16 @@ from mal.data.crops import (
     unit_box_in_window,
     xyxy_from_xywh,
 )
+from mal.data.image_table import FileNames
 from mal.data.images import read_image
 from mal.data.points import points_in_unit_window
+from mal.data.problems import CROWD_REMEDY
 from mal.data.sampler import ImagePools
 from mal.data.segmentations import mask_from_rle
 from mal.data.transforms import augment_colours
 from mal.errors import AnnotationError
 from mal.spec.experiment import ExperimentSpec
-from mal.storage import find_image
+from mal.storage import find_images
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +53,8 @@ class ImageReader:
     def __init__(self, boxes: CocoBoxes, folder: Path) -> None:
         self.boxes = boxes
         self.folder = folder
-        self.missing = frozenset(
-            index
-            for index, image in enumerate(boxes.images)
-            if find_image(folder, image.file_name) is None
-        )
+        self.found = find_images(folder, FileNames(boxes.images))
+        self.missing = frozenset(self.found.missing)
         self.max_bytes = DECODED_IMAGES_MAX_BYTES
         self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._num_bytes = 0
@@ -69,7 +68,7 @@ class ImageReader:
     def path_of(self, image_index: int) -> Path:
         """Return the path of an image; it need not exist."""
         name = self.boxes.images[image_index].file_name
-        return find_image(self.folder, name) or self.folder / name
+        return self.found.path_of(image_index, name) or self.folder / name
 
     def __call__(self, image_index: int) -> NDArray[np.uint8]:
         """Return an image as (H, W, 3) uint8 RGB in the orientation of its boxes.
@@ -133,8 +132,7 @@ class TrainingCrops(Dataset[CropBatch]):
                 return self.cut_clean(index, rng)
             except AnnotationError as error:
                 if offset == 0:
-                    annotation_id = self.reader.boxes.annotation_id_N[index]
-                    log.warning("annotation %d is skipped: %s", annotation_id, error)
+                    log.warning("%s is skipped: %s", self.reader.boxes.name_of(index), error)
                 last_error = error
         raise last_error
 
@@ -200,8 +198,7 @@ class PredictionCrops(Dataset[CropBatch | None]):
             image = self.reader(image_index)
         except AnnotationError as error:
             if image_index not in self.reader.missing:  # `open_image_set` names missing images
-                annotation_id = boxes.annotation_id_N[index]
-                log.warning("annotation %d gets an empty mask: %s", annotation_id, error)
+                log.warning("%s gets an empty mask: %s", boxes.name_of(index), error)
             return None
         return crop_around(
             boxes, index, image,
@@ -254,10 +251,17 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
         AnnotationError: None is left.
     """
     boxes = reader.boxes
+    if not len(boxes):
+        why = "it has no annotation"
+        if boxes.num_unusable:
+            why = f"none of its {boxes.num_unusable} annotations is usable"
+        raise AnnotationError(
+            f"Cannot train on {boxes.path}: {why}. Run mal dataset check to see the reasons."
+        )
     left_out = _left_out_boxes(reader, spec)
     keep_N = ~np.any([is_out_N for is_out_N, _ in left_out.values()], axis=0)
     counts = {why: int(is_out_N.sum()) for why, (is_out_N, _) in left_out.items()}
-    reasons = ", ".join(f"{count} {why}" for why, count in counts.items() if count) or "it is empty"
+    reasons = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
     if not keep_N.any():
         _, remedy = left_out[max(counts, key=lambda why: counts[why])]
         raise AnnotationError(
@@ -277,7 +281,10 @@ def _left_out_boxes(
     side_N = boxes.box_xywh_N4[:, 2:].min(axis=1, initial=np.inf)
     area_N = boxes.box_area_N
     left_out = {
-        "crowds": (boxes.is_crowd_N, "Give a set with boxes of single objects."),
+        "crowds": (
+            boxes.is_crowd_N,
+            f"Give a set with boxes of single objects. {CROWD_REMEDY}",
+        ),
         "without an image": (
             np.isin(boxes.image_index_N, list(reader.missing)),
             "Set dataset.train_img_dir to the folder of the images.",

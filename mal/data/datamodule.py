@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mal.data.annotations import CocoBoxes, Problems
+from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch, collate_crops
 from mal.data.crop_dataset import ImageReader, TrainingCrops
 from mal.data.formats import AUTO, open_annotations
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
+from mal.shown import shown
 from mal.spec.experiment import ExperimentSpec
 from mal.storage import open_image_folder
 
@@ -54,14 +55,19 @@ def open_image_set(
     if len(reader.missing) == len(boxes.images):
         raise AnnotationError(
             f"{image_uri} holds none of the {len(boxes.images)} images of {annotation_uri} (first: "
-            f"{boxes.images[0].file_name}). Set {_keys_of(key)}."
+            f"{_describe_missing(reader, 0)}). Set {_keys_of(key)}, or fix file_name."
         )
-    problems = Problems(dict(boxes.problems.subjects))
+    problems = boxes.problems.copy()
     for index in sorted(reader.missing):
-        problems.add("image missing", boxes.images[index].file_name)
+        problems.add("image missing", _describe_missing(reader, index))
     for line in problems.lines():
         log.warning("%s: %s", annotation_uri, line)
     return reader
+
+
+def _describe_missing(reader: ImageReader, index: int) -> str:
+    name, reason = shown(reader.boxes.images[index].file_name), reader.found.reasons.get(index)
+    return f"{name}, {reason}" if reason else name
 
 
 def training_loader(

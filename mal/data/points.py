@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mal.data.problems import Problems
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 ON, OFF, NO_POINT = 1, 0, -1
 NO_BOX = (math.nan,) * 4
@@ -31,7 +32,7 @@ BAD_LABEL = "label of a point that is neither 0 nor 1"
 CONTRADICTION = "points of one pixel with both labels"
 REFUSED_POINTS = (BAD_POINTS, BAD_LABEL, CONTRADICTION)
 
-_MAX_SHOWN = 60
+_MAX_COORDINATE_PX = 1e9
 _REMEDY = "Write [[x, y, label], ...] in pixels, label 1 on the object and 0 off it."
 _RULE_AND_REMEDY = {
     BAD_POINTS: ("points must be [x, y, label] each", _REMEDY),
@@ -204,11 +205,11 @@ def parse_points(value: Any, name: str) -> list[LabelledPoint]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(is_labelled_point(point) for point in value):
-        raise PointsError(BAD_POINTS, str(value)[:_MAX_SHOWN], name)
+        raise PointsError(BAD_POINTS, shown(value), name)
     label_of_pixel: dict[tuple[int, int], int] = {}
     for x, y, label in value:
         if label not in (ON, OFF):
-            raise PointsError(BAD_LABEL, f"{label} at ({x:g}, {y:g})", name)
+            raise PointsError(BAD_LABEL, f"{shown(label)} at ({x:g}, {y:g})", name)
         pixel = math.floor(x), math.floor(y)
         if label_of_pixel.setdefault(pixel, label) != label:
             raise PointsError(CONTRADICTION, f"labels 0 and 1 at {pixel}", name)
@@ -216,11 +217,14 @@ def parse_points(value: Any, name: str) -> list[LabelledPoint]:
 
 
 def is_labelled_point(point: Any) -> bool:
-    """Return whether a value is three finite numbers."""
+    """Return whether a value is three numbers that a pixel of an image can have."""
     return (
         isinstance(point, list | tuple)
         and len(point) == 3
-        and all(isinstance(number, int | float) and abs(number) < math.inf for number in point)
+        and all(
+            isinstance(number, int | float) and abs(number) <= _MAX_COORDINATE_PX
+            for number in point
+        )
     )
 
 

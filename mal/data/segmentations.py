@@ -15,12 +15,34 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.data.ids import exact_id
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 Rle = dict[str, Any]
 
 MIN_POLYGON_NUMBERS = 6
-_MAX_SHOWN = 60
+_POINT_NUMBERS = 2
+# Tools draw somewhat beyond the border. The rest is a mistake, and pycocotools takes five steps for
+# each pixel of an outline, about 125 bytes: without these limits up to all memory, or it crashes.
+_MAX_MARGIN = 4.0
+_MAX_OUTLINE_PX = 4_000_000
+_MAX_COORDINATE_PX = 1e9
+_MAX_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
+
+
+class SegmentationError(AnnotationError):
+    """A segmentation that is no mask of its image.
+
+    Attributes:
+        rule: What it must do or be.
+        got: What it is, without the rule.
+        remedy: What to do, as sentences.
+    """
+
+    def __init__(self, rule: str, got: str, remedy: str = "Fix or delete it.") -> None:
+        self.rule, self.got, self.remedy = rule, got, remedy
+        super().__init__(f"segmentation must {rule}, got {got}. {remedy}")
 
 
 def file_has_changed(path: Path) -> AnnotationError:
@@ -84,53 +106,66 @@ class Segmentations:
         return type(self)(self._path, self._start_N[rows], self._num_bytes_N[rows])
 
 
+def is_segmentation_given(segmentation: Any) -> bool:
+    """Return whether a field `segmentation` holds a mask; [], [[]], {} and "" are none."""
+    if not segmentation:
+        return False
+    return not (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+
+
 def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     """Convert polygons, uncompressed or compressed RLE to compressed RLE with `counts` as bytes.
 
     Raises:
-        AnnotationError: The segmentation is none of these, or of another size.
+        SegmentationError: The segmentation is none of these, of another size, or so far outside the
+            image that pycocotools would take gigabytes for it.
     """
     from pycocotools import mask as coco_mask
 
-    if _are_polygons(segmentation):
-        rles = coco_mask.frPyObjects(segmentation, height, width)
+    if isinstance(segmentation, list):
+        polygons = _polygons_from(segmentation)
+        _refuse_far_polygons(polygons, height, width)
+        flat: Any = [xy_K2.ravel().tolist() for xy_K2 in polygons]
+        rles = coco_mask.frPyObjects(flat, height, width)
         return dict(coco_mask.merge(rles))
-    try:
-        size = [int(side) for side in segmentation["size"]]
-        counts = segmentation["counts"]
-        counts = counts.encode("ascii") if isinstance(counts, str) else counts
-        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
-    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
-        raise AnnotationError(
-            "segmentation must be COCO polygons or RLE, got "
-            f"{str(segmentation)[:_MAX_SHOWN]}. Fix or delete it."
-        ) from error
+    size, counts, runs = _runs_of(segmentation)
     if size != [height, width]:
-        raise AnnotationError(
-            f"segmentation must be of the image's size {height} x {width}, got {size}. "
-            "Fix or delete it."
+        raise SegmentationError(
+            "have the size of its image",
+            f"size {shown(size)} for an image of height {height} and width {width}",
+            "The size of RLE is [height, width].",
         )
-    if runs.min(initial=0) < 0 or int(runs.sum()) != height * width:
-        raise AnnotationError(
-            f"segmentation must have runs of {height * width} pixels in all, got "
-            f"{int(runs.sum())}. Fix or delete it."
-        )
+    _refuse_other_sum(runs, height * width)
     if isinstance(counts, bytes):
         return {"size": size, "counts": counts}
     return dict(coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width))
 
 
-def box_of_segmentation(segmentation: Any, height: int, width: int) -> tuple[float, ...]:
-    """Return x, y, width and height of a segmentation in pixels; polygons may leave the image.
+def box_of_segmentation(segmentation: Any) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of a mask whose image's size is unknown; zeros for no pixel.
 
     Raises:
-        AnnotationError: As `rle_from_segmentation`.
+        SegmentationError: The segmentation is no mask.
     """
-    if _are_polygons(segmentation):
-        points = np.concatenate([np.asarray(part, dtype=np.float64) for part in segmentation])
-        low_2, high_2 = (edge(points.reshape(-1, 2), axis=0) for edge in (np.min, np.max))
-        return (*low_2.tolist(), *(high_2 - low_2).tolist())
-    return tuple(box_of_rle(rle_from_segmentation(segmentation, height, width)).tolist())
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, list):
+        xy_K2 = np.concatenate(_polygons_from(segmentation))
+        low_2 = xy_K2.min(axis=0)
+        return _four_floats(*low_2, *(xy_K2.max(axis=0) - low_2))
+    size, counts, runs = _runs_of(segmentation)
+    height, width = size
+    if min(size) <= 0 or height * width >= _MAX_PIXELS:
+        raise SegmentationError("have the size of its image", f"size {shown(size)}")
+    _refuse_other_sum(runs, height * width)
+    rle: Any = {"size": size, "counts": counts if isinstance(counts, bytes) else runs.tolist()}
+    if not isinstance(counts, bytes):
+        rle = coco_mask.frPyObjects(rle, height, width)
+    return _four_floats(*coco_mask.toBbox(rle))
+
+
+def _four_floats(x: Any, y: Any, width: Any, height: Any) -> tuple[float, float, float, float]:
+    return float(x), float(y), float(width), float(height)
 
 
 def box_of_rle(rle: Rle) -> NDArray[np.float64]:
@@ -147,27 +182,129 @@ def mask_from_rle(rle: Rle) -> NDArray[np.uint8]:
     return np.asarray(coco_mask.decode(cast("Any", rle)), dtype=np.uint8)
 
 
-def _are_polygons(segmentation: Any) -> bool:
-    return (
-        isinstance(segmentation, list)
-        and bool(segmentation)
-        and all(_is_polygon(part) for part in segmentation)
-    )
+def area_of(rle: Rle) -> int:
+    """Return the number of pixels of a mask, without decoding it."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(cast("Any", rle)))
 
 
-def _is_polygon(part: Any) -> bool:
-    return (
-        isinstance(part, list)
-        and len(part) >= MIN_POLYGON_NUMBERS
-        and len(part) % 2 == 0
-        and all(isinstance(value, int | float) and abs(value) < np.inf for value in part)
-    )
+def _polygons_from(parts: list[Any]) -> list[NDArray[np.float64]]:
+    """Return polygons as K points each; empty lists among them are left out.
+
+    Raises:
+        SegmentationError: They are no polygons.
+    """
+    parts = [part for part in parts if part != []]
+    if not parts:
+        raise SegmentationError("have a polygon", "an empty list")
+    if any(isinstance(part, int | float) for part in parts):
+        raise SegmentationError(
+            "be a list of polygons [[x, y, x, y, ...], ...]",
+            f"a flat list {shown(parts)}",
+            "Put the numbers of each polygon in brackets of their own.",
+        )
+    return [_points_of(part) for part in parts]
 
 
-def _runs_from_list(counts: Sequence[Any]) -> NDArray[np.int64]:
+def _points_of(part: Any) -> NDArray[np.float64]:
+    if not isinstance(part, list):
+        raise SegmentationError("be COCO polygons or RLE", shown(part, quoted=True))
+    if any(isinstance(point, list | dict) for point in part) or len(part) == _POINT_NUMBERS:
+        raise SegmentationError(
+            "have each polygon as a flat list [x, y, x, y, ...]",
+            f"a list of points, {shown(part)}",
+            "Write the numbers of all points of a polygon in one list.",
+        )
+    if not set(map(type, part)) <= {int, float}:
+        raise SegmentationError("have polygons of numbers", shown(part))
+    if len(part) < MIN_POLYGON_NUMBERS:
+        raise SegmentationError(
+            "have polygons of 3 points or more",
+            f"{len(part)} numbers, {shown(part)}",
+            "Two corners are a box: delete the segmentation.",
+        )
+    if len(part) % 2:
+        raise SegmentationError("have polygons of x and y", f"{len(part)} numbers, {shown(part)}")
+    try:
+        xy_K2 = np.array(part, dtype=np.float64).reshape(-1, 2)
+    except OverflowError:
+        xy_K2 = np.full((1, 2), np.inf)
+    if not np.all(np.abs(xy_K2) <= _MAX_COORDINATE_PX):  # NaN too
+        raise SegmentationError("have polygons inside its image", shown(part))
+    return xy_K2
+
+
+def _refuse_far_polygons(polygons: Sequence[NDArray[np.float64]], height: int, width: int) -> None:
+    """Refuse what makes pycocotools crash or take gigabytes: it draws every pixel of an outline."""
+    size, num_outline_px = np.array([width, height]), 0.0
+    for xy_K2 in polygons:
+        if np.any((xy_K2 < -_MAX_MARGIN * size) | (xy_K2 > (1 + _MAX_MARGIN) * size)):
+            raise SegmentationError(
+                "have polygons inside its image",
+                f"{shown(xy_K2.ravel().tolist())}, far outside {width} x {height}",
+                "Fix the polygon, or the image's width and height.",
+            )
+        num_outline_px += float(np.abs(np.diff(xy_K2, axis=0, append=xy_K2[:1])).max(axis=1).sum())
+    if num_outline_px > _MAX_OUTLINE_PX:
+        raise SegmentationError(
+            f"have an outline below {_MAX_OUTLINE_PX:,} px", f"{num_outline_px:,.0f} px"
+        )
+
+
+def _refuse_other_sum(runs: NDArray[np.int64], num_pixels: int) -> None:
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > num_pixels:
+        bad = runs[(runs < 0) | (runs > num_pixels)][0]
+        raise SegmentationError(
+            "have runs that fill its image", f"a run of {bad} of {num_pixels} pixels"
+        )
+    if int(runs.sum()) != num_pixels:
+        raise SegmentationError(
+            "have runs that fill its image", f"{int(runs.sum())} of {num_pixels} pixels in all"
+        )
+
+
+def _runs_of(segmentation: Any) -> tuple[list[int], bytes | list[Any], NDArray[np.int64]]:
+    """Return size, counts and run lengths of an RLE.
+
+    Raises:
+        SegmentationError: It is no RLE.
+    """
+    try:
+        size = [_whole_number(side) for side in segmentation["size"]]
+        counts = segmentation["counts"]
+        if isinstance(counts, str):
+            counts = _without_bytes_literal(counts).encode("ascii")
+        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+        raise SegmentationError(
+            "be COCO polygons or RLE", shown(segmentation, quoted=True)
+        ) from error
+    if len(size) != len(("height", "width")):
+        raise SegmentationError("be COCO polygons or RLE", f"size {shown(segmentation['size'])}")
+    return size, counts, runs
+
+
+def _without_bytes_literal(counts: str) -> str:
+    """Undo `str(counts)` of bytes, b'...': a quote cannot be in compressed counts."""
+    if counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1]:
+        return counts[2:-1].replace("\\\\", "\\")
+    return counts
+
+
+def _whole_number(value: Any) -> int:
+    number = exact_id(value)
+    if isinstance(number, str):
+        raise TypeError
+    return number
+
+
+def _runs_from_list(counts: Any) -> NDArray[np.int64]:
     if not isinstance(counts, list):
         raise TypeError
-    return np.array([int(count) for count in counts], dtype=np.int64)
+    if not set(map(type, counts)) <= {int}:
+        counts = [_whole_number(count) for count in counts]
+    return np.array(counts, dtype=np.int64)
 
 
 def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from mal.evaluation.average_precision import AP_METRICS, average_precision
 from mal.evaluation.baselines import compare_with_baselines
 from mal.labeling.coco_rle import area_of_rle, box_of_rle, box_rle, ellipse_rle, ious_with_rle
 from mal.labeling.masks import InstanceMask
+from mal.shown import shown
 
 SIZES = ("small", "medium", "large")
 
@@ -246,7 +247,7 @@ def _mask_by_index(
                 f"predictions must belong to the {len(boxes)} boxes of {boxes.path}, got one for "
                 f"row {mask.index}. Predict this set again."
             )
-        annotation = f"annotation {boxes.annotation_id_N[mask.index]}"
+        annotation = boxes.name_of(mask.index)
         if mask.index in mask_of:
             raise ArtifactError(
                 f"predictions must be one a box, got two for {annotation} in {boxes.path}. "
@@ -256,15 +257,16 @@ def _mask_by_index(
         if list(mask.rle["size"]) != [image.height, image.width]:
             raise ArtifactError(
                 f"mask of {annotation} must be of the image's size {image.height} x "
-                f"{image.width}, got {list(mask.rle['size'])}. Predict {image.file_name} again."
+                f"{image.width}, got {list(mask.rle['size'])}. Predict "
+                f"{shown(image.file_name)} again."
             )
         mask_of[mask.index] = mask
     missing = [int(index) for index in needed_indices if int(index) not in mask_of]
     if missing:
-        first = boxes.annotation_id_N[missing[0]]
         raise ArtifactError(
             f"predictions must cover every box of {boxes.path}, got none for {len(missing)} of "
-            f"{len(needed_indices)} (first: annotation {first}). Predict them all, then measure."
+            f"{len(needed_indices)} (first: {boxes.name_of(missing[0])}). Predict them all, then "
+            "measure."
         )
     return mask_of
 

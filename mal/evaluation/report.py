@@ -28,6 +28,7 @@ from mal.evaluation.metrics import (
 from mal.evaluation.metrics_text import reason_unmeasured, skipped_objects
 from mal.evaluation.pictures import Picture, draw_object
 from mal.labeling.masks import InstanceMask, PredictedMasks
+from mal.shown import shown
 
 MAX_PAGE_BYTES = 3_000_000
 PICTURES_PER_GALLERY = 12
@@ -79,7 +80,7 @@ class Card:
     picture: Picture | None
     alt: str
     file_name: str
-    annotation_id: int
+    annotation_id: str
     category: str
     iou: float | None
     score: float
@@ -251,15 +252,15 @@ class _Page:
         boxes, mask = self._boxes, self._masks.mask_of(index)
         image = boxes.image_of(index)
         category = self._category_names[int(boxes.category_id_N[index])]
-        annotation_id = int(boxes.annotation_id_N[index])
+        file_name = shown(image.file_name)
         true = self._true_rle(index)
         iou = self._iou_of.get(index)
         measured = f", IoU {iou:.2f}" if iou is not None else ""
         return Card(
             picture=self._draw(mask, true),
-            alt=f"{category} in {image.file_name}: mask drawn on the image{measured}",
-            file_name=image.file_name,
-            annotation_id=annotation_id,
+            alt=f"{category} in {file_name}: mask drawn on the image{measured}",
+            file_name=file_name,
+            annotation_id=shown(boxes.annotation_id_of(index)),
             category=category,
             iou=iou,
             score=mask.score,

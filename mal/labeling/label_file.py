@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mal.data.annotation_columns import UNUSABLE, int64_from
 from mal.data.annotation_stream import Entry, read_members, write_members
 from mal.data.annotations import CocoBoxes
+from mal.data.entry_values import box_of, takes_box_of_segmentation
+from mal.data.ids import IdLookup
+from mal.data.image_table import lookup_of
 from mal.data.points import is_without_box
+from mal.data.problems import FieldError
 from mal.data.segmentations import file_has_changed
 from mal.labeling.coco_rle import empty_rle, rle_to_json
 from mal.labeling.masks import PredictedMasks
@@ -55,19 +58,23 @@ def _with_masks(entries: Iterable[Entry], boxes: CocoBoxes, masks: PredictedMask
     Raises:
         AnnotationError: A box differs from the one that was read.
     """
-    sizes: dict[int | None, tuple[int, int]] = {}  # filled when the first is needed
+    lookup: IdLookup | None = None  # created when the first is needed
     row = 0  # the next usable box: `boxes` has the order of the file
     for position, (annotation, _, _) in enumerate(entries):
         if row < len(boxes) and boxes.annotation_position_N[row] == position:
             if not _is_same(annotation, boxes, row):
                 raise file_has_changed(boxes.path)
             mask = masks.mask_of(row)
+            if takes_box_of_segmentation(annotation) and not is_without_box(annotation):
+                # The segmentation, from which the box comes, is replaced.
+                annotation["bbox"] = boxes.box_xywh_N4[row].tolist()
             _set_mask(annotation, mask.rle, mask.area, round(mask.score, 6))
             annotation.update(_prompt_fields(boxes, row))
             row += 1
         elif isinstance(annotation, dict):
-            sizes = sizes or {image.id: (image.height, image.width) for image in boxes.images}
-            size = sizes.get(_id_from(annotation.get("image_id")), (0, 0))
+            lookup = lookup or lookup_of(boxes.images)
+            index = lookup.find_value(annotation.get("image_id"))
+            size = (boxes.images[index].height, boxes.images[index].width) if index >= 0 else (0, 0)
             _set_mask(annotation, empty_rle(*size), 0, 0.0)
         yield annotation
     if row < len(boxes):
@@ -80,13 +87,6 @@ def _set_mask(annotation: dict[str, Any], rle: dict[str, Any], area: int, score:
     annotation.pop("estimated_bbox", None)
     if annotation.get("prompt") in PROMPTS:  # any other value is the user's own field
         del annotation["prompt"]
-
-
-def _id_from(value: Any) -> int | None:
-    try:
-        return int64_from(value)
-    except UNUSABLE:
-        return None
 
 
 def _prompt_fields(boxes: CocoBoxes, row: int) -> dict[str, Any]:
@@ -102,7 +102,8 @@ def _is_same(annotation: Any, boxes: CocoBoxes, row: int) -> bool:
     if boxes.points is not None and boxes.points.is_without_box_N[row]:
         return isinstance(annotation, dict) and is_without_box(annotation)
     try:
-        box_xywh = [float(value) for value in annotation["bbox"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return isinstance(annotation, dict) and np.array_equal(
+            box_of(annotation), boxes.box_xywh_N4[row]
+        )
+    except FieldError:
         return False
-    return np.array_equal(box_xywh, boxes.box_xywh_N4[row])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.artifacts import writing_atomically
+from mal.data.entry_values import file_name_of
+from mal.data.ids import AMBIGUOUS, UNKNOWN, IdError, IdLookup, exact_id
+from mal.data.problems import FieldError
 from mal.errors import ArtifactError
 from mal.registry.json_stream import stream_entries
 
@@ -30,7 +33,7 @@ class BoxIndex:
     """The boxes of a file.
 
     Attributes:
-        identity_N: The COCO id, or its hash if it is not a number.
+        identity_N: The id of each annotation, or its hash if it is not a number.
         content_N: Hash of file name, category name, bbox, points and crowd. Ids of images and
             categories are left out, because tools renumber them on every export.
     """
@@ -87,15 +90,36 @@ def index_boxes(path: Path) -> tuple[BoxIndex, list[str]]:
     Raises:
         AnnotationError: The file is not JSON.
     """
-    # Ids as text: a broken file may have any JSON value as an id.
-    file_names = {str(i.get("id")): str(i.get("file_name")) for i in _entries(path, "images")}
-    categories = {str(c.get("id")): str(c.get("name")) for c in _entries(path, "categories")}
+    file_names = _Names(path, "images", lambda image: file_name_of(image)[0])
+    categories = _Names(path, "categories", lambda category: str(category.get("name")))
     identities, contents = array("Q"), array("Q")
     for position, entry in enumerate(_entries(path, "annotations")):
         identities.append(_identity_of(entry.get("id", position + 1)))
         contents.append(_hash(_content_of(entry, file_names, categories)))
     index = BoxIndex(np.array(identities, np.uint64), np.array(contents, np.uint64))
-    return index, list(file_names.values())
+    return index, list(dict.fromkeys(file_names.all))
+
+
+class _Names:
+    """The names of images or categories by id."""
+
+    def __init__(self, path: Path, key: str, name_of: Callable[[Mapping[str, Any]], str]) -> None:
+        self.all: list[str] = []
+        self._lookup = IdLookup()
+        for entry in _entries(path, key):
+            try:
+                one, name = exact_id(entry.get("id")), name_of(entry)
+            except (IdError, FieldError):
+                continue
+            known = self._lookup.find(one) if one in self._lookup else UNKNOWN
+            is_other = known == AMBIGUOUS or (known >= 0 and self.all[known] != name)
+            self._lookup.add(one, AMBIGUOUS if is_other else len(self.all))
+            self.all.append(name)
+
+    def of(self, value: Any) -> str | None:
+        """Return the name for an id; None for no name or several."""
+        index = self._lookup.find_value(value)
+        return self.all[index] if index >= 0 else None
 
 
 def count_changes(before: BoxIndex, after: BoxIndex) -> BoxChanges:
@@ -126,14 +150,12 @@ def _entries(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
     return (entry for entry in stream_entries(path, key) if isinstance(entry, dict))
 
 
-def _content_of(
-    entry: Mapping[str, Any], file_names: Mapping[str, str], categories: Mapping[str, str]
-) -> object:
-    category = str(entry.get("category_id"))
+def _content_of(entry: Mapping[str, Any], file_names: _Names, categories: _Names) -> object:
+    category = entry.get("category_id")
     points = entry.get("points") or None
     return (
-        file_names.get(str(entry.get("image_id"))),
-        categories.get(category, category),
+        file_names.of(entry.get("image_id")),
+        categories.of(category) or str(category),
         _as_floats(entry.get("bbox")),
         [*map(_as_floats, points)] if isinstance(points, list) else points,
         bool(entry.get("iscrowd")),
@@ -149,7 +171,11 @@ def _as_floats(values: Any) -> Any:
 
 
 def _identity_of(coco_id: Any) -> int:
-    return coco_id if type(coco_id) is int and 0 <= coco_id < _MAX_ID else _hash(coco_id)
+    try:
+        one = exact_id(coco_id)
+    except IdError:
+        return _hash(coco_id)
+    return one if isinstance(one, int) and 0 <= one < _MAX_ID else _hash(one)
 
 
 def _hash(value: object) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from mal.artifacts import sha256_of_file, write_json
 from mal.data.formats import open_annotations
 from mal.errors import AnnotationError, ArtifactError
+from mal.shown import shown
 from mal.storage import ImageFile, describe_images, redact_uri
 
 FORMAT_VERSION = 1
@@ -187,7 +188,8 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     if not files:
         raise AnnotationError(
             f"{name}_images must hold the annotated images, got none of {len(boxes.images)} in "
-            f"{redact_uri(images)} (for example {boxes.images[0].file_name}). Check the folder."
+            f"{redact_uri(images)} (for example {shown(boxes.images[0].file_name)}). Check the "
+            "folder."
         )
     return SplitSnapshot(
         images_uri=images,

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
+from mal.redaction import redact_text
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 from mal.spec.uri_list import join_uris
 
@@ -51,7 +52,9 @@ def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
 
 
 def yaml_text(value: Any) -> str:
-    """Return a plain value as YAML on one line, shortened if it is long."""
+    """Return a plain value as YAML on one line, without secrets, shortened if it is long."""
+    if isinstance(value, str):
+        value = redact_text(value)
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from mal.errors import SpecError
-from mal.spec.convert import convert_value, is_number, remedy_for, yaml_text
+from mal.redaction import holds_secret, redact_uri
+from mal.spec.convert import convert_value, remedy_for, yaml_text
 from mal.spec.experiment import ACTIONS, ExperimentSpec
 from mal.spec.rules import combination_problems
 from mal.spec.setting import REQUIRED, Setting
@@ -43,9 +44,6 @@ ACTION_SECTIONS = {
     "inference": ("dataset", "model", "train", "inference", "wandb"),
     "export": ("dataset", "model", "train", "export"),
 }
-
-# User and password in a URI would be part of every record of a run.
-CREDENTIALS_PATTERN = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
 
 ALIASES = {"model.crop_size": "dataset.crop_size", "model.load_mask": "dataset.load_mask"}
 SHORTHANDS = {
@@ -75,13 +73,11 @@ class _Given:
         value: The value as YAML parses it.
         written_key: The key as written, perhaps an alias or a shorthand.
         file: The file of the value; '' for none.
-        text: The text of an override as typed; None for a value of a file.
     """
 
     value: Any
     written_key: str
     file: str
-    text: str | None
 
     @property
     def in_file(self) -> str:
@@ -102,7 +98,7 @@ def load_spec(
     Args:
         action: train, evaluate, inference or export; its required keys must be set.
         source: A YAML file, `recipe:NAME`, a mapping, or several of these; the later wins.
-        overrides: `dotted.key=value` with YAML values; they win over every source.
+        overrides: `dotted.key=value`; they win over every source.
         fixed: Values by dotted key; they win over the overrides.
         find_missing: Returns problems of missing inputs by key; only called when the spec already
             has problems, since the missing keys of a correct spec may be set later.
@@ -116,15 +112,13 @@ def load_spec(
         raise SpecError(f"action must be known, got {action}. Use one of {', '.join(ACTIONS)}.")
     sources = [source] if isinstance(source, str | Path | Mapping) else list(source)
     problems: list[str] = []
-    contents: list[tuple[Mapping[Any, Any], str, str | None]] = list(
-        _read_sources(sources, problems)
-    )
+    contents: list[tuple[Mapping[Any, Any], str]] = list(_read_sources(sources, problems))
     is_read_whole = not problems
-    contents += _read_overrides(overrides, problems)
-    contents.append((fixed or {}, "", None))
+    contents += [(content, "") for content in _read_overrides(overrides, problems)]
+    contents.append((fixed or {}, ""))
     given: dict[str, _Given] = {}
-    for content, file, text in contents:
-        given.update(_known_settings(content, file, text, problems))
+    for content, file in contents:
+        given.update(_known_settings(content, file, problems))
     _drop_ignored(given)
     spec = ExperimentSpec()
     unusable = [
@@ -173,36 +167,43 @@ SECTIONS = {key.rpartition(".")[0] for key in _SETTINGS} - {""}
 
 def _read_sources(
     sources: Sequence[SpecSource], problems: list[str]
-) -> Iterator[tuple[Mapping[Any, Any], str, None]]:
+) -> Iterator[tuple[Mapping[Any, Any], str]]:
     """Yield the content of each source and its file; later ones win."""
     for source in sources:
         if isinstance(source, Mapping):
-            yield source, "", None
+            yield source, ""
             continue
         try:
-            yield read_spec_file(str(source)), str(source), None
+            yield read_spec_file(str(source)), str(source)
         except SpecError as error:
             problems += error.problems
 
 
-def _read_overrides(
-    overrides: Sequence[str], problems: list[str]
-) -> Iterator[tuple[Mapping[Any, Any], str, str]]:
-    """Yield the content of each override, no file, and its text."""
+def _read_overrides(overrides: Sequence[str], problems: list[str]) -> Iterator[Mapping[Any, Any]]:
+    """Yield the content of each override."""
     for override in overrides:
         try:
-            yield parse_override(override), "", override.partition("=")[2].strip()
+            yield parse_override(override, type_of=_type_of)
         except SpecError as error:
             problems += error.problems
+
+
+def _type_of(key: str) -> Any:
+    """Return the type of a key, an alias or a shorthand; None for a section or an unknown key."""
+    for name in SHORTHANDS.get(key, (ALIASES.get(key, key),)):
+        if name in _SETTINGS:
+            hint, facts, _ = _SETTINGS[name]
+            return str | list[str] if facts.is_uri_list else hint
+    return None
 
 
 def _known_settings(
-    content: Mapping[Any, Any], file: str, text: str | None, problems: list[str]
+    content: Mapping[Any, Any], file: str, problems: list[str]
 ) -> dict[str, _Given]:
     """Replace aliases and shorthands; report unknown keys with the nearest known one."""
     known: dict[str, _Given] = {}
     for key, value in flatten(content, SECTIONS).items():
-        entry = _Given(value, key, file, text if key in content else None)
+        entry = _Given(value, key, file)
         if key in SHORTHANDS:
             known.update(dict.fromkeys(SHORTHANDS[key], entry))
         elif ALIASES.get(key, key) in _SETTINGS:
@@ -248,18 +249,12 @@ def _assign(
             return True
         problems.append(f"{key} must be set, got ???{entry.in_file}. Write {key}=VALUE.")
         return False
-    is_typed_number = is_free_text and entry.text is not None and is_number(entry.value)
-    given = entry.text if is_typed_number else entry.value
-    value, rule = convert_value(given, hint, facts)
-    if (
-        rule is None
-        and is_free_text
-        and any(re.match(CREDENTIALS_PATTERN, uri) for uri in split_uris(value))
-    ):
-        shown = re.sub("//[^/\\s]*@", "//", value)
+    value, rule = convert_value(entry.value, hint, facts)
+    secret = next((text for text in _texts_of(value) if holds_secret(text)), None)
+    if rule is None and secret is not None:
         problems.append(
             f"{entry.written_key} must not contain credentials, got some in "
-            f"{shown}{entry.in_file}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            f"{redact_uri(secret)}{entry.in_file}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
         return False
     if rule is None:
@@ -269,8 +264,16 @@ def _assign(
     if not any(
         problem.startswith(sentence) for problem in problems
     ):  # a shorthand sets several keys
-        problems.append(f"{sentence} {remedy_for(given, hint, facts, default)}")
+        problems.append(f"{sentence} {remedy_for(entry.value, hint, facts, default)}")
     return False
+
+
+def _texts_of(value: Any) -> list[str]:
+    """Return a value, or the items of a list, that are text."""
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, str):
+        items = split_uris(value)
+    return [item for item in items if isinstance(item, str)]
 
 
 def is_needed(key: str, action: str) -> bool:

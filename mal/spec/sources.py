@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
-from collections.abc import Collection, Hashable, Mapping
+import typing
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,19 @@ _SpecLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
+)
+
+
+class _TextLoader(_SpecLoader):
+    """The same, but every scalar is text: `07` is the name of a file."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+# YAML's other numbers, such as 010 (8), 1:30 (90) and 1_000, are rarely what a shell user means.
+_JSON_LIKE = re.compile(
+    r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|nan)|true|false|null",
+    re.IGNORECASE,
 )
 
 
@@ -100,34 +116,72 @@ def parse_spec_text(text: str, name: str) -> Mapping[str, Any]:
     return content
 
 
-def parse_override(override: str) -> Mapping[str, Any]:
-    """Parse `dotted.key=value` with a YAML value.
+def parse_override(override: str, *, type_of: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """Parse `dotted.key=value`; `type_of` returns the type of a key, None for an unknown one.
+
+    A shell user writes a path as it is: `#`, `: `, `*` and `07` are YAML, and names of folders. So
+    only a value that looks like JSON is YAML, and the value of a text key only where it is quoted.
 
     Raises:
         SpecError: It is not of this form.
     """
     key, separator, text = override.partition("=")
-    key = key.strip()
+    key, text = key.strip(), text.strip()
     if not separator or not key:
         raise SpecError(
             f"override must read key=value, got {yaml_text(override)}. Write it like train.lr=1e-4."
         )
-    if not text.strip():
-        return {key: ""}
+    value_type = type_of(key) if type_of else None
     try:
-        return {key: parse_yaml(text, key)}
+        return {
+            key: _parse_text(text, value_type)
+            if _is_of_texts(value_type)
+            else parse_json_like(text)
+        }
     except SpecError as error:
         raise SpecError(f"{key} must be a YAML value, got {yaml_text(text)}. Quote it.") from error
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_json_like(text: str) -> Any:
+    """Parse a number, true, false, null, [..], {..} or a quoted text; another text is itself.
+
+    Raises:
+        SpecError: Brackets or quotes are not closed.
+    """
+    if not text.startswith(("[", "{", '"', "'")) and not _JSON_LIKE.fullmatch(text):
+        return text
+    return parse_yaml(text, "the value")
+
+
+def _parse_text(text: str, value_type: Any) -> Any:
+    """Parse the value of a key of text, or of a list of texts (or of either)."""
+    takes_list = value_type is not str
+    if takes_list and text.startswith("[") and text.endswith("]"):
+        return parse_yaml(text, "the value", _TextLoader)
+    if text == "null":
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        with contextlib.suppress(ValueError):  # YAML cannot read each JSON string
+            return str(json.loads(text))
+        with contextlib.suppress(SpecError):
+            return parse_yaml(text, "the value")
+    return text
+
+
+def _is_of_texts(value_type: Any) -> bool:
+    """Whether a type is `str`, a list of it, or a union of these."""
+    arguments = typing.get_args(value_type)
+    return all(map(_is_of_texts, arguments)) if arguments else value_type is str
+
+
+def parse_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _SpecLoader) -> Any:
     """Parse YAML; a tag never constructs an object.
 
     Raises:
         SpecError: The text is not YAML.
     """
     try:
-        return yaml.load(text, Loader=_SpecLoader)
+        return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(
             f"spec must be valid YAML, got an error in {name} ({_reason(error)}). Fix it."

@@ -32,7 +32,7 @@ from mal.artifacts import (
 from mal.errors import MalError, SpecError
 from mal.spec import ExperimentSpec
 from mal.storage import redact_uri
-from mal.storage.image_folder import IMAGE_SUFFIXES
+from mal.storage.image_search import is_image_name
 from mal.storage.uris import parse_remote_uri
 from mal.tao.data_sources import data_uris
 from mal.tao.paths import shortened, wrap_path_errors
@@ -178,8 +178,7 @@ class _Output:
         """Whether writing it overwrites an input."""
         if not self.names:
             return self.location.is_same(found) or (
-                found.contains(self.location)
-                and self.location.path.suffix.lower() in IMAGE_SUFFIXES
+                found.contains(self.location) and is_image_name(self.location.path.name)
             )
         if self.location.is_remote != found.is_remote:
             return False

@@ -13,6 +13,7 @@ Annotations and labels are read and written entry by entry; the disk holds whole
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -26,11 +27,15 @@ from typing import Any
 
 from mal import __version__
 from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
+from mal.data.entry_values import file_name_of
 from mal.data.formats import open_annotations
+from mal.data.ids import Id, group_of_id
+from mal.data.problems import FieldError
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
 from mal.registry.snapshot import sha256_of, sha256_of_images
+from mal.shown import shown
 from mal.spec import ExperimentSpec
 from mal.steps.specs import LABELS_FILE, step_spec
 from mal.storage import (
@@ -94,19 +99,19 @@ class ShardPlan:
     """The assignment of images, with their boxes, to shards.
 
     Attributes:
-        shard_of_image: Shard number by image id, as text.
+        shard_of_image: Shard number by `group_of_id` of the image id: images whose ids may match
+            the same annotation are in one shard, which then sees that this is ambiguous.
         num_images: Number of images by shard.
         num_boxes: Number of boxes by shard.
     """
 
-    shard_of_image: Mapping[str, int]
+    shard_of_image: Mapping[Id | None, int]
     num_images: Sequence[int]
     num_boxes: Sequence[int]
 
     def shard_of_box(self, box: Any) -> int:
         """Return the shard of an annotation; the first for an annotation without a known image."""
-        image = box.get("image_id") if isinstance(box, dict) else None
-        return self.shard_of_image.get(str(image), 0)
+        return self.shard_of_image.get(_image_of_box(box), 0)
 
 
 def plan_shards(annotations: Path, boxes_per_shard: int) -> ShardPlan:
@@ -115,14 +120,14 @@ def plan_shards(annotations: Path, boxes_per_shard: int) -> ShardPlan:
     Raises:
         AnnotationError: There are no images, or too many shards.
     """
-    boxes_of: dict[str, int] = {}
+    boxes_of: dict[Id | None, int] = {}
     for box in stream_entries(annotations, "annotations"):
-        image = str(box.get("image_id") if isinstance(box, dict) else None)
+        image = _image_of_box(box)
         boxes_of[image] = boxes_of.get(image, 0) + 1
-    shard_of_image: dict[str, int] = {}
+    shard_of_image: dict[Id | None, int] = {}
     num_images, num_boxes = [0], [0]
     for entry in _images(annotations):
-        image = str(entry.get("id"))
+        image = group_of_id(entry.get("id"))
         if num_boxes[-1] and num_boxes[-1] + boxes_of.get(image, 0) > boxes_per_shard:
             num_images.append(0)
             num_boxes.append(0)
@@ -363,8 +368,11 @@ def _in_order_of(annotations: Path, labels: Sequence[str], plan: ShardPlan) -> I
     for box in stream_entries(annotations, "annotations"):
         number = plan.shard_of_box(box)
         label = next(shards[number], None)
-        if _identity(label) != _identity(box):
-            raise _mismatch(labels[number], f"{_identity(label)} instead of {_identity(box)}")
+        # NaN is not equal to itself, but to its own text.
+        if _identity(label) != _identity(box) and repr(_identity(label)) != repr(_identity(box)):
+            raise _mismatch(
+                labels[number], f"{shown(_identity(label))} instead of {shown(_identity(box))}"
+            )
         yield label
     for uri, rest in zip(labels, shards, strict=True):
         if next(rest, None) is not None:
@@ -399,6 +407,10 @@ def _identity(box: Any) -> Any:
     return (box.get("id"), box.get("image_id")) if isinstance(box, dict) else box
 
 
+def _image_of_box(box: Any) -> Id | None:
+    return group_of_id(box.get("image_id")) if isinstance(box, dict) else None
+
+
 def _put_annotations(annotations: Path, plan: ShardPlan, shards: Sequence[Shard]) -> None:
     with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
         _write_shards(annotations, plan, Path(scratch))
@@ -410,7 +422,7 @@ def _put_annotations(annotations: Path, plan: ShardPlan, shards: Sequence[Shard]
 def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
     """Write `folder/NUMBER/annotations.json` of every shard."""
     shards_of_images = (
-        (plan.shard_of_image[str(image.get("id"))], image) for image in _images(annotations)
+        (plan.shard_of_image[group_of_id(image.get("id"))], image) for image in _images(annotations)
     )
     shards_of_boxes = (
         (plan.shard_of_box(box), box) for box in stream_entries(annotations, "annotations")
@@ -440,7 +452,11 @@ def _images(annotations: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_names(annotations: Path) -> list[str]:
-    return [str(image.get("file_name")) for image in _images(annotations)]
+    names = []
+    for image in _images(annotations):
+        with contextlib.suppress(FieldError):
+            names.append(file_name_of(image)[0])
+    return names
 
 
 def _append(buffered: dict[int, list[str]], folder: Path, key: str) -> None:

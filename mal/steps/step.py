@@ -26,6 +26,7 @@ from mal.artifacts import (
 )
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError
 from mal.lineage.page_record import with_record
+from mal.redaction import redact_text
 from mal.registry.snapshot import DatasetManifest, read_dataset_manifest
 from mal.runtime import Interrupted, set_up_logging
 from mal.spec import ExperimentSpec, spec_as_dict
@@ -243,7 +244,13 @@ def _describe(artifact: StepArtifact, *metadata: Mapping[str, Any]) -> None:
     for values in metadata:
         known |= values
     assert all(type(value) in (str, float) for value in known.values()), "KFP changes other types"
-    artifact.metadata.update({name: value for name, value in known.items() if value != ""})
+    artifact.metadata.update(
+        {
+            name: redact_text(value) if isinstance(value, str) else value
+            for name, value in known.items()
+            if value != ""
+        }
+    )
 
 
 def replace_links_by_files(folder: Path) -> None:

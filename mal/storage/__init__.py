@@ -3,6 +3,7 @@
 Every function raises StorageError if a file, disk or object store gives an error.
 """
 
+from mal.redaction import redact_uri
 from mal.storage.background import BackgroundUpload
 from mal.storage.cache import fetch_file
 from mal.storage.documents import (
@@ -22,15 +23,16 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
+from mal.storage.image_search import FoundImages, find_images
 from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
-from mal.storage.uris import redact_uri
 
 __all__ = [
     "ABSENT",
     "BackgroundUpload",
     "ConflictError",
     "Document",
+    "FoundImages",
     "ImageFile",
     "ResultsFolder",
     "child_uri",
@@ -42,6 +44,7 @@ __all__ = [
     "fetch_images",
     "fetch_results",
     "find_image",
+    "find_images",
     "impatient",
     "list_files",
     "open_image_folder",

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from mal.errors import StorageError
+from mal.redaction import redact_uri
 from mal.storage.archives import relative_path_of
 from mal.storage.cache import build_folder_once, check_room, fetch_object, key_of
 from mal.storage.objects import StoredObject, list_objects
-from mal.storage.uris import RemoteUri, parse_remote_uri, redact_uri
+from mal.storage.uris import RemoteUri, parse_remote_uri
 
 ANNOTATION_SUFFIXES = (".json", ".txt", ".xml", ".yaml", ".yml", ".names", ".labels")
 

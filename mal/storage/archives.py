@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import lzma
 import shutil
 import stat
 import tarfile
@@ -17,18 +18,28 @@ from typing import IO
 
 from mal.errors import StorageError
 from mal.storage.cache import check_room
+from mal.storage.file_kinds import describe_content
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 _COPY_BYTES = 1 << 20
 _ROOM_CHECK_BYTES = 64 << 20
 _IS_ENCRYPTED = 0x1
+_MAX_SHOWN_CHARS = 120
+_READ_COMPRESSIONS = frozenset(
+    {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+)
+_COMPRESSIONS = {
+    1: "Shrink", 6: "Implode", 9: "Deflate64 (Windows Explorer uses it for large files)",
+    93: "Zstandard", 95: "XZ", 96: "JPEG", 97: "WavPack", 98: "PPMd", 99: "AES encryption",
+}  # fmt: skip
 _UNWRITABLE_NAME_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _BROKEN_ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     NotImplementedError,
 )
@@ -70,10 +81,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
             with member.open() as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
     except _BROKEN_ARCHIVE_ERRORS as error:
-        raise StorageError(
-            f"Cannot unpack {archive}: {str(error).partition(chr(10))[0].rstrip(':')}. Copy or "
-            "pack it again."
-        ) from error
+        raise StorageError(f"Cannot unpack {archive}: {_reason_of(error, archive)}") from error
     except OSError as error:
         if error.errno not in _UNWRITABLE_NAME_ERRORS:
             raise
@@ -82,6 +90,15 @@ def unpack_archive(archive: Path, folder: Path) -> None:
             f"{Path(error.filename).name[:80]!r}. Two members have one name, or a name is too "
             "long. Pack it again."
         ) from error
+
+
+def _reason_of(error: Exception, archive: Path) -> str:
+    """Return why an archive cannot be read, and what to do."""
+    what, remedy = describe_content(archive)
+    is_zip = archive.name.lower().endswith(".zip")
+    if what and not what.startswith("a zip" if is_zip else ("a gzip", "a compressed", "a tar")):
+        return f"it is {what}. {remedy}"
+    return f"{str(error).partition(chr(10))[0].rstrip(':')}. Copy or pack it again."
 
 
 def relative_path_of(name: str, where: str) -> PurePosixPath:
@@ -93,8 +110,8 @@ def relative_path_of(name: str, where: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise StorageError(
-            f"member {name!r} of {where} leads out of its folder. Pack it again with relative "
-            "paths."
+            f"member {name[:_MAX_SHOWN_CHARS]!r} of {where} leads out of its folder. Pack it again "
+            "with relative paths."
         )
     return path
 
@@ -107,6 +124,9 @@ def _tar_members(archive: Path, _folder: Path) -> Iterator[_Member]:
             elif not info.isdir():
                 _refuse_kind(info.name, archive)
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+        # The checksum of all bytes is behind the last member, where tarfile does not look.
+        while tar.fileobj is not None and tar.fileobj.read(_COPY_BYTES):
+            pass
 
 
 def _open_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -128,14 +148,21 @@ def _zip_members(archive: Path, folder: Path) -> Iterator[_Member]:
                     f"Cannot unpack {archive}: {info.filename!r} is encrypted. Pack it again "
                     "without a password."
                 )
+            if info.compress_type not in _READ_COMPRESSIONS:
+                name = _COMPRESSIONS.get(info.compress_type, f"method {info.compress_type}")
+                raise StorageError(
+                    f"Cannot unpack {archive}: {info.filename[:_MAX_SHOWN_CHARS]!r} is compressed "
+                    f"with {name}, which is not read. Unpack it, and give the folder or pack it "
+                    "with Deflate."
+                )
             if not info.is_dir():
                 yield _Member(info.filename, info.file_size, partial(packed.open, info))
 
 
 def _refuse_kind(name: str, archive: Path) -> None:
     raise StorageError(
-        f"member {name!r} of {archive} is a link or a device. Pack only files and folders (tar -h "
-        "packs the targets of links)."
+        f"member {name[:_MAX_SHOWN_CHARS]!r} of {archive} is a link or a device. Pack only files "
+        "and folders (tar -h packs the targets of links)."
     )
 
 

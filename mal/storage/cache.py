@@ -25,8 +25,9 @@ from typing import TypeVar
 
 from mal.artifacts import write_json, writing_atomically
 from mal.errors import StorageError
+from mal.redaction import redact_uri
 from mal.storage.objects import StoredObject, download_object, head_object
-from mal.storage.uris import RemoteUri, parse_remote_uri, redact_uri
+from mal.storage.uris import RemoteUri, parse_remote_uri
 
 CACHE_VARIABLE = "MAL_CACHE_DIR"
 

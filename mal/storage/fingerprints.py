@@ -17,7 +17,8 @@ from mal.storage.annotation_folder import (
 )
 from mal.storage.archives import is_archive
 from mal.storage.cache import fetched_file
-from mal.storage.image_folder import IMAGE_SUFFIXES, list_images, sha256_of_unpacked
+from mal.storage.image_folder import list_images, sha256_of_unpacked
+from mal.storage.image_search import is_image_name
 from mal.storage.uris import RemoteUri, parse_remote_uri
 
 _ANNOTATION_KEYS = "ann_path"
@@ -88,7 +89,7 @@ def _describe_local(path: Path, *, has_annotations: bool) -> dict[str, str]:
     images = (
         (file.relative_to(path).as_posix(), file.stat().st_size)
         for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        if is_image_name(file.name) and file.is_file()
     )
     return {"sha256_of_listing": sha256_of_listing(images)}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from mal.artifacts import sha256_of_file
-from mal.errors import AnnotationError, StorageError
+from mal.errors import StorageError
+from mal.shown import shown
 from mal.spec.uri_list import split_uris
 from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive, relative_path_of, unpack_archive
 from mal.storage.cache import (
@@ -26,16 +27,23 @@ from mal.storage.cache import (
     key_of_object,
     read_marker,
 )
+from mal.storage.file_names import direct_path
+from mal.storage.image_search import (
+    FileIndex,
+    FoundImages,
+    find_by_own_name,
+    find_images,
+    image_paths,
+    is_image_name,
+    search_index,
+    search_roots,
+)
 from mal.storage.merged_folder import merge_folders
 from mal.storage.objects import StoredObject, head_object, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-     ".ppm", ".tif", ".tiff", ".webp", ".avif"}
-)  # fmt: skip
-
 _SHA256 = "sha256"
+_UNPACKED = "archive, all checksums read"  # older entries may hold what a checksum refuses
 _NUM_TRANSFERS = 16
 _NUM_HASHERS = 4
 
@@ -60,7 +68,7 @@ class ImageFile:
 def open_image_folder(source: str) -> Path:
     """Return a local folder with the images of a source.
 
-    An archive may wrap its files in one top folder: look images up by `find_image`.
+    An archive may wrap its files in one top folder: look images up by `find_images`.
 
     Args:
         source: A folder, an archive (.tar.gz, .tgz, .tar, .zip), or either behind `s3://` or
@@ -95,70 +103,53 @@ def open_image_folder(source: str) -> Path:
             "Give the images' folder or pack it as one of these."
         )
     return build_folder_once(
-        key_of("archive", sha256_of_file(path)), source, partial(_unpack, path, source)
+        key_of(_UNPACKED, sha256_of_file(path)), source, partial(_unpack, path, source)
     )
 
 
 def find_image(folder: Path, file_name: str) -> Path | None:
-    """Find an image by its COCO `file_name`; None where there is none.
+    """Find an image by its COCO `file_name` alone; None where there is none.
 
-    If a folder holds nothing but one folder, that one is searched too, because archives often wrap
-    their files in one.
-
-    Raises:
-        AnnotationError: The name leads out of the folder.
+    `find_images` also finds files whose names differ from those of the set.
     """
-    name = _checked_file_name(file_name)
-    current: Path | None = folder
-    while current is not None:
-        path = current / name
-        if path.is_file():
-            return path
-        current = _only_folder_in(current)
-    return None
+    return find_by_own_name(search_roots(folder), file_name)
 
 
 def fetch_images(source: str, file_names: Iterable[str], folder: Path) -> str:
     """Fetch the named images of a bucket folder into `folder`, and return that.
 
     Missing images are left out. Any other source is returned as it is.
-
-    Raises:
-        AnnotationError: A name leads out of the folder.
     """
     remote = parse_remote_uri(source)
     if remote is None or is_archive(remote.key):
         return source
-    found = _find_remote_images(remote, file_names)
+    found = _find_remote_images(remote, list(dict.fromkeys(file_names)))
     check_room(folder.parent, sum(stored.size for stored in found.values()), str(remote))
+    targets = {folder / (direct_path(name) or _below(remote, found[name])): name for name in found}
     with ThreadPoolExecutor(_NUM_TRANSFERS) as pool:
-        list(pool.map(lambda name: fetch_object(found[name], folder / name), found))
+        list(pool.map(lambda target: fetch_object(found[targets[target]], target), targets))
     return str(folder)
 
 
 def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
-    """Return the images that exist, by file name. A bucket folder is listed, not fetched.
-
-    Raises:
-        AnnotationError: A name leads out of the folder.
-    """
+    """Return the images that exist, by file name. A bucket folder is listed, not fetched."""
     names = list(dict.fromkeys(file_names))
     remote = parse_remote_uri(source)
     if remote is not None and not is_archive(remote.key):
         remote_images = _find_remote_images(remote, names)
         return {name: _describe_object(stored) for name, stored in remote_images.items()}
-    folder = open_image_folder(source)
-    paths = {name: path for name in names if (path := find_image(folder, name)) is not None}
+    found = find_images(open_image_folder(source), names)
+    paths = {
+        name: path
+        for index, name in enumerate(names)
+        if (path := found.path_of(index, name)) is not None
+    }
     with ThreadPoolExecutor(_NUM_HASHERS) as pool:
         return dict(zip(paths, pool.map(_describe_file, paths.values()), strict=True))
 
 
 def describe_source(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
-    """Return the images of a source, or its one archive, which stays packed.
-
-    Raises:
-        AnnotationError: A name leads out of the folder.
-    """
+    """Return the images of a source, or its one archive, which stays packed."""
     if len(split_uris(source)) > 1:
         return describe_images(source, file_names)
     remote = parse_remote_uri(source)
@@ -177,34 +168,10 @@ def sha256_of_unpacked(remote: RemoteUri) -> str | None:
 
 def list_images(remote: RemoteUri) -> list[StoredObject]:
     """List the objects of a bucket folder that have an image's suffix."""
-    images = [
-        stored
-        for stored in list_objects(remote)
-        if PurePosixPath(stored.uri.key).suffix.lower() in IMAGE_SUFFIXES
-    ]
+    images = [stored for stored in list_objects(remote) if is_image_name(stored.uri.key)]
     if not images:
         raise StorageError(f"image source {remote} holds no images. Check bucket and prefix.")
     return images
-
-
-def _checked_file_name(file_name: str) -> PurePosixPath:
-    try:
-        return relative_path_of(file_name, "the annotations")
-    except StorageError as error:
-        raise AnnotationError(
-            f"file_name must stay inside the image folder, got {file_name!r}. Make it relative."
-        ) from error
-
-
-def _only_folder_in(folder: Path) -> Path | None:
-    """Return the one folder that a folder holds; None if it holds anything else as well."""
-    try:
-        with os.scandir(folder) as entries:
-            first, second = next(entries, None), next(entries, None)
-            is_only = first is not None and second is None and first.is_dir()
-            return Path(first.path) if first is not None and is_only else None
-    except OSError:
-        return None
 
 
 def _unpack(archive: Path, source: str, folder: Path) -> None:
@@ -212,6 +179,13 @@ def _unpack(archive: Path, source: str, folder: Path) -> None:
     unpack_archive(archive, folder)
     if not any(folder.iterdir()):
         raise StorageError(f"The archive {source} holds no file. Pack it again.")
+    if next(image_paths(folder), None) is None:
+        inner = next((path.name for path in folder.rglob("*") if is_archive(path.name)), None)
+        if inner is not None:
+            raise StorageError(
+                f"The archive {source} holds no image, but the archive {shown(inner)}. Unpack it, "
+                "and give that one."
+            )
 
 
 def _fetch_archive(remote: RemoteUri) -> Path:
@@ -229,7 +203,7 @@ def _fetch_archive(remote: RemoteUri) -> Path:
 
 def _archive_key(remote: RemoteUri) -> str:
     stored = head_object(remote)
-    return key_of("archive", remote.bucket, remote.key, stored.etag, stored.size)
+    return key_of(_UNPACKED, remote.bucket, remote.key, stored.etag, stored.size)
 
 
 def _fetch_folder(remote: RemoteUri) -> Path:
@@ -277,15 +251,29 @@ def _describe_object(stored: StoredObject) -> ImageFile:
     return ImageFile(stored.size, f"etag:{stored.etag}", stored.modified.timestamp())
 
 
-def _find_remote_images(remote: RemoteUri, file_names: Iterable[str]) -> dict[str, StoredObject]:
-    prefix_length = len(remote.folder_prefix)
-    by_path = {PurePosixPath(i.uri.key[prefix_length:]): i for i in list_images(remote)}
-    top_folders = {path.parts[0] if len(path.parts) > 1 else "" for path in by_path}
+def _below(remote: RemoteUri, stored: StoredObject) -> PurePosixPath:
+    """Return the path of an object below the folder that was listed."""
+    return relative_path_of(stored.uri.key[len(remote.folder_prefix) :], str(remote))
+
+
+def _find_remote_images(remote: RemoteUri, names: Sequence[str]) -> dict[str, StoredObject]:
+    by_path = {str(_below(remote, stored)): stored for stored in list_images(remote)}
+    top_folders = {path.partition("/")[0] if "/" in path else "" for path in by_path}
     top = top_folders.pop() if len(top_folders) == 1 else ""
-    images = {}
-    for file_name in file_names:
-        name = _checked_file_name(file_name)
-        stored = by_path.get(name) or by_path.get(PurePosixPath(top) / name)
-        if stored is not None:
-            images[file_name] = stored
+    prefixes = ["", f"{top}/"] if top else [""]
+    images, absent = {}, []
+    for index, name in enumerate(names):
+        path = direct_path(name)
+        stored = next((by_path[p] for x in prefixes if (p := f"{x}{path}") in by_path), None)
+        if path is not None and stored is not None:
+            images[name] = stored
+        else:
+            absent.append(index)
+    if absent:
+        found = FoundImages([Path()], len(names))
+        search_index(FileIndex(by_path), names, absent, prefixes, found)
+        found.log_rules(names)
+        for index in absent:
+            if (found_path := found.relative_path_of(index)) is not None:
+                images[names[index]] = by_path[found_path]
     return images

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from mal.redaction import redact_uri
 from mal.storage.archives import ARCHIVE_SUFFIXES
 from mal.storage.cache import build_folder_once, key_of
-from mal.storage.uris import redact_uri
 
 _OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_CHARACTERS = 60

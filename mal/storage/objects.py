@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mal.errors import MissingExtraError, StorageError, StoreAwayError
+from mal.redaction import redact_text
 from mal.storage.kfp_launcher import is_in_pod
 from mal.storage.patience import asking_again
 from mal.storage.stores import StoreSettings, store_of
-from mal.storage.uris import RemoteUri, redact_text
+from mal.storage.uris import RemoteUri
 
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _DENIED_CODES = frozenset(

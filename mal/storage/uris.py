@@ -1,4 +1,4 @@
-"""Remote URIs, and texts without the secrets in them."""
+"""Remote URIs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mal.errors import StorageError
+from mal.redaction import holds_secret, redact_uri
 
 REMOTE_SCHEMES = ("s3", "minio")
 
@@ -54,7 +55,7 @@ def parse_remote_uri(uri: str) -> RemoteUri | None:
             "Copy it to one of these."
         )
     bucket, _, key = rest.partition("/")
-    if "@" in bucket:
+    if "@" in bucket or holds_secret(uri):
         raise StorageError(
             f"uri must not carry credentials, got some in {redact_uri(uri)}. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -62,18 +63,3 @@ def parse_remote_uri(uri: str) -> RemoteUri | None:
     if not bucket:
         raise StorageError(f"uri must name a bucket, got {redact_uri(uri)}. Use s3://bucket/key.")
     return RemoteUri(scheme, bucket, key.lstrip("/"))
-
-
-def redact_uri(uri: str) -> str:
-    """Remove user, password and query of a URI for messages; local paths stay as they are."""
-    match = _SCHEME.match(uri)
-    if match is None:
-        return uri
-    authority, slash, key = match[2].partition("/")
-    authority = authority.rpartition("@")[2]
-    return f"{match[1]}://{authority}{slash}{key}".partition("?")[0]
-
-
-def redact_text(text: str) -> str:
-    """Remove users and passwords from the URIs in a text."""
-    return re.sub(r"//[^/@\s\"']*@", "//", text)

@@ -69,7 +69,7 @@ def convert_to_coco(
                 target.parent.mkdir(exist_ok=True)
                 written.rename(target)
                 log.info("converted %s (%s) to %s", path, annotation_format.name, target)
-    problems.subjects.update(table.left_out.subjects)
+    problems.update(table.left_out)
     return Converted(target, problems, table.notes)
 
 

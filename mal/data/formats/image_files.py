@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mal.data.formats.image_names import ImageNames
+from mal.data.formats.image_names import ImageNames, find_named_images
 from mal.data.formats.table import AnnotationTable, BoxRow, ImageRow
 from mal.data.images import upright_size_of
 from mal.data.problems import Problems
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 UNREADABLE_FILE = "annotation file that cannot be read"
 WITHOUT_IMAGE = "annotation file without an image of its name"
@@ -24,7 +25,6 @@ UNREADABLE_IMAGE = "annotation file whose image cannot be read"
 
 MAX_FILE_BYTES = 256 << 20
 _MAX_COORDINATE = 1e7
-_MAX_SHOWN = 80
 
 
 class ObjectRow(NamedTuple):
@@ -112,7 +112,7 @@ def number_from(value: Any) -> float:
     """
     number = float(value)
     if not math.isfinite(number) or abs(number) > _MAX_COORDINATE:
-        raise ValueError(f"{str(value)[:_MAX_SHOWN]!r} is no coordinate")
+        raise ValueError(f"{shown(value, quoted=True)} is no coordinate")
     return number
 
 
@@ -128,16 +128,18 @@ def table_of_files(
     left_out, notes = Problems(), Problems()
     base = root if root.is_dir() else root.parent
     relative = {path: PurePosixPath(path.relative_to(base).as_posix()) for path in files}
-    names = ImageNames(image_folder, relative.values())
-    of_image: dict[str, list[tuple[str, ImageAnnotations]]] = defaultdict(list)
+    said_by: dict[PurePosixPath, ImageAnnotations] = {}
     for path, name in relative.items():
         try:
-            said = parse(path, Parts(left_out, notes, str(name)))
+            said_by[name] = parse(path, Parts(left_out, notes, str(name)))
         except (AnnotationError, OSError, ValueError, LookupError, TypeError, AttributeError,
                 RecursionError, OverflowError) as error:  # fmt: skip
-            left_out.add(UNREADABLE_FILE, f"{shown(name)} ({shown(error)})")
-            continue
-        image = _image_of(name, said, names, left_out)
+            left_out.add(UNREADABLE_FILE, f"{shown(str(name))} ({shown(str(error))})")
+    names = ImageNames(image_folder, relative.values())
+    given = find_named_images(image_folder, [said.image_name for said in said_by.values()])
+    of_image: dict[str, list[tuple[str, ImageAnnotations]]] = defaultdict(list)
+    for (name, said), named in zip(said_by.items(), given, strict=True):
+        image = _image_of(name, said, named, names.beside(name), left_out)
         if image is not None:
             of_image[image].append((str(name), said))
     images: list[ImageRow] = []
@@ -157,17 +159,20 @@ def table_of_files(
 
 
 def _image_of(
-    name: PurePosixPath, said: ImageAnnotations, names: ImageNames, left_out: Problems
+    file: PurePosixPath,
+    said: ImageAnnotations,
+    named: str | None,
+    beside: str | None,
+    left_out: Problems,
 ) -> str | None:
     """Return the one image that a file can mean; None, with a problem, for none or two."""
-    named = names.named(said.image_name) if said.image_name else None
-    beside = names.beside(name)
+    name = shown(str(file))
     if named and beside and named != beside:
-        left_out.add(TWO_IMAGES, f"{shown(name)} ({shown(named)} and {shown(beside)})")
+        left_out.add(TWO_IMAGES, f"{name} ({shown(named)} and {shown(beside)})")
         return None
     if not named and not beside:
         given = f" ({shown(said.image_name)})" if said.image_name else ""
-        left_out.add(WITHOUT_IMAGE, f"{shown(name)}{given}")
+        left_out.add(WITHOUT_IMAGE, f"{name}{given}")
     return named or beside
 
 
@@ -179,7 +184,7 @@ def _size_of(
     try:
         return upright_size_of(path)
     except AnnotationError as error:
-        left_out.add(UNREADABLE_IMAGE, f"{shown(name)} ({shown(error)})")
+        left_out.add(UNREADABLE_IMAGE, f"{shown(name)} ({shown(str(error))})")
         return None
 
 
@@ -193,9 +198,3 @@ def _box_row(number: int, image: str, row: ObjectRow, scale: tuple[int, int]) ->
         row.is_crowd,
         row.segmentation if row.segmentation is not None else (polygons or None),
     )
-
-
-def shown(value: object) -> str:
-    """Return a name or value of a file for a message: escaped and cut."""
-    text = str(value)
-    return (text if text.isprintable() else repr(text)[1:-1])[: 2 * _MAX_SHOWN]

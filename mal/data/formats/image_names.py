@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mal.errors import AnnotationError
-from mal.storage import find_image
-from mal.storage.image_folder import IMAGE_SUFFIXES
+from mal.storage import find_images
+from mal.storage.image_search import image_paths, is_image_name
 
 # Names of folders that part images from annotations; the rest of two paths is the same.
 _PARTING = frozenset(
@@ -17,7 +15,14 @@ _PARTING = frozenset(
 )
 
 
-_MAX_PARTS = 20
+def find_named_images(folder: Path, names: Sequence[str]) -> list[str | None]:
+    """Return the paths in the folder of the images that files name; None for '' and where none is.
+
+    The names are compared with all others: a file that several may mean is none of theirs.
+    """
+    found = find_images(folder, names)
+    paths = (found.path_of(index, name) if name else None for index, name in enumerate(names))
+    return [None if path is None else path.relative_to(folder).as_posix() for path in paths]
 
 
 class ImageNames:
@@ -32,31 +37,11 @@ class ImageNames:
     def __init__(self, folder: Path, annotation_files: Iterable[PurePosixPath] = ()) -> None:
         self._folder = folder
         self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for parent, folders, files in os.walk(folder):
-            folders.sort()
-            for name in sorted(files):
-                path = Path(parent) / name
-                if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    self._by_stem[path.stem].append(path.relative_to(folder).as_posix())
+        for path in image_paths(folder):
+            self._by_stem[PurePosixPath(path).stem].append(path)
         self._num_files_of_stem: dict[str, int] = defaultdict(int)
         for file in annotation_files:
             self._num_files_of_stem[_stem_of(file)] += 1
-
-    def named(self, name: str) -> str | None:
-        """Return the path in the folder of an image that a file names; None where it is not.
-
-        The name may begin with folders of another machine: its end is tried, the longest first.
-        """
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        for start in range(max(0, len(parts) - _MAX_PARTS), len(parts)):
-            candidate = "/".join(parts[start:])
-            try:
-                path = find_image(self._folder, candidate)
-            except (AnnotationError, OSError, ValueError):  # it is absolute, or far too long
-                continue
-            if path is not None:
-                return self._relative(path, candidate)
-        return None
 
     def beside(self, file: PurePosixPath) -> str | None:
         """Return the image with the name of an annotation file; None unless exactly one has it.
@@ -76,18 +61,12 @@ class ImageNames:
         path = PurePosixPath(self._folder.absolute().as_posix()) / name
         return _shared_parts(path.with_name(path.stem))
 
-    def _relative(self, path: Path, name: str) -> str:
-        try:
-            return path.relative_to(self._folder).as_posix()
-        except ValueError:
-            return name
-
 
 def _stem_of(file: PurePosixPath) -> str:
     """Return a file's name without its suffix; `a.png.txt` belongs to `a.png`."""
     stem = PurePosixPath(file.name).stem
     inner = PurePosixPath(stem)
-    return inner.stem if inner.suffix.lower() in IMAGE_SUFFIXES else stem
+    return inner.stem if is_image_name(stem) else stem
 
 
 def _shared_parts(path: PurePosixPath) -> tuple[str, ...]:

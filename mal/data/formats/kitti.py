@@ -12,10 +12,10 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
-    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
+from mal.shown import shown
 
 BAD_LINE = "KITTI line without a class and 14 or 15 numbers"
 DONT_CARE_NOTE = "KITTI region DontCare, left out"

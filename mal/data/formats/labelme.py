@@ -20,11 +20,11 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
-    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 BAD_SHAPE = "LabelMe shape without a label or usable points"
 OTHER_SHAPE = "LabelMe shape that has no area, left out"
@@ -69,7 +69,7 @@ def _parse(path: Path, parts: Parts) -> ImageAnnotations:
             row = _row_from(shape, said.size)
         except (AnnotationError, LookupError, TypeError, ValueError, AttributeError, OSError,
                 OverflowError) as error:  # fmt: skip
-            parts.left_out.add(BAD_SHAPE, f"{where} ({shown(error)})")
+            parts.left_out.add(BAD_SHAPE, f"{where} ({shown(str(error))})")
             continue
         group = shape.get("group_id")
         key = ("", str(number)) if group is None else (row.category, f"group {group!r}")

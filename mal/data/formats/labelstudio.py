@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,13 +13,14 @@ import numpy as np
 
 from mal.data.formats.brush_rle import mask_from_brush
 from mal.data.formats.content import Outline, outline_of, read_head, text_of
-from mal.data.formats.image_files import box_around, number_from, shown
-from mal.data.formats.image_names import ImageNames
+from mal.data.formats.image_files import box_around, number_from
+from mal.data.formats.image_names import find_named_images
 from mal.data.formats.table import AnnotationFormat, AnnotationTable, BoxRow, ImageRow
 from mal.data.images import upright_size_of
 from mal.data.problems import Problems
 from mal.errors import AnnotationError
-from mal.storage.image_folder import IMAGE_SUFFIXES
+from mal.shown import shown
+from mal.storage.image_search import is_image_name
 
 NO_IMAGE = "Label Studio task whose image is not in the folder"
 TWO_TASKS = "image of several Label Studio tasks, none of them used"
@@ -40,7 +40,6 @@ _KINDS = {
 }
 _WITHOUT_AREA = ("keypoint", "choices", "relation", "textarea", "rating", "number", "taxonomy",
                  "vector", "datetime", "pairwise", "labels")  # fmt: skip
-_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _MIN_POLYGON_NUMBERS = 6
 _PERCENT = 100.0
 
@@ -76,25 +75,24 @@ def read(path: Path, image_folder: Path) -> AnnotationTable:
 class _Reader:
     def __init__(self, image_folder: Path) -> None:
         self.folder = image_folder
-        self.names = ImageNames(image_folder)
         self.left_out, self.notes = Problems(), Problems()
 
     def read(self, tasks: Sequence[Any]) -> AnnotationTable:
+        uris = [_image_uri_of(task) if isinstance(task, dict) else "" for task in tasks]
+        found = find_named_images(self.folder, [_name_from_uri(uri) for uri in uris])
         results: dict[str, list[list[Any]]] = {}
-        for number, task in enumerate(tasks, 1):
+        for number, (task, uri, image) in enumerate(zip(tasks, uris, found, strict=True), 1):
             has_id = isinstance(task, dict) and "id" in task
-            name = shown(f"task {task['id']}") if has_id else f"[{number}]"
+            name = f"task {shown(task['id'])}" if has_id else f"[{number}]"
             if not isinstance(task, dict):
                 self.left_out.add("Label Studio task that is no object", name)
                 continue
-            found = self._results_of(task, name)
-            uri = _image_uri_of(task)
-            image = self._image_of(uri)
+            result = self._results_of(task, name)
             if image is None:
                 given = shown(_name_from_uri(uri)) if uri else "no image"
-                self.left_out.add(NO_IMAGE, f"{name} ({given}); or export it as COCO")
-            elif found is not None:
-                results.setdefault(image, []).append(found)
+                self.left_out.add(NO_IMAGE, f"{name} ({given})", "Or export it as COCO.")
+            elif result is not None:
+                results.setdefault(image, []).append(result)
         images: list[ImageRow] = []
         boxes: list[BoxRow] = []
         for image, several in results.items():
@@ -104,7 +102,7 @@ class _Reader:
             try:
                 size = upright_size_of(self.folder / image)
             except AnnotationError as error:
-                self.left_out.add(NO_IMAGE, f"{shown(image)} ({shown(error)})")
+                self.left_out.add(NO_IMAGE, f"{shown(image)} ({shown(str(error))})")
                 continue
             images.append(ImageRow(image, *size))
             for row in self._rows_of(several[0], image, size):
@@ -138,13 +136,6 @@ class _Reader:
         best = max(enumerate(done), key=lambda pair: (*_rank_of(pair[1]), pair[0]))[1]
         return list(best["result"])
 
-    def _image_of(self, uri: str) -> str | None:
-        name = _name_from_uri(uri)
-        if not name:
-            return None
-        last = PurePosixPath(name.replace("\\", "/")).name
-        return self.names.named(name) or self.names.named(_UPLOAD_PREFIX.sub("", last))
-
     def _rows_of(
         self, results: Sequence[Any], image: str, size: tuple[int, int]
     ) -> Iterator[BoxRow]:
@@ -168,7 +159,7 @@ class _Reader:
                 try:
                     yield self._row_from(kind, result, image, category, size)
                 except (ValueError, TypeError, LookupError, OverflowError) as error:
-                    self.left_out.add(BAD_RESULT, f"{where} ({shown(error)})")
+                    self.left_out.add(BAD_RESULT, f"{where} ({shown(str(error))})")
 
     def _leave_out_other(self, kind: str, where: str) -> None:
         if kind.startswith(_WITHOUT_AREA) or not kind:
@@ -257,13 +248,9 @@ def _image_uri_of(task: Mapping[str, Any]) -> str:
         return ""
     texts = [data.get("image"), *data.values()]
     for text in texts:
-        if isinstance(text, str) and _suffix_of(text) in IMAGE_SUFFIXES:
+        if isinstance(text, str) and is_image_name(_name_from_uri(text)):
             return text
     return next((text for text in texts[:1] if isinstance(text, str)), "")
-
-
-def _suffix_of(uri: str) -> str:
-    return PurePosixPath(_name_from_uri(uri).replace("\\", "/")).suffix.lower()
 
 
 def _name_from_uri(uri: str) -> str:

@@ -10,7 +10,7 @@ annotation has `mal_source`, the index in that list and its id there. The label 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,23 @@ from typing import Any
 
 from mal.artifacts import sha256_of_file
 from mal.data.annotation_stream import Entry, read_members, write_members
+from mal.data.entry_values import category_id_of, file_name_of, number_id_of
 from mal.data.formats.opening import AnnotationSource
-from mal.data.problems import Problems
-from mal.errors import AnnotationError, StorageError
+from mal.data.ids import AMBIGUOUS, UNKNOWN, IdError, IdLookup, exact_id
+from mal.data.image_entries import ID_TWICE
+from mal.data.problems import FieldError, Problems
+from mal.errors import AnnotationError
+from mal.shown import shown
 from mal.spec.uri_list import join_uris
-from mal.storage import find_image, open_image_folder, redact_uri
+from mal.storage import find_images, open_image_folder, redact_uri
 from mal.storage.cache import cache_dir, locked, wrap_cache_errors
 from mal.storage.merged_folder import names_in_merged_folder
+
+_ImageKey = tuple[str, str, str]  # file name, width and height
 
 MERGED = "merged"
 SOURCES_KEY, SOURCE_KEY = "mal_sources", "mal_source"
 _LISTS = ("images", "annotations", "categories", SOURCES_KEY)
-_UNKNOWN_ID = -1
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +80,10 @@ def merge_sources(sources: Sequence[AnnotationSource], images: Sequence[str]) ->
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 written.rename(target)
-    left_out, notes = Problems(), Problems()
+    left_out, notes = merging.left_out, Problems()
     for source in sources:
-        for own, each in ((left_out, source.left_out), (notes, source.notes)):
-            for kind, subjects in each.subjects.items():
-                own.subjects.setdefault(kind, []).extend(
-                    f"{subject} of {redact_uri(source.uri)}" for subject in subjects
-                )
+        left_out.update(source.left_out)
+        notes.update(source.notes)
     log.info("joined %d annotation files to %s", len(sources), target)
     uri = join_uris([source.uri for source in sources])
     folders = join_uris(list(dict.fromkeys(images)))
@@ -107,10 +109,11 @@ class _Merging:
         ]
         self._category_ids: dict[str, int] = {}
         self._categories: list[dict[str, Any]] = []
-        self._new_category: list[dict[str, int]] = [{} for _ in sources]
-        self._new_image: list[dict[str, int]] = [{} for _ in sources]
+        self._new_category: list[dict[int, int]] = [{} for _ in sources]
+        self._new_image = [IdLookup() for _ in sources]
         # Source and new id of each name and size.
-        self._shared: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._shared: dict[_ImageKey, tuple[int, int]] = {}
+        self.left_out = Problems()
 
     def members(self) -> Iterator[tuple[str, Any]]:
         for source in self._sources:
@@ -136,9 +139,11 @@ class _Merging:
     def _number_categories(self) -> None:
         for number, source in enumerate(self._sources):
             for entry in _entries(source.path, "categories"):
-                if isinstance(entry.value, dict) and (key := _key_of(entry.value.get("id"))):
+                with contextlib.suppress(FieldError, TypeError):
                     name = str(entry.value.get("name", entry.value["id"]))
-                    self._new_category[number].setdefault(key, self._category(name, entry.value))
+                    self._new_category[number].setdefault(
+                        number_id_of(entry.value), self._category(name, entry.value)
+                    )
 
     def _category(self, name: str, fields: dict[str, Any]) -> int:
         if name not in self._category_ids:
@@ -149,72 +154,81 @@ class _Merging:
     def _all_images(self) -> Iterator[dict[str, Any]]:
         number = 0
         for index, source in enumerate(self._sources):
-            folder = self._folder_of(index)
-            for entry in _entries(source.path, "images"):
-                image = entry.value
+            lookup = self._new_image[index]
+            keys: dict[int, _ImageKey] = {}
+            for image, name in self._named_images(index, source):
                 if not isinstance(image, dict):
                     yield {SOURCE_KEY: {"index": index}}  # the reader names it
                     continue
-                key = _key_of(image.get("id"))
-                earlier = self._shared.get(_shared_key(image)) if self._prefixes is None else None
-                if earlier is not None and earlier[0] != index and key:
-                    self._new_image[index].setdefault(key, earlier[1])
+                key = _image_key(image)
+                earlier = self._shared.get(key) if self._prefixes is None else None
+                is_shared = earlier is not None and earlier[0] != index
+                new_id = earlier[1] if earlier is not None and is_shared else number + 1
+                with contextlib.suppress(IdError):
+                    image_id = exact_id(image.get("id"))
+                    if image_id in lookup:
+                        if keys.get(lookup.find(image_id)) == key:
+                            continue  # the same image again
+                        lookup.add(image_id, AMBIGUOUS)
+                        subject = f"{shown(image_id, quoted=True)} ({shown(name)})"
+                        self.left_out.add(ID_TWICE, f"{subject} of {source.shown_uri}")
+                    else:
+                        lookup.add(image_id, new_id)
+                        keys[new_id] = key
+                if is_shared:
                     continue
-                # The second of two images with one id keeps it: the reader names it.
-                new_id = self._new_image[index].get(key) or number + 1
-                number = max(number, new_id)
-                if key:
-                    self._new_image[index].setdefault(key, new_id)
-                    self._shared.setdefault(_shared_key(image), (index, new_id))
+                number += 1
+                self._shared.setdefault(key, (index, new_id))
                 yield {
                     **image,
-                    "id": new_id if key else None,
-                    "file_name": self._name_of(image.get("file_name"), index, folder),
+                    "id": new_id,
+                    "file_name": name,
                     SOURCE_KEY: {"index": index, "id": image.get("id")},
                 }
 
-    def _folder_of(self, index: int) -> Path | None:
-        return None if self._prefixes is None else open_image_folder(self._images[index])
-
-    def _name_of(self, file_name: Any, index: int, folder: Path | None) -> Any:
-        """Return the name in the merged folder, by the file where there is one."""
-        if self._prefixes is None or folder is None or not isinstance(file_name, str):
-            return file_name
-        name = file_name
-        try:
-            path = find_image(folder, file_name)
-            if path is not None:
-                name = path.relative_to(folder).as_posix()
-        except (AnnotationError, StorageError, OSError, ValueError):
-            pass  # the reader names it
-        return f"{self._prefixes[index]}/{name}"
+    def _named_images(self, index: int, source: AnnotationSource) -> Iterator[tuple[Any, Any]]:
+        """Yield the images with their names in the merged folder: those of their files."""
+        if self._prefixes is None:
+            for entry in _entries(source.path, "images"):
+                yield entry.value, _name_of(entry.value)
+            return
+        names = [_name_of(entry.value) for entry in _entries(source.path, "images")]
+        folder = open_image_folder(self._images[index])
+        found = find_images(folder, [name if isinstance(name, str) else "" for name in names])
+        for row, entry in enumerate(_entries(source.path, "images")):
+            name = names[row]
+            if isinstance(name, str):
+                path = found.path_of(row, name)
+                relative = name if path is None else path.relative_to(folder).as_posix()
+                name = f"{self._prefixes[index]}/{relative}"
+            yield entry.value, name
 
     def _all_annotations(self) -> Iterator[Any]:
         number = 0
         for index, source in enumerate(self._sources):
-            names: dict[str, int] = self._new_category[index]
+            lookup = self._new_image[index]
             for entry in _entries(source.path, "annotations"):
                 number += 1
                 annotation = entry.value
                 if not isinstance(annotation, dict):
                     yield annotation
                     continue
-                image_key = _key_of(annotation.get("image_id"))
-                category_key = _key_of(annotation.get("category_id", 1))
                 new = {
                     **annotation,
                     "id": number,
-                    "image_id": self._new_image[index].get(image_key, _UNKNOWN_ID),
+                    # What has no image in its own file has none in the merged one.
+                    "image_id": max(lookup.find_value(annotation.get("image_id")), UNKNOWN),
                     SOURCE_KEY: {"index": index, "id": annotation.get("id")},
                 }
-                if category_key in names:
-                    new["category_id"] = names[category_key]
-                elif not names and category_key:  # a file without categories names them by number
-                    shown = str(annotation.get("category_id", 1))
-                    new["category_id"] = self._category(shown, {})
-                else:
-                    new["category_id"] = _UNKNOWN_ID
+                with contextlib.suppress(FieldError):  # the reader names it
+                    new["category_id"] = self._category_of(category_id_of(annotation), index)
                 yield new
+
+    def _category_of(self, category_id: int, index: int) -> int:
+        names = self._new_category[index]
+        if not names:  # a file without categories names them by number
+            return self._category(str(category_id), {})
+        return names.get(category_id, UNKNOWN)
 
 
 def _other_members(path: Path) -> dict[str, Any]:
@@ -232,14 +246,15 @@ def _entries(path: Path, wanted: str) -> Iterator[Entry]:
             return
 
 
-def _key_of(value: Any) -> str:
-    """Return an exact key of an id; '' for what is no id. 1 and 1.0 are one, 1 and "1" are not."""
-    if isinstance(value, bool) or value is None:
-        return ""
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else value
-    return json.dumps(value) if isinstance(value, int | float | str) else ""
+def _name_of(image: Any) -> Any:
+    """Return the file name without secrets; what is no name, for the reader to name."""
+    if not isinstance(image, dict):
+        return None
+    try:
+        return file_name_of(image)[0]
+    except FieldError:
+        return image.get("file_name")
 
 
-def _shared_key(image: dict[str, Any]) -> tuple[str, str, str]:
+def _image_key(image: dict[str, Any]) -> _ImageKey:
     return str(image.get("file_name")), str(image.get("width")), str(image.get("height"))

@@ -25,6 +25,7 @@ from mal.data.formats.content import (
 )
 from mal.data.formats.conversion import convert_to_coco
 from mal.data.formats.image_files import files_below
+from mal.data.formats.image_sizes import ImageSizes
 from mal.data.formats.json_kinds import is_coco_text, is_panoptic, refuse_other_json
 from mal.data.formats.table import AnnotationFormat
 from mal.data.problems import Problems
@@ -80,7 +81,12 @@ class AnnotationSource:
             AnnotationError: The file cannot be read, or no image of it is usable.
         """
         try:
-            boxes = load_boxes(self.path, with_masks=with_masks, refuse_points=refuse_points)
+            boxes = load_boxes(
+                self.path,
+                with_masks=with_masks,
+                refuse_points=refuse_points,
+                read_size=ImageSizes(self.images) if self.images else None,
+            )
         except AnnotationError as error:
             if self.is_as_given:
                 raise
@@ -100,7 +106,7 @@ class AnnotationSource:
             )
             if doubt is not None:
                 add_doubt(doubt, self.path, boxes.problems, refuse=refuse_points)
-        boxes.problems.subjects.update(self.left_out.subjects)
+        boxes.problems.update(self.left_out)
         return boxes
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mal.data.images import upright_size_of
 from mal.data.problems import Problems
-from mal.storage import find_image
+from mal.storage import find_images
 
 
 class ImageRow(NamedTuple):
@@ -73,7 +73,9 @@ class AnnotationFormat:
 
 def image_rows(image_folder: Path, file_names: Iterable[str]) -> Iterator[ImageRow]:
     """Yield the images that exist in the folder with the sizes that their files have."""
-    for file_name in dict.fromkeys(file_names):
-        path = find_image(image_folder, file_name)
+    names = list(dict.fromkeys(file_names))
+    found = find_images(image_folder, names)
+    for index, file_name in enumerate(names):
+        path = found.path_of(index, file_name)
         if path is not None:
             yield ImageRow(file_name, *upright_size_of(path))

@@ -16,11 +16,11 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
-    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 BAD_OBJECT = "VOC object without a name or a bndbox of four numbers"
 

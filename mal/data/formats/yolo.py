@@ -18,11 +18,11 @@ from mal.data.formats.image_files import (
     files_below,
     number_from,
     read_bounded,
-    shown,
     table_of_files,
 )
 from mal.data.formats.table import AnnotationFormat, AnnotationTable
 from mal.errors import AnnotationError
+from mal.shown import shown
 
 BAD_LINE = "YOLO line without a class number and a box or polygon of numbers"
 NOT_FRACTIONS = "YOLO line whose numbers are no fractions of the image"

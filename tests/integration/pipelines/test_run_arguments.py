@@ -18,11 +18,25 @@ REQUIRED = ["train_images=s3://bucket/images", "train_annotations=s3://bucket/tr
         (["overrides=train.lr=1e-4", "overrides=train.wd=0"], ["train.lr=1e-4", "train.wd=0"]),
         (["overrides=[train.lr=1e-4, train.wd=0]"], ["train.lr=1e-4", "train.wd=0"]),
         (['overrides=["evaluate.batch_size=2"]'], ["evaluate.batch_size=2"]),
+        (["overrides=weights=set #2"], ["weights=set #2"]),
+        (["overrides=[07, weights=07]"], ["07", "weights=07"]),
     ],
-    ids=["one", "repeated", "yaml list", "json list"],
+    ids=["one", "repeated", "yaml list", "json list", "hash", "zero"],
 )
 def test_a_list_is_given_whole_or_an_item_at_a_time(given: list[str], expected: list[str]) -> None:
     assert parse_arguments(AUTO_LABEL, [*REQUIRED, *given])["overrides"] == expected
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "5 #6", "yes"])
+def test_a_number_of_yaml_that_json_lacks_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentError, match="trials must be a NUMBER_INTEGER"):
+        parse_arguments(find_pipeline("retrain"), [f"trials={text}"])
+
+
+@pytest.mark.parametrize("text", ["[a: 1]", "[[a]]", "[a=1 #2]"])
+def test_a_list_of_something_else_than_texts_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentError, match="overrides must be a LIST"):
+        parse_arguments(AUTO_LABEL, [*REQUIRED, f"overrides={text}"])
 
 
 def test_relative_paths_of_data_become_absolute_and_remote_ones_stay(

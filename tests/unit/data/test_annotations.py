@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mal.data.annotations import CROWD, Problems, load_boxes
+from mal.data.annotations import Problems, load_boxes
+from mal.data.problems import CROWD, MAX_KEPT_SUBJECTS, NOTE_KINDS
 from mal.errors import AnnotationError
 
 INFINITY = float("inf")
@@ -31,7 +32,7 @@ def document(**changes: Any) -> dict[str, Any]:
     return good | changes
 
 
-def image(number: int, **changes: Any) -> dict[str, Any]:
+def image(number: Any, **changes: Any) -> dict[str, Any]:
     return {"id": number, "file_name": f"{number}.png", "width": 20, "height": 16} | changes
 
 
@@ -61,7 +62,7 @@ def test_any_annotation_is_a_box_or_a_named_problem(
     path = written(shared_folder, document(annotations=[annotation(1), entry]))
     boxes = load_boxes(path, with_masks=True)
     num_left_out = sum(
-        len(names) for kind, names in boxes.problems.subjects.items() if kind != CROWD
+        count for kind, count in boxes.problems.counts.items() if kind not in NOTE_KINDS
     )
     assert len(boxes) + num_left_out == 2
     assert boxes.annotation_id_N[0] == 1
@@ -84,14 +85,7 @@ def test_any_image_is_an_image_or_a_named_problem(
         pytest.param({"bbox": [20, 1, 5, 5]}, "box outside its image", id="right of it"),
         pytest.param({"bbox": [-5, 1, 5, 5]}, "box outside its image", id="left of it"),
         pytest.param({"bbox": [0, 0, 81, 5]}, "box far larger than its image", id="huge"),
-        pytest.param({"bbox": [1, 1, 5]}, "bbox that is not four finite numbers", id="three"),
-        pytest.param({"bbox": [1, 1, 5, INFINITY]}, "bbox that is not four finite", id="infinite"),
-        pytest.param({"bbox": "1234"}, "annotation without image_id or a bbox", id="text"),
-        pytest.param({"bbox": None}, "annotation without image_id or a bbox", id="null"),
-        pytest.param({"bbox": [1, 1, 5, 10**400]}, "annotation without image_id", id="400 digits"),
-        pytest.param({"image_id": None}, "annotation without image_id or a bbox", id="no image"),
         pytest.param({"image_id": 9}, "annotation of an unknown image", id="unknown image"),
-        pytest.param({"image_id": 2**70}, "annotation without image_id", id="70 bits"),
         pytest.param({"category_id": 9}, "annotation of an unknown category", id="category"),
         pytest.param({"iscrowd": 1}, CROWD, id="crowd"),
     ],
@@ -109,18 +103,197 @@ def test_an_annotation_that_is_not_used_is_counted_and_named(
 
 
 @pytest.mark.parametrize(
-    ("images", "kind"),
+    ("bad", "told"),
     [
-        ([image(1), {"id": 2}], "image without id, file_name, width or height"),
-        ([image(1), "text"], "image without id, file_name, width or height"),
-        ([image(1), image(2, width=INFINITY)], "image without id, file_name, width or height"),
-        ([image(1), image(2, height=0)], "image without a size"),
-        ([image(1), image(1)], "image id given twice"),
+        pytest.param(
+            {"bbox": [1, 1, 5]},
+            "1 x bbox that is not four numbers: annotations[1].bbox is [1, 1, 5]. Write [x, y,",
+            id="three numbers",
+        ),
+        pytest.param(
+            {"bbox": [1, 1, 5, 5, 30.0]},
+            "1 x bbox of 5 numbers: annotations[1].bbox is [1, 1, 5, 5, 30.0]. Rotated boxes are "
+            "not taken",
+            id="rotated",
+        ),
+        pytest.param(
+            {"bbox": ["1,5", "1", "5", "5"]},
+            '1 x bbox that is not four numbers: annotations[1].bbox is ["1,5", "1", "5", "5"]. '
+            "Write a decimal point.",
+            id="decimal comma",
+        ),
+        pytest.param(
+            {"bbox": {"x": 1, "y": 2}},
+            '1 x bbox that is an object: annotations[1].bbox is {"x": 1, "y": 2}. Write [x, y,',
+            id="object",
+        ),
+        pytest.param(
+            {"bbox": ["1_0", 1, 5, 5]}, "1 x bbox that is not four numbers: ", id="underscore"
+        ),
+        pytest.param(
+            {"bbox": [True, 1, 5, 5]}, "1 x bbox that is not four numbers: ", id="boolean"
+        ),
+        pytest.param(
+            {"bbox": [1, 1, 5, INFINITY]}, "1 x bbox that is not four finite numbers", id="infinite"
+        ),
+        pytest.param({"bbox": "1234"}, "1 x bbox that is not four numbers", id="text"),
+        pytest.param(
+            {"bbox": None},
+            "1 x annotation without bbox, segmentation or points: annotations[1].bbox is null.",
+            id="null",
+        ),
+        pytest.param(
+            {"bbox": [1, 1, 5, 10**400]},
+            "1 x bbox of numbers beyond 1e+09: annotations[1].bbox is [1, 1, 5, a number of 401 "
+            "digits]",
+            id="400 digits",
+        ),
+        pytest.param(
+            {"image_id": None},
+            "1 x image_id that is neither a whole number nor text: annotations[1].image_id is null",
+            id="no image",
+        ),
+        pytest.param(
+            {"image_id": 1.25},
+            "1 x image_id that is neither a whole number nor text: annotations[1].image_id is 1.25",
+            id="fraction",
+        ),
+        pytest.param(
+            {"image_id": True}, "1 x image_id that is neither a whole number nor", id="boolean id"
+        ),
+        pytest.param(
+            {"image_id": 2**130}, "1 x image_id that is neither a whole number nor", id="130 bits"
+        ),
+        pytest.param(
+            {"image_id": 2.0**60}, "1 x image_id that is neither a whole number nor", id="2.0**60"
+        ),
+        pytest.param(
+            {"category_id": "disc"},
+            "1 x category_id that is not a whole number: annotations[1].category_id is 'disc'. "
+            "Write the id of a category",
+            id="name as category",
+        ),
+        pytest.param(
+            {"category_id": 1.5}, "1 x category_id that is not a whole number", id="half a category"
+        ),
+        pytest.param(
+            {"iscrowd": "maybe"},
+            "1 x iscrowd that is neither 0 nor 1: annotations[1].iscrowd is 'maybe'",
+            id="crowd of text",
+        ),
+        pytest.param({"bbox": [1, 1, 0, 5]}, "1 x box of zero or negative size: ann", id="size 0"),
     ],
 )
-def test_an_image_that_is_not_used_is_counted(images: list[Any], kind: str, tmp_path: Path) -> None:
-    boxes = load_boxes(written(tmp_path, document(images=images)), with_masks=False)
-    assert list(boxes.problems.subjects) == [kind]
+def test_a_field_that_cannot_be_used_is_shown_with_its_value(
+    bad: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    entries = [annotation(1), annotation(2, **bad), annotation(3)]
+    boxes = load_boxes(written(tmp_path, document(annotations=entries)), with_masks=False)
+    (line,) = boxes.problems.lines()
+    assert line.startswith(told)
+    assert boxes.annotation_id_N.tolist() == [1, 3]
+
+
+def test_a_missing_image_id_is_named_with_the_fields_that_are_there(tmp_path: Path) -> None:
+    entry = annotation(1)
+    entry["item_id"] = entry.pop("image_id")
+    boxes = load_boxes(written(tmp_path, document(annotations=[entry])), with_masks=False)
+    (line,) = boxes.problems.lines()
+    assert line == (
+        "1 x annotation without image_id: annotations[0] with the fields id, category_id, bbox, "
+        "item_id"
+    )
+
+
+def test_an_unknown_category_is_shown_beside_the_known_ones(tmp_path: Path) -> None:
+    content = document(annotations=[annotation(1, category_id=0)])
+    boxes = load_boxes(written(tmp_path, content), with_masks=False)
+    (line,) = boxes.problems.lines()
+    assert line.endswith("annotation 1 (category 0). The categories are 1.")
+
+
+@pytest.mark.parametrize("value", [0, False, 0.0, "0", "false", None, ""])
+def test_a_box_that_is_no_crowd_in_any_spelling_is_used(value: Any, tmp_path: Path) -> None:
+    content = document(annotations=[annotation(1, iscrowd=value)])
+    boxes = load_boxes(written(tmp_path, content), with_masks=False)
+    assert boxes.is_crowd_N.tolist() == [False]
+    assert not boxes.problems
+
+
+@pytest.mark.parametrize("value", [1, True, "1", "true"])
+def test_a_crowd_in_any_spelling_is_one(value: Any, tmp_path: Path) -> None:
+    content = document(annotations=[annotation(1, iscrowd=value)])
+    assert load_boxes(written(tmp_path, content), with_masks=False).is_crowd_N.tolist() == [True]
+
+
+def test_a_million_bad_boxes_are_one_line_and_few_subjects() -> None:
+    problems = Problems()
+    for number in range(10_000):
+        problems.add("bad box", str(number))
+    assert problems.lines() == ["10000 x bad box: 0, 1, 2, 3, 4 and 9995 more"]
+    assert len(problems.subjects["bad box"]) == MAX_KEPT_SUBJECTS
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        pytest.param({"id": 2}, "image without file_name: images[1] with the fields id", id="bare"),
+        pytest.param("text", "image that is not an object: images[1] is 'text'", id="text"),
+        pytest.param(
+            image(2, file_name=None),
+            "image without file_name: images[1].file_name is null",
+            id="null",
+        ),
+        pytest.param(
+            image(2, file_name=""), "image without file_name: images[1].file_name is ''", id="empty"
+        ),
+        pytest.param(
+            image(2, file_name=["a.png"]), "image whose file_name is not text: images[1]", id="list"
+        ),
+        pytest.param(
+            image(2, file_name="a" * 22_000),
+            "image whose file_name is longer than 4,096 characters: images[1].file_name is 'aaaa",
+            id="22,000 characters",
+        ),
+        pytest.param(image(2, file_name="a\0b"), "image whose file_name has a NUL", id="NUL"),
+        pytest.param(
+            image(2, id=1.5),
+            "id that is neither a whole number nor text: images[1].id is 1.5",
+            id="fraction",
+        ),
+        pytest.param(
+            image(2, width=INFINITY),
+            "image whose size is not a whole number: images[1].width is inf",
+            id="infinite",
+        ),
+        pytest.param(
+            image(2, width=10**12),
+            "image with a side above 1,000,000 px: images[1].width is 1000000000000",
+            id="wide",
+        ),
+        pytest.param(
+            image(2, width=10**6, height=10**6), "image of too many pixels: images[1]", id="area"
+        ),
+        pytest.param(
+            image(2, height=0),
+            "image without width and height: images[1] (2.png) has width 20 and height 0",
+            id="height 0",
+        ),
+        pytest.param(
+            image(1, file_name="b.png"),
+            "image id of several files, their boxes are left out: 1 (b.png, 1.png)",
+            id="id twice",
+        ),
+    ],
+)
+def test_an_image_that_is_not_used_is_counted_and_shown(
+    entry: Any, told: str, tmp_path: Path
+) -> None:
+    content = document(images=[image(1), entry], annotations=[])
+    boxes = load_boxes(written(tmp_path, content), with_masks=False)
+    (line,) = boxes.problems.lines()
+    assert line.startswith(f"1 x {told}")
+    assert len(line) < 300
     assert len(boxes.images) == 1
 
 
@@ -172,15 +345,15 @@ def test_images_may_stand_behind_their_annotations(tmp_path: Path) -> None:
 
 
 def test_an_image_is_the_one_of_the_file(tmp_path: Path) -> None:
-    images = [image(7, file_name="ü/\ud800.png"), image(3, width=30), image(5, file_name="")]
+    images = [image(7, file_name="ü/\ud800.png"), image(3, width=30), image("5")]
     boxes = load_boxes(
         written(tmp_path, document(images=images, annotations=[annotation(1, image_id=3)])),
         with_masks=False,
     )
     assert [vars(entry) for entry in boxes.images] == images
     assert vars(boxes.image_of(0)) == images[1]
-    assert boxes.images[-1].id == 5
-    assert [entry.id for entry in boxes.images[1:]] == [3, 5]
+    assert boxes.images[-1].id == "5"
+    assert [entry.id for entry in boxes.images[1:]] == [3, "5"]
     assert boxes.image_area_I.tolist() == [320, 480, 320]
 
 
@@ -280,9 +453,8 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_set_without_usable_images_cannot_be_used(tmp_path: Path) -> None:
     path = written(tmp_path, document(images=[image(1, width=0)]))
-    with pytest.raises(
-        AnnotationError, match=r"no image of it is usable\. 1 x image without a size: 1\.png"
-    ):
+    told = r"no image of it is usable\. 1 x image without width and height: images\[0\]"
+    with pytest.raises(AnnotationError, match=told):
         load_boxes(path, with_masks=False)
 
 

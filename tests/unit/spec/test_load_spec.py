@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,10 @@ def test_five_mistakes_are_five_problems(tmp_path: Path) -> None:
         ("train.num_epochs=1.5", "train.num_epochs must be a whole number, got 1.5."),
         ("train.num_epochs=true", "train.num_epochs must be a whole number, got true."),
         ("train.use_amp=1", "train.use_amp must be true or false, got 1."),
-        ("model_name=yes", "model_name must be text, got true. Quote it."),
+        ("train.num_epochs=010", "train.num_epochs must be a whole number, got 010."),
+        ("train.num_epochs=1:30", "train.num_epochs must be a whole number, got 1:30."),
+        ("train.num_epochs=5 #6", "train.num_epochs must be a whole number, got 5 #6."),
+        ("train.use_amp=yes", "train.use_amp must be true or false, got yes."),
         ("train.gpu_ids=0", "train.gpu_ids must be a list of whole numbers, got 0."),
         ("train.gpu_ids=[null]", "train.gpu_ids must be a list of whole numbers, got [None]."),
         ("train.optim_betas=[0.9]", "train.optim_betas must have 2 values, got [0.9]."),
@@ -174,7 +178,8 @@ def test_five_mistakes_are_five_problems(tmp_path: Path) -> None:
         ("train.lr", "override must read key=value, got train.lr."),
         ("=3", "override must read key=value, got =3."),
         ("train.lr=[", "train.lr must be a YAML value, got [. Quote it."),
-        ("train.lr=!!python/name:os.system", "train.lr must be a YAML value, got !!python"),
+        ("train.lr=[!!python/name:os.system]", "train.lr must be a YAML value, got [!!python"),
+        ("train.lr=!!python/name:os.system", "train.lr must be a number, got !!python"),
         ("train.lr=???", "train.lr must be a number, got ???. The default is 1e-06."),
         ("train.lr=null", "train.lr must be a number, got null. The default is 1e-06."),
         ("results_dir=???", "results_dir must be set, got ???. Write results_dir=VALUE."),
@@ -339,10 +344,42 @@ def test_the_later_source_and_then_the_override_wins() -> None:
         ("train.lr=1", "train.lr", 1.0),
         ("train={lr: 1e-3}", "train.lr", 1e-3),
         ("wandb.tags=[a, b]", "wandb.tags", ["a", "b"]),
+        ("wandb.tags=[07, 'b #2', yes]", "wandb.tags", ["07", "b #2", "yes"]),
     ],
 )
-def test_an_override_takes_a_yaml_value(override: str, key: str, value: Any) -> None:
+def test_an_override_takes_a_value_that_looks_like_json(
+    override: str, key: str, value: Any
+) -> None:
     assert value_of(load_spec("train", {}, [override]), key) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "set #2", "#7", "07", "1e3", "0x10", "a: b", "*x", "&x", "!x", "!!str x", "yes", "true",
+        "~", "2024-01-31", "1:30", "1_000", "[old] set", "[old]", "{a}", "{a", "[a", "- a", "? a",
+        "| a", "> a", "%a", "@a", "`a", "it's", "a 'b'", '"a" b', "'", "a, b",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["results_dir", "resume_checkpoint"])
+def test_the_text_of_an_override_is_taken_as_it_is(name: str, key: str) -> None:
+    known = "train.resume_training_checkpoint_path" if key == "resume_checkpoint" else key
+    assert value_of(load_spec("train", {}, [f"{key}={name}"]), known) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("'07'", "07"),
+        ('"a #2"', "a #2"),
+        ("'it''s'", "it's"),
+        ("' a '", " a "),
+        ("'null'", "null"),
+        (json.dumps("\N{GRINNING FACE}\x7f"), "\N{GRINNING FACE}\x7f"),
+    ],
+)
+def test_quotes_around_a_whole_text_are_removed(text: str, value: str) -> None:
+    assert load_spec("train", {}, [f"results_dir={text}"]).results_dir == value
 
 
 def test_dotted_keys_stand_in_a_file_too(tmp_path: Path) -> None:

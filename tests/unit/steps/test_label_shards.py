@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mal.artifacts import sha256_of_file
+from mal.data.annotations import load_boxes
 from mal.errors import AnnotationError, ArtifactError
 from mal.registry.model_fetch import FetchedModel
 from mal.steps import label_shards
@@ -286,7 +289,7 @@ def double_a_label(labels: list[str]) -> None:
         pytest.param(
             lambda labels: labels.reverse(), "does not match the annotations", id="wrong order"
         ),
-        pytest.param(drop_a_label, r"it has None instead of \(201, 2\)", id="one too few"),
+        pytest.param(drop_a_label, r"it has null instead of \[201, 2\]", id="one too few"),
         pytest.param(double_a_label, "it has more labels than boxes", id="one too many"),
     ],
 )
@@ -366,3 +369,51 @@ def test_a_bucket_folder_is_fetched_only_for_the_images_of_the_shard(
     (model / "mal_model_latest.pth").write_text("others")
     with pytest.raises(ArtifactError, match="has changed since split_boxes ran"):
         shard_spec(read_shard(shards[2].uri), tmp_path / "another", spec="", overrides=[])
+
+
+image_ids = st.sampled_from([1, 2, 3, "1", "2", "02", "1.0", "img_1", "1_2", 1.0, 2.5, None, True])
+
+
+@given(st.lists(image_ids, min_size=1, max_size=6), st.lists(image_ids, max_size=8))
+def test_a_box_is_on_the_same_image_in_its_shard_as_in_the_whole_set(
+    tmp_path_factory: pytest.TempPathFactory, images: list[Any], wanted: list[Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    document = document_of([0])
+    document["images"] = [
+        {"id": one, "file_name": f"{n}.png", "width": 9, "height": 9}
+        for n, one in enumerate(images)
+    ]
+    document["annotations"] = [
+        {"id": n, "image_id": one, "bbox": [1, 1, 5, 5]} for n, one in enumerate(wanted)
+    ]
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(document))
+    plan = plan_shards(path, 1)
+    label_shards._write_shards(path, plan, folder)
+    parts = [folder / str(number) / "annotations.json" for number in range(len(plan.num_boxes))]
+    in_shards: dict[int, str] = {}
+    for part in parts:
+        in_shards |= file_names_of_boxes(part)
+    assert in_shards == file_names_of_boxes(path)
+
+
+def file_names_of_boxes(path: Path) -> dict[int, str]:
+    try:
+        boxes = load_boxes(path, with_masks=False)
+    except AnnotationError:  # no image of it is usable
+        return {}
+    return {
+        int(boxes.annotation_id_N[row]): boxes.image_of(row).file_name for row in range(len(boxes))
+    }
+
+
+def test_labels_of_ids_that_are_no_number_are_merged(write: Callable[[Document], Path]) -> None:
+    document = document_of([1, 1])
+    document["annotations"][0] |= {"id": float("nan")}
+    document["annotations"][1] |= {"image_id": float("nan")}
+    path = write(document)
+    merged = merge(path, [label(shard) for shard in split(path, 1)], 1)
+    assert [box["bbox"] for box in merged["annotations"]] == [
+        box["bbox"] for box in document["annotations"]
+    ]

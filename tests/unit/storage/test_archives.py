@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import stat
@@ -138,6 +139,67 @@ def test_a_truncated_archive_is_named_and_leaves_nothing(
     with pytest.raises(StorageError, match="Cannot unpack"):
         open_image_folder(str(archive))
     assert unpacked_files(cache) == []
+
+
+def test_a_pixel_that_the_checksum_refuses_is_not_unpacked(tmp_path: Path, cache: Path) -> None:
+    pixels = bytes(range(256)) * 40
+    data = make_archive(tmp_path / "set.tar", {"a.bmp": pixels, "b.bmp": pixels}).read_bytes()
+    packed = bytearray(gzip.compress(data, compresslevel=0))
+    packed[packed.index(pixels) + 9] ^= 4
+    (tmp_path / "set.tar.gz").write_bytes(packed)
+    with pytest.raises(StorageError, match=r"Cannot unpack .*CRC check failed"):
+        open_image_folder(str(tmp_path / "set.tar.gz"))
+    assert unpacked_files(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (99, "AES"), (77, "method 77")]
+)
+def test_a_compression_that_is_not_read_is_named(
+    method: int, name: str, tmp_path: Path, cache: Path
+) -> None:
+    archive = make_archive(tmp_path / "set.zip", {"a.jpg": b"pixels"})
+    data = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        data[data.index(signature) + offset] = method
+    archive.write_bytes(data)
+    with pytest.raises(StorageError, match=rf"'a.jpg' is compressed with {name}.*Deflate"):
+        open_image_folder(str(archive))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        pytest.param("set.zip", gzip.compress(b"x"), "it is a gzip file. Rename", id="gzip"),
+        pytest.param("set.zip", b"<!DOCTYPE html><html>", "it is a web page", id="html"),
+        pytest.param("set.tar.gz", b"<html>", "it is a web page", id="html as tar"),
+        pytest.param(
+            "set.tar", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", id="lfs"
+        ),
+        pytest.param("set.zip", b"7z\xbc\xaf\x27\x1c", "it is a 7-Zip archive", id="7z"),
+        pytest.param("set.zip", b"", "it is an empty file", id="empty"),
+        pytest.param("set.tgz", bytes(100), "it is a file of zeros", id="zeros"),
+    ],
+)
+def test_a_file_that_is_no_archive_of_its_name_says_what_it_is(
+    name: str, content: bytes, kind: str, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StorageError, match=kind):
+        open_image_folder(str(tmp_path / name))
+
+
+def test_a_zip_named_as_a_tar_says_so(tmp_path: Path, cache: Path) -> None:
+    archive = make_archive(tmp_path / "set.zip", FILES).rename(tmp_path / "set.tar.gz")
+    with pytest.raises(StorageError, match=r"it is a zip archive\. Rename it to \.zip"):
+        open_image_folder(str(archive))
+
+
+def test_an_archive_of_archives_says_so(tmp_path: Path, cache: Path) -> None:
+    inner = make_archive(tmp_path / "inner.zip", FILES).read_bytes()
+    archive = make_archive(tmp_path / "set.zip", {"set/images.zip": inner, "set/a.json": b"{}"})
+    with pytest.raises(StorageError, match=r"no image, but the archive images\.zip\. Unpack"):
+        open_image_folder(str(archive))
 
 
 def test_an_empty_archive_is_refused(tmp_path: Path, cache: Path) -> None:

@@ -126,8 +126,8 @@ def test_an_image_that_two_files_of_one_folder_list_is_one_image(folder: Path) -
             1, "unknown category", id="category of no file",
         ),
         pytest.param(
-            {"annotations": [{"id": 1, "image_id": "1", "bbox": [1, 1, 2, 2], "category_id": 1}]},
-            1, "unknown image", id="text and number",
+            {"annotations": [{"id": 1, "image_id": "1x", "bbox": [1, 1, 2, 2], "category_id": 1}]},
+            1, "unknown image", id="text id of no file",
         ),
         pytest.param({"annotations": [7, None, []]}, 1, "annotation", id="no objects"),
     ],

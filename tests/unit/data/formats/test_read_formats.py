@@ -462,7 +462,7 @@ class TestLabelStudio:
         ]
         boxes = self.read(folder, tasks).load_boxes(with_masks=False)
         assert [row[0] for row in rows_of(boxes)] == ["b.jpg"]
-        assert "none of them used" in boxes.problems.lines()[0]
+        assert "2 x Label Studio task" in boxes.problems.lines()[0]
 
     @pytest.mark.parametrize(
         "bad",
