@@ -17,7 +17,12 @@ from typing import Any
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
 from mal.shown import printable
-from mal.spec.experiment import ACTIONS, DEFAULT_MAX_IMAGE_MPX, ExperimentSpec
+from mal.spec.experiment import (
+    ACTIONS,
+    ANNOTATION_TYPES,
+    DEFAULT_MAX_IMAGE_MPX,
+    ExperimentSpec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +209,9 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
         "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
         help="largest image that is read, millions of pixels (default: %(default)s)",
     )  # fmt: skip
+    check.add_argument(
+        "--type", choices=ANNOTATION_TYPES, default="auto", help="format of the annotations"
+    )
     check.set_defaults(run=_check_dataset)
 
 
@@ -339,7 +347,7 @@ def _check_dataset(args: argparse.Namespace) -> int:
 
     set_up_logging()
     allow_image_mpx(args.max_image_mpx)
-    report = check_dataset(args.annotations, args.images)
+    report = check_dataset(args.annotations, args.images, args.type)
     for line in report.lines():
         print(printable(line))
     return 0 if report.is_usable else 1

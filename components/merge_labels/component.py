@@ -34,13 +34,14 @@ def merge_labels(
     with Step(pipeline_name=pipeline_name) as step:
         parts = label_shards.read_listing(shards.path)
         step.log(f"{len(parts)} shards, {sum(map(int, num_labelled))} boxes labelled")
+        shard = label_shards.read_shard(parts[0])
         num_boxes = label_shards.merge_labels(
             annotations,
             label_shards.label_files_of(parts),
             boxes_per_shard=boxes_per_shard,
             output=labels.path,
+            images_uri=shard.images_uri,
         )
-        shard = label_shards.read_shard(parts[0])
         described = metadata.merged_labels_metadata(
             labels.path, num_boxes, annotations_uri=annotations, shard=shard
         )

@@ -49,7 +49,11 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
         labels = _output_file(session.results, section.label_dump_path)
         session.outputs.append(labels)
         reader = open_image_set(
-            section.ann_path, section.img_dir, key="inference", with_masks=section.load_mask
+            section.ann_path,
+            section.img_dir,
+            key="inference",
+            with_masks=section.load_mask,
+            annotation_type=spec.dataset.type,
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
