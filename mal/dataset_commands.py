@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mal.errors import SpecError
 from mal.shown import printable, shown
-from mal.spec.experiment import DEFAULT_MAX_IMAGE_MPX
+from mal.spec.experiment import ANNOTATION_TYPES, DEFAULT_MAX_IMAGE_MPX
 
 if TYPE_CHECKING:
     from mal.data.annotations import CocoBoxes
@@ -40,11 +40,13 @@ def add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
         help="largest image that is read, millions of pixels (default: %(default)s)",
     )  # fmt: skip
+    _add_type(check)
     check.set_defaults(run=_check_dataset)
     convert = actions.add_parser("convert", help="write a data set in another format")
     convert.add_argument("annotations", metavar="IN", help="annotations, local or s3://")
     convert.add_argument("output", metavar="OUT", help="file, or folder that is new or empty")
     convert.add_argument("--to", choices=CONVERT_TARGETS, default="coco")
+    _add_type(convert)
     _add_image_options(convert)
     convert.add_argument(
         "--boxes", default="", metavar="READING",
@@ -73,6 +75,12 @@ def add_labels_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )  # fmt: skip
     _add_image_options(export)
     export.set_defaults(run=_export_labels)
+
+
+def _add_type(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--type", choices=ANNOTATION_TYPES, default="auto", help="format of the annotations"
+    )
 
 
 def _add_image_options(command: argparse.ArgumentParser) -> None:
@@ -110,7 +118,7 @@ def _check_dataset(args: argparse.Namespace) -> int:
 
     set_up_logging()
     allow_image_mpx(args.max_image_mpx)
-    report = check_dataset(args.annotations, args.images)
+    report = check_dataset(args.annotations, args.images, args.type)
     for line in report.lines():
         print(printable(line))
     if args.fix:
@@ -130,13 +138,13 @@ def _write_fixed(report: CheckReport, output: str) -> None:
 
 
 def _export_labels(args: argparse.Namespace) -> int:
-    from mal.data.annotations import load_boxes
+    from mal.data.formats import open_annotations
     from mal.labeling.writers import Empty
     from mal.runtime import set_up_logging
-    from mal.storage import fetch_file
 
     set_up_logging()
-    boxes = load_boxes(fetch_file(args.labels), with_masks=True, refuse_points=False)
+    labels = open_annotations(args.labels)
+    boxes = labels.load_boxes(with_masks=True, refuse_points=False, opens_images=False)
     _write(args, boxes, empty=Empty(args.empty), as_predictions=args.predictions)
     return 0
 
@@ -155,26 +163,24 @@ def _convert_dataset(args: argparse.Namespace) -> int:
 
 def _open_set(args: argparse.Namespace, scratch: Path) -> CocoBoxes:
     """Open the set to convert; with --boxes, a copy of it with the boxes that are meant."""
-    from mal.data.annotations import load_boxes
     from mal.data.box_rewriting import REWRITINGS, rewrite_boxes
     from mal.data.formats import open_annotations
-    from mal.storage import fetch_file, open_image_folder
+    from mal.storage import open_image_folder
 
+    source = open_annotations(args.annotations, args.type, images=args.images)
     if not args.boxes:
-        return open_annotations(
-            fetch_file(args.annotations), args.images, with_masks=True, refuse_points=False
-        )
+        return source.load_boxes(with_masks=True, refuse_points=False)
     if args.boxes not in REWRITINGS:
         raise SpecError(
             f"--boxes must be a known reading, got {shown(args.boxes, quoted=True)}. Use one of "
             f"{', '.join(REWRITINGS)}."
         )
     folder = open_image_folder(args.images) if args.images else None
-    source = fetch_file(args.annotations)
-    target = scratch / source.name
-    num_rewritten = rewrite_boxes(source, target, args.boxes, folder)
+    target = scratch / source.path.name
+    num_rewritten = rewrite_boxes(source.path, target, args.boxes, folder)
     print(f"{num_rewritten:,} boxes or images rewritten ({args.boxes})")
-    return load_boxes(target, with_masks=True, refuse_points=False)
+    rewritten = open_annotations(target, images=args.images)
+    return rewritten.load_boxes(with_masks=True, refuse_points=False)
 
 
 def _write(args: argparse.Namespace, boxes: CocoBoxes, **options: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from mal.redaction import redact_text
 from mal.shown import shown
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
+from mal.spec.uri_list import join_uris
 
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _ITEM_NAMES = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
@@ -23,10 +24,18 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     Returns:
         The converted value, and the broken rule ("be at least 1") or None.
     """
+    if facts.is_uri_list and isinstance(value, list | tuple):
+        return _convert_uris(value)
     if facts.choices and isinstance(value, str) and typing.get_origin(hint) is list:
         value = [value]
     converted, rule = _convert_type(value, hint)
     return converted, rule or _broken_rule(converted, facts)
+
+
+def _convert_uris(values: Collection[Any]) -> tuple[Any, str | None]:
+    if all(isinstance(value, str) and value for value in values):
+        return join_uris(list(values)), None
+    return list(values), "be a path or a list of paths"
 
 
 def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:

@@ -32,6 +32,10 @@ from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 JsonSchema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_URI_LIST: JsonSchema = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "not": {"pattern": CREDENTIALS_PATTERN}},
+}
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _BOUNDS = {
     "minimum": "minimum",
@@ -132,7 +136,8 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         if must_be_set:
             refused.append({"const": REQUIRED})
         # In JSON Schema a pattern is satisfied by anything that is not a string.
-        return {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
+        text: JsonSchema = {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
+        return {"anyOf": [text, _URI_LIST]} if facts.is_uri_list else text
     return {"type": _TYPES[hint], **_bounds(facts, hint)}
 
 

@@ -52,6 +52,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             dataset.val_img_dir,
             key="dataset.val",
             with_masks=dataset.load_mask,
+            annotation_type=dataset.type,
         )
         reader, reason = without_box_masks(reader)
         device = choose_device(spec, section.gpu_ids)

@@ -57,6 +57,7 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
             section.img_dir,
             key="inference",
             with_masks=section.load_mask or bool({"masks", "crowds"} & set(section.keep)),
+            annotation_type=spec.dataset.type,
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)

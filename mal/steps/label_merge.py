@@ -37,16 +37,17 @@ def merge_shards(
         MalError: The labels cannot be merged.
     """
     counter = LabelCounter()
+    shard = label_shards.read_shard(parts[0])
     label_shards.merge_labels(
         annotations,
         label_shards.label_files_of(parts),
         boxes_per_shard=boxes_per_shard,
         output=labels.path,
+        images_uri=shard.images_uri,
         counter=counter,
     )
     counts = counter.counts()
     step.log(counts.line())
-    shard = label_shards.read_shard(parts[0])
     described = merged_labels_metadata(
         labels.path, counts, annotations_uri=annotations, shard=shard
     )

@@ -28,6 +28,7 @@ from typing import Any
 from mal import __version__
 from mal.artifacts import EXPERIMENT_FILE, sha256_of_file, write_json
 from mal.data.entry_values import file_name_of
+from mal.data.formats import open_annotations
 from mal.data.ids import Id, group_of_id
 from mal.data.problems import FieldError
 from mal.errors import AnnotationError, ArtifactError
@@ -164,7 +165,7 @@ def split_data_set(
     A bucket folder of images is listed; a local folder is read for its checksums.
 
     Args:
-        annotations_uri: COCO JSON.
+        annotations_uri: COCO JSON, or annotations of another format, which become COCO.
         images_uri: Folder, archive or bucket folder.
         work_dir: Folder or s3:// for the shards.
         model: The model of all shards.
@@ -176,7 +177,7 @@ def split_data_set(
         AnnotationError: The data set cannot be split.
         StorageError: A URI cannot be read or written.
     """
-    annotations = fetch_file(annotations_uri)
+    annotations = open_annotations(annotations_uri, images=images_uri).path
     plan = plan_shards(annotations, boxes_per_shard)
     images = describe_source(images_uri, _file_names(annotations))
     key = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
@@ -332,6 +333,7 @@ def merge_labels(
     *,
     boxes_per_shard: int,
     output: str | Path,
+    images_uri: str = "",
     counter: LabelCounter | None = None,
 ) -> int:
     """Write the labels of a whole data set, in the order of its annotations.
@@ -341,6 +343,7 @@ def merge_labels(
         labels: URIs of the label files, in the order of the shards.
         boxes_per_shard: The value that `split_data_set` had.
         output: The merged label file.
+        images_uri: The images, for annotations that are not COCO.
         counter: Counts the labels that have a mask.
 
     Returns:
@@ -350,7 +353,7 @@ def merge_labels(
         ArtifactError: The labels do not match the annotations.
         StorageError: A URI cannot be read.
     """
-    annotations = fetch_file(annotations_uri)
+    annotations = open_annotations(annotations_uri, images=images_uri).path
     plan = plan_shards(annotations, boxes_per_shard)
     if len(labels) != len(plan.num_boxes):
         raise ArtifactError(

@@ -20,6 +20,7 @@ from mal.artifacts import (
     ONNX_FILE,
     sha256_of_file,
 )
+from mal.data.formats import open_annotations
 from mal.errors import ArtifactError, MalError
 from mal.labeling.label_counts import LabelCounts
 from mal.registry.changes import Detection
@@ -235,7 +236,9 @@ def merged_labels_metadata(
         "sha256": sha256,
         **_counts_metadata(counts),
         "source_annotations_uri": annotations_uri,
-        "source_annotations_sha256": sha256_of_file(fetch_file(annotations_uri)),
+        "source_annotations_sha256": sha256_of_file(
+            open_annotations(annotations_uri, images=shard.images_uri).path
+        ),
         **_shard_parents(shard),
     }
 

@@ -439,7 +439,7 @@ def test_an_empty_segmentation_is_none(empty: Any, tmp_path: Path) -> None:
         ([], "it holds a JSON list, not an object"),
         ('"text"', "it holds a JSON str, not an object"),
         ({"images": []}, "it has no list 'annotations'"),
-        ({"images": {}, "annotations": []}, "it has no list 'images'"),
+        ({"images": 5, "annotations": []}, "it has no list 'images'"),
     ],
     ids=["cut", "bytes", "deep", "list", "text", "no annotations", "no images"],
 )
