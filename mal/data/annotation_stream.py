@@ -21,6 +21,7 @@ CHUNK_BYTES = 1 << 16
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
+_LISTS = ("images", "annotations", "categories")  # also read where they are objects
 _ENCODING, _ENCODING_ERRORS = "utf-8", "surrogatepass"  # as json.loads decodes bytes
 
 
@@ -116,7 +117,8 @@ def _members(window: _Window, path: Path) -> Iterator[Member]:
             window.fail(f"a second '{key}'")
         keys.add(key)
         window.take(":")
-        if window.peek() == "[":
+        # LIVECell has its annotations as an object, by their ids.
+        if window.peek() == "[" or (window.peek() == "{" and key in _LISTS):
             entries = _entries(window, path)
             yield Member(key, None, entries)
             for _ in entries:
@@ -132,16 +134,20 @@ def _members(window: _Window, path: Path) -> Iterator[Member]:
 
 def _entries(window: _Window, path: Path) -> Iterator[Entry]:
     with _wrap_read_errors(path):
-        window.take("[")
-        has_more = window.peek() != "]"
+        is_object = window.take("[{") == "{"
+        end = "}" if is_object else "]"
+        has_more = window.peek() != end
         if not has_more:
-            window.take("]")
+            window.take(end)
         while has_more:
+            if is_object:
+                window.value(":") if window.peek() == '"' else window.fail("expecting a key")
+                window.take(":")
             window.peek()
             start = window.offset()
-            value = window.value(",]")
+            value = window.value(f",{end}")
             yield Entry(value, start, window.offset() - start)
-            has_more = window.take(",]") == ","
+            has_more = window.take(f",{end}") == ","
 
 
 class _Window:
@@ -151,13 +157,14 @@ class _Window:
         self._file = file
         self._decoder = codecs.getincrementaldecoder(_ENCODING)(_ENCODING_ERRORS)
         self._is_at_end = False
+        self._num_read = 0
         self._text = ""
         self._position = 0
         # Byte offsets are counted on from the last call of `offset`.
         self._counted_position = 0
         self._counted_bytes = 0
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            self._counted_bytes = len(codecs.BOM_UTF8)
+            self._counted_bytes = self._num_read = len(codecs.BOM_UTF8)
         else:
             file.seek(0)
 
@@ -222,9 +229,22 @@ class _Window:
         rest = self._text[self._position :]
         chunk = self._file.read(max(CHUNK_BYTES, len(rest)))
         self._is_at_end = not chunk
-        self._text = rest + self._decoder.decode(chunk, final=self._is_at_end)
+        self._num_read += len(chunk)
+        self._text = rest + self._decode(chunk)
         self._position = self._counted_position = 0
         return True
+
+    def _decode(self, chunk: bytes) -> str:
+        num_waiting = len(self._decoder.getstate()[0])
+        try:
+            return self._decoder.decode(chunk, final=self._is_at_end)
+        except UnicodeDecodeError as error:
+            # The decoder counts from the bytes that it had kept of the chunk before.
+            at = self._num_read - len(chunk) - num_waiting + error.start
+            raise ValueError(
+                f"the text is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}. It "
+                "may be Latin-1 (Windows-1252): save it as UTF-8"
+            ) from error
 
 
 def _expecting(characters: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mal.data.annotations import CocoBoxes, CocoImage, Problems
 from mal.data.box_evidence import MISPLACED
 from mal.data.box_masks import reason_without_true_masks
-from mal.data.formats import open_annotations
+from mal.data.formats import AUTO, open_annotations
 from mal.data.image_table import FileNames
 from mal.data.images import (
     UPRIGHT,
@@ -30,7 +30,7 @@ from mal.data.segmentations import SegmentationError, area_of, box_of_rle
 from mal.errors import AnnotationError, StorageError
 from mal.progress import track
 from mal.shown import shown
-from mal.storage import FoundImages, fetch_file, find_images, open_image_folder
+from mal.storage import FoundImages, find_images, open_image_folder
 from mal.storage.file_names import leaves_folder
 
 TINY_SIDE_PX = 4.0
@@ -71,12 +71,16 @@ class CheckReport:
         errors: Problems for which a run leaves something out, or stops.
         notes: Problems that a run handles.
         num_usable_boxes: Boxes on readable images, without crowds.
+        boxes: The set; None where nothing of it can be read.
+        is_readable_I: True for an image that can be read; None where their folder cannot be used.
     """
 
     summary: str
     errors: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
     num_usable_boxes: int = 0
+    boxes: CocoBoxes | None = None
+    is_readable_I: NDArray[np.bool_] | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -96,12 +100,13 @@ class CheckReport:
         ]
 
 
-def check_dataset(annotations: str, images: str) -> CheckReport:
+def check_dataset(annotations: str, images: str, annotation_type: str = AUTO) -> CheckReport:
     """Read every annotation and every image of a set.
 
     Args:
-        annotations: Annotation file, local or `s3://`.
+        annotations: Annotation file or folder, local or `s3://`.
         images: Folder, archive or `s3://`.
+        annotation_type: As `dataset.type`.
 
     Returns:
         The problems. A file or folder that does not exist or cannot be read is one of them.
@@ -113,12 +118,12 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
     except StorageError as error:
         errors.add(BAD_FOLDER, str(error))
     try:
-        boxes = open_annotations(
-            fetch_file(annotations), images, with_masks=True, refuse_points=False
-        )
+        source = open_annotations(annotations, annotation_type, images=images)
+        boxes = source.load_boxes(with_masks=True, refuse_points=False)
     except (AnnotationError, StorageError) as error:
         errors.add(BAD_FILE, str(error))
         return CheckReport(f"{annotations}: nothing that can be used", errors)
+    notes.update(source.notes)
     notes.update(boxes.problems, NOTE_KINDS)
     errors.update(boxes.problems, frozenset(boxes.problems) - NOTE_KINDS)
     _check_emptiness(boxes, errors)
@@ -133,7 +138,7 @@ def check_dataset(annotations: str, images: str) -> CheckReport:
         is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
     summary = _summary_of(boxes, annotations, measures_nothing=bool(reason))
-    return CheckReport(summary, errors, notes, int(is_usable_N.sum()))
+    return CheckReport(summary, errors, notes, int(is_usable_N.sum()), boxes, is_readable)
 
 
 def _summary_of(boxes: CocoBoxes, annotations: str, *, measures_nothing: bool) -> str:

@@ -14,26 +14,32 @@ from torch.utils.data import DataLoader, Dataset
 from mal.data.annotations import CocoBoxes
 from mal.data.batch import CropBatch, collate_crops
 from mal.data.crop_dataset import ImageReader, TrainingCrops
-from mal.data.formats import open_annotations
+from mal.data.formats import AUTO, open_annotations
 from mal.data.sampler import EpochSampler
 from mal.errors import AnnotationError, SpecError
 from mal.shown import shown
 from mal.spec.experiment import ExperimentSpec
-from mal.storage import fetch_file, open_image_folder
+from mal.storage import open_image_folder
 
 log = logging.getLogger(__name__)
 
 
 def open_image_set(
-    annotation_uri: str, image_uri: str, *, key: str, with_masks: bool
+    annotation_uri: str,
+    image_uri: str,
+    *,
+    key: str,
+    with_masks: bool,
+    annotation_type: str = AUTO,
 ) -> ImageReader:
     """Open boxes and images; unusable ones are named once in the log.
 
     Args:
-        annotation_uri: Annotation file, local or remote.
+        annotation_uri: Annotation file or folder, local or remote.
         image_uri: Folder, archive or remote folder.
         key: The start of the spec keys that hold the two, for errors: `dataset.train`.
         with_masks: Read segmentations.
+        annotation_type: As `dataset.type`.
 
     Raises:
         SpecError: A URI is empty.
@@ -42,7 +48,8 @@ def open_image_set(
     for name, uri in (("annotations", annotation_uri), ("images", image_uri)):
         if not uri:
             raise SpecError(f"{key} must name its {name}, got ''. Set {_keys_of(key)}.")
-    boxes = open_annotations(fetch_file(annotation_uri), image_uri, with_masks=with_masks)
+    source = open_annotations(annotation_uri, annotation_type, images=image_uri)
+    boxes = source.load_boxes(with_masks=with_masks)
     folder = open_image_folder(image_uri)
     reader = ImageReader(boxes, folder)
     if len(reader.missing) == len(boxes.images):

@@ -110,7 +110,9 @@ def is_segmentation_given(segmentation: Any) -> bool:
     """Return whether a field `segmentation` holds a mask; [], [[]], {} and "" are none."""
     if not segmentation:
         return False
-    return not (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+    if isinstance(segmentation, list) and segmentation[0] == []:
+        return any(part != [] for part in segmentation)
+    return True
 
 
 def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
@@ -210,13 +212,14 @@ def _polygons_from(parts: list[Any]) -> list[NDArray[np.float64]]:
 def _points_of(part: Any) -> NDArray[np.float64]:
     if not isinstance(part, list):
         raise SegmentationError("be COCO polygons or RLE", shown(part, quoted=True))
-    if any(isinstance(point, list | dict) for point in part) or len(part) == _POINT_NUMBERS:
+    types = set(map(type, part))
+    if types & {list, dict} or len(part) == _POINT_NUMBERS:
         raise SegmentationError(
             "have each polygon as a flat list [x, y, x, y, ...]",
             f"a list of points, {shown(part)}",
             "Write the numbers of all points of a polygon in one list.",
         )
-    if not set(map(type, part)) <= {int, float}:
+    if not types <= {int, float}:
         raise SegmentationError("have polygons of numbers", shown(part))
     if len(part) < MIN_POLYGON_NUMBERS:
         raise SegmentationError(
@@ -275,7 +278,7 @@ def _runs_of(segmentation: Any) -> tuple[list[int], bytes | list[Any], NDArray[n
         counts = segmentation["counts"]
         if isinstance(counts, str):
             counts = _without_bytes_literal(counts).encode("ascii")
-        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
+        runs = runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise SegmentationError(
             "be COCO polygons or RLE", shown(segmentation, quoted=True)
@@ -307,7 +310,7 @@ def _runs_from_list(counts: Any) -> NDArray[np.int64]:
     return np.array(counts, dtype=np.int64)
 
 
-def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
+def runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
     """Read COCO's compressed run lengths.
 
     A number has five bits per byte, lowest first, from character 48 on. Bit 32 is set if the number

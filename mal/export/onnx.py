@@ -263,13 +263,13 @@ def _categories(spec: ExperimentSpec) -> list[Any]:
     """Return the training set's categories where it can still be read, else none."""
     from mal.data.formats import open_annotations
     from mal.errors import MalError
-    from mal.storage import fetch_file
 
     path, images = spec.dataset.train_ann_path, spec.dataset.train_img_dir
     if not path:
         return []
     try:
-        boxes = open_annotations(fetch_file(path), images, with_masks=False)
+        source = open_annotations(path, spec.dataset.type, images=images)
+        boxes = source.load_boxes(with_masks=False)
     except MalError:
         return []
     return [{"id": key, "name": name} for key, name in boxes.categories.items()]

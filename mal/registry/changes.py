@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mal.artifacts import sha256_of_file, write_json
+from mal.data.formats import open_annotations
 from mal.errors import ArtifactError, StorageError
 from mal.registry.box_index import BoxChanges, BoxIndex, count_changes, index_boxes
 from mal.registry.model_store import ModelStore, Training, now
 from mal.registry.snapshot import sha256_of, sha256_of_images
+from mal.spec.uri_list import split_uris
 from mal.storage import child_uri, describe_source, fetch_file, list_files, put_file, redact_uri
-from mal.storage.objects import head_object
+from mal.storage.annotation_folder import is_folder_uri, last_write_s
+from mal.storage.objects import StoredObject, head_object
 from mal.storage.uris import parse_remote_uri
 
 FORMAT_VERSION = 1
@@ -129,7 +132,7 @@ def detect_changes(
     Args:
         store: Records the last training and keeps the copied annotations.
         train_images: Folder, archive or bucket folder.
-        train_annotations: COCO JSON.
+        train_annotations: COCO JSON, or annotations of another format.
         val_images: '' for no validation part.
         val_annotations: '' for no validation part.
         min_new_annotations: How many boxes must be new or changed; 0: any change of the digest.
@@ -204,11 +207,12 @@ def _read_part(store: ModelStore, images: str, annotations: str, index_path: Pat
         StorageError: The annotation file changed while it was read, so that its object version
             would not match its content.
     """
-    remote = parse_remote_uri(annotations)
-    stored = None if remote is None else head_object(remote)
-    path = fetch_file(annotations)
-    if remote is not None and head_object(remote) != stored:
+    uris = split_uris(annotations)
+    before = [_stored_object(uri) for uri in uris]
+    path = open_annotations(annotations, images=images).path
+    if [_stored_object(uri) for uri in uris] != before:
         raise _changed_while_read(annotations)
+    stored = before[0] if len(uris) == 1 else None
     sha256 = sha256_of_file(path)
     index, file_names = index_boxes(path)
     index.write(index_path)
@@ -218,7 +222,10 @@ def _read_part(store: ModelStore, images: str, annotations: str, index_path: Pat
             f"{redact_uri(images)} has none of the {len(file_names)} annotated images. Check the "
             "folder."
         )
-    modified_s = path.stat().st_mtime if stored is None else stored.modified.timestamp()
+    modified_s = max(
+        last_write_s(uri) if one is None else one.modified.timestamp()
+        for uri, one in zip(uris, before, strict=True)
+    )
     return SourcePart(
         images_uri=images,
         annotations_uri=annotations,
@@ -229,6 +236,12 @@ def _read_part(store: ModelStore, images: str, annotations: str, index_path: Pat
         num_boxes=len(index),
         modified_s=max(modified_s, *(file.modified_s for file in files.values())),
     )
+
+
+def _stored_object(uri: str) -> StoredObject | None:
+    """Return a remote file as the store describes it; None for a local file, or a folder."""
+    remote = None if is_folder_uri(uri) else parse_remote_uri(uri)
+    return None if remote is None else head_object(remote)
 
 
 def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
@@ -242,11 +255,15 @@ def _freeze(store: ModelStore, part: SourcePart, index_path: Path) -> None:
     if f"{sha256}.json" not in kept:
         with tempfile.TemporaryDirectory(prefix="mal-freeze-") as scratch:
             copy = Path(scratch) / "annotations.json"
-            put_file(fetch_file(part.annotations_uri), str(copy))
+            put_file(_coco_file_of(part), str(copy))
             if sha256_of_file(copy) != sha256:
                 raise _changed_while_read(part.annotations_uri)
             put_file(copy, store.annotations_uri(sha256))
     put_file(index_path, store.annotations_uri(sha256, ".npz"))
+
+
+def _coco_file_of(part: SourcePart) -> Path:
+    return open_annotations(part.annotations_uri, images=part.images_uri).path
 
 
 def _changed_while_read(uri: str) -> StorageError:

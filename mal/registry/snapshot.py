@@ -6,15 +6,15 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mal.artifacts import sha256_of_file, write_json
-from mal.data.annotations import load_boxes
+from mal.data.formats import open_annotations
 from mal.errors import AnnotationError, ArtifactError
 from mal.shown import shown
-from mal.storage import ImageFile, describe_images, fetch_file, redact_uri
+from mal.storage import ImageFile, describe_images, redact_uri
 
 FORMAT_VERSION = 1
 
@@ -28,6 +28,7 @@ class SplitSnapshot:
         num_images: Images in the annotation file, whether they exist or not.
         num_boxes: Usable boxes without crowds.
         image_bytes: Size of the images that exist.
+        sources: URI and sha256 of each file of several, and its images; empty for one file.
     """
 
     images_uri: str
@@ -41,6 +42,7 @@ class SplitSnapshot:
     num_categories: int
     has_masks: bool
     image_bytes: int
+    sources: list[dict[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         missing = f" ({self.num_missing_images} missing)" if self.num_missing_images else ""
@@ -78,7 +80,7 @@ class DatasetManifest:
 
     def write(self, path: str | Path) -> None:
         """Write the manifest as JSON, the summary first."""
-        splits = {name: dataclasses.asdict(split) for name, split in self.splits.items()}
+        splits = {name: _plain_values(split) for name, split in self.splits.items()}
         write_json(
             Path(path),
             {
@@ -153,6 +155,13 @@ def read_dataset_manifest(path: str | Path) -> DatasetManifest:
         ) from error
 
 
+def _plain_values(split: SplitSnapshot) -> dict[str, Any]:
+    values = dataclasses.asdict(split)
+    if not split.sources:  # as versions before lists wrote it
+        del values["sources"]
+    return values
+
+
 def _optional_split(splits: Mapping[str, Any], name: str) -> SplitSnapshot | None:
     return SplitSnapshot(**splits[name]) if name in splits else None
 
@@ -167,8 +176,8 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     for key, value in ((f"{name}_images", images), (f"{name}_annotations", annotations)):
         if not value:
             raise AnnotationError(f"{key} must be set, got ''. Set both URIs of the {name} part.")
-    path = fetch_file(annotations)
-    boxes = load_boxes(path, with_masks=True)
+    source = open_annotations(annotations, images=images)
+    boxes = source.load_boxes(with_masks=True, opens_images=False)
     num_crowds = int(boxes.is_crowd_N.sum())
     if len(boxes) == num_crowds:
         raise AnnotationError(
@@ -185,7 +194,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
     return SplitSnapshot(
         images_uri=images,
         annotations_uri=annotations,
-        annotations_sha256=sha256_of_file(path),
+        annotations_sha256=sha256_of_file(source.path),
         images_sha256=sha256_of_images(files),
         num_images=len(boxes.images),
         num_missing_images=sum(image.file_name not in files for image in boxes.images),
@@ -194,6 +203,7 @@ def _snapshot_split(name: str, images: str, annotations: str) -> SplitSnapshot:
         num_categories=len(boxes.categories),
         has_masks=boxes.has_masks(),
         image_bytes=sum(file.size for file in files.values()),
+        sources=[dict(one) for one in source.sources],
     )
 
 

@@ -10,7 +10,9 @@ from collections.abc import Collection
 from typing import Any
 
 from mal.redaction import redact_text
+from mal.shown import shown
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
+from mal.spec.uri_list import join_uris
 
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _ITEM_NAMES = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
@@ -22,8 +24,18 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     Returns:
         The converted value, and the broken rule ("be at least 1") or None.
     """
+    if facts.is_uri_list and isinstance(value, list | tuple):
+        return _convert_uris(value)
+    if facts.choices and isinstance(value, str) and typing.get_origin(hint) is list:
+        value = [value]
     converted, rule = _convert_type(value, hint)
     return converted, rule or _broken_rule(converted, facts)
+
+
+def _convert_uris(values: Collection[Any]) -> tuple[Any, str | None]:
+    if all(isinstance(value, str) and value for value in values):
+        return join_uris(list(values)), None
+    return list(values), "be a path or a list of paths"
 
 
 def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
@@ -34,7 +46,8 @@ def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
         if _is_quoted(value, hint):
             return "It is a text: write it without quotes."
     if facts.choices:
-        return f"Use {_one_of(facts.choices)}."
+        is_list = typing.get_origin(hint) is list
+        return f"Use {_one_of(facts.choices, 'a list of' if is_list else 'one of')}."
     if default == REQUIRED:
         return "Give its path."
     if hint is str:
@@ -54,7 +67,10 @@ def yaml_text(value: Any) -> str:
         return f"{value:.10g}"
     if isinstance(value, str) and value.isprintable() and 0 < len(value) <= _SHORTEN.maxstring:
         return value
-    return _SHORTEN.repr(value)
+    try:
+        return _SHORTEN.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return shown(value, _SHORTEN.maxstring)
 
 
 def is_number(value: Any) -> bool:
@@ -83,8 +99,8 @@ class _Shorten(reprlib.Repr):
 _SHORTEN = _Shorten()
 
 
-def _one_of(choices: Collection[str]) -> str:
-    return ", ".join(choices) if len(choices) == 1 else f"one of {', '.join(choices)}"
+def _one_of(choices: Collection[str], words: str = "one of") -> str:
+    return ", ".join(choices) if len(choices) == 1 else f"{words} {', '.join(choices)}"
 
 
 def _convert_type(value: Any, hint: Any) -> tuple[Any, str | None]:
@@ -119,6 +135,8 @@ def _float_from(value: int | float) -> float:
 
 
 def _broken_rule(value: Any, facts: Setting) -> str | None:
+    if facts.choices and isinstance(value, list):
+        return None if all(map(facts.is_choice, value)) else "be a list of known names"
     if facts.choices and not facts.is_choice(value):
         return "be a known name"
     if isinstance(value, list) and facts.lengths and len(value) not in facts.lengths:

@@ -13,6 +13,7 @@ from mal.spec.backbones import BACKBONES, FAMILY_PATTERN
 from mal.spec.setting import REQUIRED, SearchRange, section, setting
 
 MIN_CROP_SIZE = 32
+ANNOTATION_TYPES = ("auto", "coco", "voc", "yolo", "labelme", "labelstudio", "kitti")
 
 
 # Pillow refuses larger ones, which may be made to fill the memory.
@@ -23,17 +24,35 @@ DEFAULT_MAX_IMAGE_MPX = 178.95697
 class DatasetSpec:
     """The data sets, and which of their boxes are used."""
 
-    type: str = setting("coco", "Annotation format.", choices=("coco",))
+    type: str = setting(
+        "coco",
+        "Format of the annotations. [mal] auto, and coco, which is TAO's default: by the content; "
+        "any other: the content must be of this format.",
+        choices=ANNOTATION_TYPES,
+    )
     train_ann_path: str = setting(
-        "", "Training annotations: COCO JSON, local or s3://.", is_popular=True
+        "",
+        "Training annotations: COCO JSON or another format, local or s3://. [mal] Several as a "
+        "list.",
+        is_popular=True,
+        is_uri_list=True,
     )
     train_img_dir: str = setting(
-        "", "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://.", is_popular=True
+        "",
+        "Training images: folder, .tar.gz/.tgz/.tar/.zip, or s3://. [mal] One for each annotation "
+        "file as a list, or one for all.",
+        is_popular=True,
+        is_uri_list=True,
     )
     val_ann_path: str = setting(
-        "", "Validation annotations: COCO JSON, local or s3://.", is_popular=True
+        "",
+        "Validation annotations, as for training.",
+        is_popular=True,
+        is_uri_list=True,
     )
-    val_img_dir: str = setting("", "Validation images: folder, archive or s3://.", is_popular=True)
+    val_img_dir: str = setting(
+        "", "Validation images, as for training.", is_popular=True, is_uri_list=True
+    )
     min_obj_size: float = setting(
         2048.0, "Train on boxes whose w*h is above this, px^2.", minimum=0
     )
@@ -465,14 +484,47 @@ class EvaluateSpec(PredictionSpec):
 class InferenceSpec(PredictionSpec):
     """Write masks for boxes."""
 
-    ann_path: str = setting("", "Boxes to label: COCO JSON, local or s3://.", is_popular=True)
-    img_dir: str = setting("", "Images of the boxes: folder, archive or s3://.", is_popular=True)
+    ann_path: str = setting(
+        "",
+        "Boxes to label: COCO JSON or another format, local or s3://. [mal] Several as a list.",
+        is_popular=True,
+        is_uri_list=True,
+    )
+    img_dir: str = setting(
+        "", "Images of the boxes: folder, archive or s3://.", is_popular=True, is_uri_list=True
+    )
     label_dump_path: str = setting(
         "instances_val2017_mal.json",
         "Output file; a relative path is below the results folder.",
         is_popular=True,
     )
     load_mask: bool = setting(False, "Keep true masks for the report.")
+    label_format: str = setting(
+        "rle",
+        "[mal] Form of the masks in the label file: compressed RLE, or polygons along the edges of "
+        "the pixels, with a bridge to each hole.",
+        choices=("rle", "polygon"),
+        is_searchable=False,
+    )
+    keep: list[str] = setting(
+        [],
+        "[mal] What stays as the input has it: masks (objects with a readable mask are not "
+        "predicted), scores (the model's goes into mask_score only), crowds (the regions of "
+        "crowds).",
+        choices=("masks", "scores", "crowds"),
+        is_searchable=False,
+    )
+    tight_boxes: bool = setting(
+        False,
+        "[mal] Write the extent of each mask as its bbox; the given box goes into given_bbox.",
+        is_searchable=False,
+    )
+    allow_empty: bool = setting(
+        False,
+        "[mal] Succeed although more than half of the boxes get an empty mask. Unless it is set, "
+        "the exit code is then 2; the labels are written in both cases.",
+        is_searchable=False,
+    )
 
 
 @dataclass

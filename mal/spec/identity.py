@@ -36,7 +36,7 @@ class Role(StrEnum):
 
 _ROLE_NAMES: Mapping[Role, str] = {
     Role.IDENTITY: """
-        dataset: type min_obj_size max_obj_size min_obj_side crop_size window_rate box_jitter
+        dataset: min_obj_size max_obj_size min_obj_side crop_size window_rate box_jitter
             photometric_rate shuffle_pool_mib max_image_mpx
         model: arch frozen_stages freeze_backbone mask_head mask_head_num_convs
             mask_head_hidden_channel mask_head_out_channel mask_scale_ratio mask_scale_ratio_pre
@@ -75,6 +75,7 @@ _ROLE_NAMES: Mapping[Role, str] = {
     """,
     Role.NONE: """
         : model_name encryption_key
+        dataset: type
         train: optim_momentum
         evaluate: checkpoint batch_size num_gpus gpu_ids num_nodes results_dir trt_engine precision
             training_free

@@ -25,6 +25,7 @@ from mal.spec.experiment import ACTIONS, ExperimentSpec
 from mal.spec.rules import combination_problems
 from mal.spec.setting import REQUIRED, Setting
 from mal.spec.sources import flatten, parse_override, read_spec_file, read_spec_source
+from mal.spec.uri_list import split_uris
 
 __all__ = [
     "ACTION_SECTIONS",
@@ -191,7 +192,8 @@ def _type_of(key: str) -> Any:
     """Return the type of a key, an alias or a shorthand; None for a section or an unknown key."""
     for name in SHORTHANDS.get(key, (ALIASES.get(key, key),)):
         if name in _SETTINGS:
-            return _SETTINGS[name][0]
+            hint, facts, _ = _SETTINGS[name]
+            return str | list[str] if facts.is_uri_list else hint
     return None
 
 
@@ -269,6 +271,8 @@ def _assign(
 def _texts_of(value: Any) -> list[str]:
     """Return a value, or the items of a list, that are text."""
     items = value if isinstance(value, list) else [value]
+    if isinstance(value, str):
+        items = split_uris(value)
     return [item for item in items if isinstance(item, str)]
 
 

@@ -32,6 +32,10 @@ from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 JsonSchema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_URI_LIST: JsonSchema = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "not": {"pattern": CREDENTIALS_PATTERN}},
+}
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _BOUNDS = {
     "minimum": "minimum",
@@ -119,12 +123,7 @@ def _properties(cls: type[Any], prefix: str, action: str) -> dict[str, JsonSchem
 
 def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema:
     if typing.get_origin(hint) is list:
-        item_hint = typing.get_args(hint)[0]
-        return {
-            "type": "array",
-            "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
-            **_lengths(facts.lengths),
-        }
+        return _list_schema(typing.get_args(hint)[0], facts)
     if facts.is_ignored:
         return {}
     if facts.choices:
@@ -137,8 +136,20 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         if must_be_set:
             refused.append({"const": REQUIRED})
         # In JSON Schema a pattern is satisfied by anything that is not a string.
-        return {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
+        text: JsonSchema = {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
+        return {"anyOf": [text, _URI_LIST]} if facts.is_uri_list else text
     return {"type": _TYPES[hint], **_bounds(facts, hint)}
+
+
+def _list_schema(item_hint: Any, facts: Setting) -> JsonSchema:
+    if facts.choices:  # one name may stand for a list of it
+        known: JsonSchema = {"type": "string", "enum": list(facts.choices)}
+        return {"anyOf": [{"type": "array", "items": known}, known]}
+    return {
+        "type": "array",
+        "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
+        **_lengths(facts.lengths),
+    }
 
 
 def _bounds(facts: Setting, hint: Any) -> JsonSchema:

@@ -28,7 +28,7 @@ class Setting:
     Bounds apply to each number of a list.
 
     Attributes:
-        choices: Allowed names; empty for any.
+        choices: Allowed names, also of each item of a list; empty for any.
         choice_pattern: Regular expression of further allowed names; '' for none.
         lengths: Allowed lengths of a list; empty for any.
         option_weights: Relative probability of each choice in a search; 0 excludes it; empty for
@@ -37,6 +37,7 @@ class Setting:
         is_searchable: Whether a user may add the key to a search.
         is_popular: Whether the key is often set.
         is_ignored: Whether any value is accepted and discarded.
+        is_uri_list: Whether a list of texts is accepted; it becomes one text (`mal.spec.uri_list`).
     """
 
     description: str
@@ -53,6 +54,7 @@ class Setting:
     is_searchable: bool = True
     is_popular: bool = False
     is_ignored: bool = False
+    is_uri_list: bool = False
 
     def is_choice(self, value: object) -> bool:
         """Whether a value is one of the known names, or of the further ones."""
@@ -79,12 +81,14 @@ def setting(
     is_searchable: bool = True,
     is_popular: bool = False,
     is_ignored: bool = False,
+    is_uri_list: bool = False,
 ) -> Any:
     """Declare a spec key; the arguments are the fields of `Setting`."""
     metadata = {
         "setting": Setting(
             description, minimum, exclusive_minimum, maximum, exclusive_maximum, is_odd, choices,
             choice_pattern, lengths, option_weights, search, is_searchable, is_popular, is_ignored,
+            is_uri_list,
         )
     }  # fmt: skip
     if isinstance(default, list):

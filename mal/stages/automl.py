@@ -31,12 +31,14 @@ from mal.automl.devices import share_devices
 from mal.automl.settings import SearchSettings
 from mal.automl.space import build_search_space, value_of
 from mal.automl.trial import trial_folder
+from mal.data.formats import readable_path
 from mal.errors import MalError, MissingExtraError, SpecError, StoreAwayError
 from mal.evaluation.baselines import metrics_of_best_epoch, usefulness_warning
 from mal.runtime import StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import load_spec, write_experiment_yaml
 from mal.spec.schema import action_schema
+from mal.spec.uri_list import split_uris
 from mal.stages.run_identity import (
     WEIGHTS_KEY,
     RunIdentity,
@@ -369,6 +371,9 @@ def _describe_fetched(spec: ExperimentSpec) -> dict[str, dict[str, str]]:
         with contextlib.suppress(MalError):
             if uri and key.endswith("_img_dir"):
                 open_image_folder(uri)
+            elif key.endswith("_ann_path"):
+                for one in split_uris(uri):
+                    readable_path(one)
             elif "://" in uri:
                 fetch_file(uri)
     return describe_inputs(keys)

@@ -52,6 +52,7 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             dataset.val_img_dir,
             key="dataset.val",
             with_masks=dataset.load_mask,
+            annotation_type=dataset.type,
         )
         reader, reason = without_box_masks(reader)
         device = choose_device(spec, section.gpu_ids)
@@ -81,7 +82,8 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             image_reader=reader,
             facts=report_facts(loaded, dataset.val_ann_path),
         )
-        for warning in filter(None, (reason, usefulness_warning(metrics))):
+        warnings = (reason, measured.measurement.warning, usefulness_warning(metrics))
+        for warning in filter(None, warnings):
             session.warn(warning)
         numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         session.status.write(Status.RUNNING, "evaluation finished", kpi=numbers)

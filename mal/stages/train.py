@@ -91,6 +91,7 @@ def run_train(spec: ExperimentSpec) -> TrainResult:
             dataset.train_img_dir,
             key="dataset.train",
             with_masks=spec.train.supervision == "mask",
+            annotation_type=spec.dataset.type,
         )
         validation = _open_validation_set(spec, session)
         device = choose_device(spec, spec.train.gpu_ids)
@@ -258,7 +259,11 @@ def _open_validation_set(spec: ExperimentSpec, session: Session) -> ImageReader 
         _warn_unmeasured(session, "there is no validation set")
         return None
     reader = open_image_set(
-        dataset.val_ann_path, dataset.val_img_dir, key="dataset.val", with_masks=True
+        dataset.val_ann_path,
+        dataset.val_img_dir,
+        key="dataset.val",
+        with_masks=True,
+        annotation_type=dataset.type,
     )
     reader, reason = without_box_masks(reader)
     if not reader.boxes.has_masks():

@@ -67,7 +67,11 @@ def require_measurable(spec: ExperimentSpec) -> ImageReader:
         problem = "dataset.load_mask must be true to rank trials, got false"
     else:
         reader = open_image_set(
-            dataset.val_ann_path, dataset.val_img_dir, key="dataset.val", with_masks=True
+            dataset.val_ann_path,
+            dataset.val_img_dir,
+            key="dataset.val",
+            with_masks=True,
+            annotation_type=dataset.type,
         )
         reader, reason = without_box_masks(reader)
         if reader.boxes.has_masks():
@@ -88,7 +92,11 @@ def _measure(spec: ExperimentSpec) -> dict[str, Any]:
     )
     num_val = min(len(val_rows), train.max_val_boxes or len(val_rows))
     training_set = open_image_set(
-        dataset.train_ann_path, dataset.train_img_dir, key="dataset.train", with_masks=False
+        dataset.train_ann_path,
+        dataset.train_img_dir,
+        key="dataset.train",
+        with_masks=False,
+        annotation_type=dataset.type,
     )
     num_crops = train.cached_crops or len(select_training_boxes(training_set, spec))
     per_step = train.batch_size * train.num_gpus * train.accum_grad_batches

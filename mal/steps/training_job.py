@@ -35,6 +35,7 @@ from mal.errors import ArtifactError, SpecError, StorageError
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec, load_spec
 from mal.spec.load import write_experiment_yaml
+from mal.spec.uri_list import split_uris
 from mal.status import MONITORED_METRIC, last_metrics
 from mal.steps.metadata import Metadata, StepArtifact, flat_metrics, model_metadata
 from mal.steps.specs import step_spec
@@ -382,10 +383,10 @@ def _data_problems(experiment: ExperimentSpec, settings: JobSettings) -> Iterato
     """Yield a problem for data that the job's pods cannot read."""
     mounts = [claim.mount_path for claim in settings.storage.claims]
     for key in _DATA_KEYS:
-        uri = getattr(experiment.dataset, key)
-        if not uri or parse_remote_uri(uri) or any(is_below(uri, mount) for mount in mounts):
-            continue
-        yield (
-            f"dataset.{key} must be s3://, minio:// or on a claim of job.storage.claims, got "
-            f"{uri}: the job's pods cannot read it. Copy it there."
-        )
+        for uri in split_uris(getattr(experiment.dataset, key)):
+            if not uri or parse_remote_uri(uri) or any(is_below(uri, mount) for mount in mounts):
+                continue
+            yield (
+                f"dataset.{key} must be s3://, minio:// or on a claim of job.storage.claims, got "
+                f"{uri}: the job's pods cannot read it. Copy it there."
+            )

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from mal.artifacts import sha256_of_file
 from mal.errors import StorageError
 from mal.shown import shown
+from mal.spec.uri_list import split_uris
 from mal.storage.archives import ARCHIVE_SUFFIXES, is_archive, relative_path_of, unpack_archive
 from mal.storage.cache import (
     build_folder_once,
@@ -37,6 +38,7 @@ from mal.storage.image_search import (
     search_index,
     search_roots,
 )
+from mal.storage.merged_folder import merge_folders
 from mal.storage.objects import StoredObject, head_object, list_objects
 from mal.storage.uris import RemoteUri, parse_remote_uri
 
@@ -70,12 +72,17 @@ def open_image_folder(source: str) -> Path:
 
     Args:
         source: A folder, an archive (.tar.gz, .tgz, .tar, .zip), or either behind `s3://` or
-            `minio://`. Archives are unpacked, and bucket folders fetched, once into the cache.
+            `minio://`; several of these (`mal.spec.uri_list`) become one folder with a link to
+            each. Archives are unpacked, and bucket folders fetched, once into the cache.
             Of a bucket folder only files with an image's suffix are fetched.
 
     Raises:
         StorageError: The source is missing, empty, broken, unsafe or too large for the disk.
     """
+    several = split_uris(source)
+    if len(several) > 1:
+        return merge_folders(several, [open_image_folder(one) for one in several])
+    source = several[0]
     if not source:
         raise StorageError("image source must be given, got ''. Give a folder or an archive.")
     remote = parse_remote_uri(source)
@@ -143,6 +150,8 @@ def describe_images(source: str, file_names: Iterable[str]) -> dict[str, ImageFi
 
 def describe_source(source: str, file_names: Iterable[str]) -> dict[str, ImageFile]:
     """Return the images of a source, or its one archive, which stays packed."""
+    if len(split_uris(source)) > 1:
+        return describe_images(source, file_names)
     remote = parse_remote_uri(source)
     if remote is not None and is_archive(remote.key):
         return {PurePosixPath(remote.key).name: _describe_object(head_object(remote))}

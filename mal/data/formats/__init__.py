@@ -6,13 +6,14 @@ A new format is one file and one line: docs/extending/annotation_format.md.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from mal.data.annotations import CocoBoxes, load_boxes
-from mal.data.box_evidence import add_doubt, find_doubt_of_files
-from mal.data.formats.conversion import convert_to_coco
-from mal.data.formats.image_sizes import ImageSizes
+from mal.data.formats import kitti, labelme, labelstudio, voc, yolo
+from mal.data.formats.content import outline_of, read_head, text_of
+from mal.data.formats.merging import folders_of, merge_sources
+from mal.data.formats.opening import AUTO, AnnotationSource, open_source, readable_path
 from mal.data.formats.table import (
     AnnotationFormat,
     AnnotationTable,
@@ -21,78 +22,115 @@ from mal.data.formats.table import (
     image_rows,
 )
 from mal.errors import AnnotationError
+from mal.spec.uri_list import split_uris
 
 __all__ = [
+    "AUTO",
     "FORMATS",
     "AnnotationFormat",
+    "AnnotationSource",
     "AnnotationTable",
     "BoxRow",
     "ImageRow",
     "image_rows",
     "open_annotations",
+    "readable_path",
 ]
 
-COCO = AnnotationFormat("coco", matches=lambda path: path.suffix == ".json", read=None)
 
-FORMATS: tuple[AnnotationFormat, ...] = (COCO,)
+def _is_coco(path: Path) -> bool:
+    """Return whether a file is JSON of none of the other formats; the reader finds all else."""
+    if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
+        return False
+    text = text_of(read_head(path))
+    outline = outline_of(text)
+    return text.lstrip()[:1] in ("{", "[") and not (
+        labelme.is_labelme(outline) or labelstudio.is_labelstudio(outline)
+    )
+
+
+COCO = AnnotationFormat("coco", _is_coco, read=None)
+
+FORMATS: tuple[AnnotationFormat, ...] = (
+    COCO,
+    voc.FORMAT,
+    yolo.FORMAT,
+    labelme.FORMAT,
+    labelstudio.FORMAT,
+    kitti.FORMAT,
+)
 """The formats of this package. Other packages add theirs as entry points of ENTRY_POINT_GROUP."""
 
 ENTRY_POINT_GROUP = "mal.annotation_formats"
 
 
 def open_annotations(
-    path: Path, image_source: str, *, with_masks: bool, refuse_points: bool = True
-) -> CocoBoxes:
-    """Read the boxes of an annotation file of any known format.
+    uri: str | Path | Sequence[str], annotation_type: str = AUTO, *, images: str = ""
+) -> AnnotationSource:
+    """Open annotations of any known format. Everything that reads annotations calls this.
 
     Args:
-        path: A local file.
-        image_source: Folder or archive of the images, for formats that leave out image sizes.
-        with_masks: As for `load_boxes`.
-        refuse_points: As for `load_boxes`.
+        uri: A file, a folder or an archive, local or remote. Of COCO and Label Studio: one file,
+            which may be compressed with gzip or in UTF-16. Several, as a list or as the text of
+            `mal.spec.uri_list.join_uris`, become one set with new ids.
+        annotation_type: As `dataset.type`: auto recognises the content. So does coco, because
+            it is TAO's default: a spec that sets it and one that does not are the same.
+        images: Folder or archive of the images, for formats that leave out image sizes or names;
+            for several files one folder, or as many in the same order.
 
     Raises:
-        AnnotationError: The file cannot be read, or its format breaks a rule of the page.
-        StorageError: The images are needed and cannot be opened.
+        AnnotationError: The content is not of the format, or of none, or cannot be read.
+        StorageError: It does not exist, or the images are needed and cannot be opened.
     """
-    annotation_format = format_of(path)
-    if annotation_format.read is None:
-        boxes = load_boxes(
-            path,
-            with_masks=with_masks,
-            refuse_points=refuse_points,
-            read_size=ImageSizes(image_source),
-        )
-        doubt = find_doubt_of_files(
-            boxes.box_xywh_N4, boxes.image_index_N, boxes.images, image_source
-        )
-        if doubt is not None:
-            add_doubt(doubt, path, boxes.problems, refuse=refuse_points)
-        return boxes
-    coco_path, left_out = convert_to_coco(annotation_format, path, image_source)
-    try:
-        boxes = load_boxes(coco_path, with_masks=with_masks, refuse_points=refuse_points)
-    except AnnotationError as error:
-        reasons = "; ".join([str(error), *left_out.lines()])
-        raise AnnotationError(f"Cannot use {path} ({annotation_format.name}): {reasons}") from error
-    boxes.problems.update(left_out)
-    return boxes
+    uris = split_uris(str(uri)) if isinstance(uri, str | Path) else list(uri)
+    if len(uris) == 1:
+        return open_source(uris[0], annotation_type, images, format_of)
+    folders = folders_of(len(uris), split_uris(images))
+    sources = [
+        open_source(one, annotation_type, folder, format_of)
+        for one, folder in zip(uris, folders, strict=True)
+    ]
+    return merge_sources(sources, folders)
 
 
-def format_of(path: Path) -> AnnotationFormat:
-    """Return the format that recognises a file; COCO where none does.
+def format_of(path: Path, annotation_type: str = AUTO) -> AnnotationFormat:
+    """Return the format that recognises a file or folder; COCO where none does.
 
     Raises:
-        AnnotationError: Several formats recognise it, or one cannot be loaded.
+        AnnotationError: Several formats recognise it, it is not of the given type, or a format
+            cannot be loaded.
     """
-    found = [one for one in _all_formats() if one.matches(path)]
+    formats = _all_formats()
+    found = [one for one in formats if one.matches(path)]
+    if annotation_type not in (AUTO, COCO.name):
+        return _of_type(path, annotation_type, formats, found)
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         raise AnnotationError(
-            f"The format of {path} is ambiguous: {names} recognise it. Rename the file, or remove "
-            "a format."
+            f"The format of {path} is ambiguous: {names} recognise it. Set dataset.type to one of "
+            "them, or remove the files of the others."
         )
     return found[0] if found else COCO
+
+
+def _of_type(
+    path: Path,
+    annotation_type: str,
+    formats: Sequence[AnnotationFormat],
+    found: Sequence[AnnotationFormat],
+) -> AnnotationFormat:
+    chosen = next((one for one in formats if one.name == annotation_type), None)
+    if chosen is None:
+        names = ", ".join((AUTO, *(one.name for one in formats)))
+        raise AnnotationError(
+            f"dataset.type must be a known format, got {annotation_type}. Use one of {names}."
+        )
+    if found and chosen not in found:
+        raise AnnotationError(
+            f"dataset.type must fit the annotations, got {annotation_type}, but {path} is "
+            f"{found[0].name}. Set dataset.type={found[0].name}, or auto."
+        )
+    return chosen
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mal.artifacts import sha256_of_file
 from mal.data.annotation_stream import write_members
@@ -19,15 +19,27 @@ from mal.storage.cache import cache_dir, locked, wrap_cache_errors
 UNKNOWN_IMAGE = "annotation of an image that is not listed or has no file"
 
 # What the code of a format raises where a file is not as the code expects.
-_READ_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+_READ_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+_MAX_SHOWN = 300
+
+
+class Converted(NamedTuple):
+    """A COCO file in the cache, what it leaves out, and what was read in another way."""
+
+    path: Path
+    left_out: Problems
+    notes: Problems
+
 
 log = logging.getLogger(__name__)
 
 
 def convert_to_coco(
     annotation_format: AnnotationFormat, path: Path, image_source: str
-) -> tuple[Path, Problems]:
-    """Convert an annotation file; return the COCO file in the cache, and what was left out.
+) -> Converted:
+    """Convert annotations to a COCO file in the cache.
 
     Each process converts anew, because the images may have changed. The file is named by the digest
     of its content: processes with the same result share it.
@@ -47,8 +59,8 @@ def convert_to_coco(
             write_members(written, _CocoMembers(table, annotation_format.name, problems).members())
         except _READ_ERRORS as error:
             raise AnnotationError(
-                f"Cannot read {path} as {annotation_format.name}: {type(error).__name__}: {error}. "
-                "Fix the file, or the code of the format."
+                f"Cannot read {path} as {annotation_format.name}: {type(error).__name__}: "
+                f"{str(error)[:_MAX_SHOWN]}. Fix the file, or the code of the format."
             ) from error
         key = sha256_of_file(written)[:32]
         target = folder / key / f"{path.stem}.json"
@@ -57,7 +69,8 @@ def convert_to_coco(
                 target.parent.mkdir(exist_ok=True)
                 written.rename(target)
                 log.info("converted %s (%s) to %s", path, annotation_format.name, target)
-    return target, problems
+    problems.update(table.left_out)
+    return Converted(target, problems, table.notes)
 
 
 class _CocoMembers:

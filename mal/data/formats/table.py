@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mal.data.images import upright_size_of
+from mal.data.problems import Problems
 from mal.storage import find_images
 
 
@@ -43,11 +44,15 @@ class AnnotationTable:
     Attributes:
         images: Images without boxes too, where the file lists them.
         categories: Names in the order of their ids; () numbers them as they first occur.
+        left_out: What the file holds and the rows do not, and why.
+        notes: What was read in another way than it is written.
     """
 
     images: Iterable[ImageRow]
     boxes: Iterable[BoxRow]
     categories: Sequence[str] = ()
+    left_out: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class AnnotationFormat:
 
     Attributes:
         name: Short, in small letters: `csv`.
-        matches: Whether a file has this format. It reads a file's name or first bytes, not all.
+        matches: Whether a file or folder has this format. It reads names or first bytes, not all.
         read: Given the file and the local image folder, returns what the file says. It raises
             AnnotationError where the file breaks the format's rules. None: the file is COCO.
     """

@@ -191,7 +191,7 @@ def test_check_and_runs_refuse_what_is_certainly_no_box(tmp_path: Path) -> None:
     assert not report.is_usable
     assert "--boxes xyxy" in "\n".join(report.lines())
     with pytest.raises(AnnotationError, match=r"Cannot use .*--boxes xyxy"):
-        open_annotations(path, str(images), with_masks=False)
+        open_annotations(path, images=str(images)).load_boxes(with_masks=False)
 
 
 def test_boxes_of_smaller_files_are_refused(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_boxes_of_smaller_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         AnnotationError, match=r"2 times smaller than annotated.*--boxes file-sizes"
     ):
-        open_annotations(path, str(images), with_masks=False)
+        open_annotations(path, images=str(images)).load_boxes(with_masks=False)
 
 
 def test_check_names_each_box_that_misses_its_segmentation(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_rewritten_set_has_the_boxes_that_were_meant(tmp_path: Path, name: str
     path, images = write_set(tmp_path, AS_WRITTEN[name](GRID, np.array([[200, 150]] * len(GRID))))
     fixed = tmp_path / "fixed.json"
     assert rewrite_boxes(path, fixed, name) == len(GRID)
-    boxes = open_annotations(fixed, str(images), with_masks=False)
+    boxes = open_annotations(fixed, images=str(images)).load_boxes(with_masks=False)
     np.testing.assert_allclose(boxes.box_xywh_N4, GRID, atol=0.01)
 
 

@@ -26,7 +26,7 @@ IMAGES = [ImageRow("a.png", 20, 16), ImageRow("b.png", 20, 16)]
 @pytest.fixture
 def folder(tmp_path: Path, cache: Path) -> Path:
     (tmp_path / "images").mkdir()
-    (tmp_path / "boxes.rows").write_text("")
+    (tmp_path / "boxes.rows").write_text("rows")
     return tmp_path
 
 
@@ -38,7 +38,8 @@ def open_table(
 
     rows = AnnotationFormat("rows", lambda path: path.suffix == ".rows", read)
     monkeypatch.setattr(formats, "_all_formats", lambda: (formats.COCO, rows))
-    return open_annotations(folder / "boxes.rows", str(folder / "images"), with_masks=True)
+    source = open_annotations(folder / "boxes.rows", images=str(folder / "images"))
+    return source.load_boxes(with_masks=True)
 
 
 def test_a_coco_file_is_read_as_it_is_and_its_images_stay_closed(tmp_path: Path) -> None:
@@ -46,7 +47,8 @@ def test_a_coco_file_is_read_as_it_is_and_its_images_stay_closed(tmp_path: Path)
     image = {"id": 5, "file_name": "a.png", "width": 20, "height": 16}
     entry = {"id": 9, "image_id": 5, "bbox": [1, 2, 3, 4]}
     path.write_text(json.dumps({"images": [image], "annotations": [entry]}))
-    boxes = open_annotations(path, "s3://no-such-bucket/images", with_masks=False)
+    source = open_annotations(path, images="s3://no-such-bucket/images")
+    boxes = source.load_boxes(with_masks=False)
     assert boxes.path == path
     assert boxes.annotation_id_N.tolist() == [9]
 

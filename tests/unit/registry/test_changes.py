@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tiny_sets import TinySet, write_tiny_set
 
+from mal.data.formats import AnnotationSource, open_annotations
 from mal.errors import AnnotationError, ArtifactError, StorageError
 from mal.registry.box_index import BoxChanges
 from mal.registry.changes import Detection, detect_changes, read_detection
 from mal.registry.model_store import ModelStore, StoreState
-from mal.storage import fetch_file
 
 MULTIPART_BYTES = 5 << 20
 
@@ -214,13 +214,13 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error_and_nothing_is_kep
 ) -> None:
     upload(s3, data)
 
-    def fetch_and_lose_a_race(uri: str) -> Path:
-        path = fetch_file(uri)
+    def open_and_lose_a_race(uri: str, **images: str) -> AnnotationSource:
+        source = open_annotations(uri, **images)
         edit(data, add_boxes(1))
         upload(s3, data)
-        return path
+        return source
 
-    monkeypatch.setattr("mal.registry.changes.fetch_file", fetch_and_lose_a_race)
+    monkeypatch.setattr("mal.registry.changes.open_annotations", open_and_lose_a_race)
     with pytest.raises(StorageError, match="changed while it was read"):
         detect_remote(min_new_annotations=min_new_annotations)
     assert "Contents" not in s3.list_objects_v2(Bucket="bucket", Prefix="store/")
