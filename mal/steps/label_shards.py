@@ -20,7 +20,7 @@ import math
 import re
 import resource
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from mal.storage import (
     list_files,
     put_file,
 )
+from mal.storage.archives import is_archive
 
 SHARD_FILE = "shard.json"
 ANNOTATIONS_FILE = "annotations.json"
@@ -57,6 +58,7 @@ MAX_BATCHES = 200
 MAX_PARALLEL_BATCHES = 16
 
 _KEY_CHARS = 16
+_NO_FILE = "no file of the whole set"
 _ALLOW_EMPTY = "inference.allow_empty="
 _SPARE_FILES = 64
 _BATCH = re.compile(r"(?P<folder>.*/shard-)(?P<first>\d+)-to-(?P<last>\d+)")
@@ -179,7 +181,10 @@ def split_data_set(
     """
     annotations = open_annotations(annotations_uri, images=images_uri).path
     plan = plan_shards(annotations, boxes_per_shard)
-    images = describe_source(images_uri, _file_names(annotations))
+    names = _file_names(annotations)
+    images = describe_source(images_uri, names)
+    # The names of one shard may fit a file that those of the whole set contest.
+    absent = set() if is_archive(images_uri) else set(names) - images.keys()
     key = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
     key += [model.sha256, model.spec_sha256, str(boxes_per_shard)]
     # The labels do not depend on this key: a run that sets it continues one that failed for it.
@@ -202,7 +207,7 @@ def split_data_set(
     ]
     existing = list_files(folder)
     if not all(f"{shard.uri.rpartition('/')[2]}/{SHARD_FILE}" in existing for shard in shards):
-        _put_annotations(annotations, plan, shards)
+        _put_annotations(annotations, plan, shards, absent)
     with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
         for shard in shards:
             write_json(Path(scratch) / SHARD_FILE, dataclasses.asdict(shard))
@@ -423,18 +428,31 @@ def _image_of_box(box: Any) -> Id | None:
     return group_of_id(box.get("image_id")) if isinstance(box, dict) else None
 
 
-def _put_annotations(annotations: Path, plan: ShardPlan, shards: Sequence[Shard]) -> None:
+def _put_annotations(
+    annotations: Path, plan: ShardPlan, shards: Sequence[Shard], absent: Collection[str]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="mal-split-") as scratch:
-        _write_shards(annotations, plan, Path(scratch))
+        _write_shards(annotations, plan, Path(scratch), absent)
         for number, shard in enumerate(shards):
             path = Path(scratch) / str(number) / ANNOTATIONS_FILE
             put_file(path, child_uri(shard.uri, ANNOTATIONS_FILE))
 
 
-def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
-    """Write `folder/NUMBER/annotations.json` of every shard."""
+def _write_shards(
+    annotations: Path, plan: ShardPlan, folder: Path, absent: Collection[str]
+) -> None:
+    """Write `folder/NUMBER/annotations.json` of every shard.
+
+    Args:
+        annotations: The whole set.
+        plan: Its shards.
+        folder: Gets a folder a shard.
+        absent: Names of images without a file: no file of a shard may fit them either. The merged
+            labels have the names of the set.
+    """
     shards_of_images = (
-        (plan.shard_of_image[group_of_id(image.get("id"))], image) for image in _images(annotations)
+        (plan.shard_of_image[group_of_id(image.get("id"))], _named_for_shard(image, absent))
+        for image in _images(annotations)
     )
     shards_of_boxes = (
         (plan.shard_of_box(box), box) for box in stream_entries(annotations, "annotations")
@@ -461,6 +479,14 @@ def _write_shards(annotations: Path, plan: ShardPlan, folder: Path) -> None:
 
 def _images(annotations: Path) -> Iterator[Mapping[str, Any]]:
     return (e for e in stream_entries(annotations, "images") if isinstance(e, dict))
+
+
+def _named_for_shard(image: Mapping[str, Any], absent: Collection[str]) -> Mapping[str, Any]:
+    with contextlib.suppress(FieldError):
+        name, _ = file_name_of(image)
+        if name in absent:
+            return {**image, "file_name": f"{name}/{_NO_FILE}"}
+    return image
 
 
 def _file_names(annotations: Path) -> list[str]:

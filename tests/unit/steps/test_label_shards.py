@@ -34,6 +34,7 @@ from mal.steps.label_shards import (
     split_data_set,
     write_listing,
 )
+from mal.storage import find_images
 
 MODEL = FetchedModel("v1", "/models/v1/mal_model_latest.pth", "a" * 64)
 
@@ -390,7 +391,7 @@ def test_a_box_is_on_the_same_image_in_its_shard_as_in_the_whole_set(
     path = folder / "boxes.json"
     path.write_text(json.dumps(document))
     plan = plan_shards(path, 1)
-    label_shards._write_shards(path, plan, folder)
+    label_shards._write_shards(path, plan, folder, ())
     parts = [folder / str(number) / "annotations.json" for number in range(len(plan.num_boxes))]
     in_shards: dict[int, str] = {}
     for part in parts:
@@ -406,6 +407,20 @@ def file_names_of_boxes(path: Path) -> dict[int, str]:
     return {
         int(boxes.annotation_id_N[row]): boxes.image_of(row).file_name for row in range(len(boxes))
     }
+
+
+def test_a_file_that_two_images_of_the_set_fit_is_used_in_no_shard(
+    write: Callable[[Document], Path],
+) -> None:
+    path = write(document_of([2, 2]))
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["file_name"] = f"/machine-{image['id']}/1.png"
+    path.write_text(json.dumps(document))
+    for shard in split(path, 2):
+        boxes = load_boxes(Path(shard.uri) / "annotations.json", with_masks=False)
+        found = find_images(path.parent / "images", [image.file_name for image in boxes.images])
+        assert found.missing == {0}
 
 
 def test_labels_of_ids_that_are_no_number_are_merged(write: Callable[[Document], Path]) -> None:
