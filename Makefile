@@ -48,10 +48,13 @@ format: $(VENV)/.dev ## Format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.dev ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 12
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow and not gpu" --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "slow and not thorough and not gpu" --durations 12
+
+test-thorough: $(VENV)/.dev ## Run the further cases of the slow tests, before a release
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "thorough and not gpu"
 
 test-container: $(VENV)/.dev ## Build the images and run them; skipped where Docker cannot run
 	PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 \

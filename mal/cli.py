@@ -16,9 +16,13 @@ from typing import Any
 
 from mal import __version__
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
-from mal.redaction import redact_text
 from mal.shown import printable
-from mal.spec.experiment import ACTIONS, ANNOTATION_TYPES, ExperimentSpec
+from mal.spec.experiment import (
+    ACTIONS,
+    ANNOTATION_TYPES,
+    DEFAULT_MAX_IMAGE_MPX,
+    ExperimentSpec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +79,11 @@ def _report_failure(error: BaseException, *, resumes: bool) -> int:
         remedy = " Run the same command again to resume." if resumes else ""
         message = f"{str(error) or 'stopped by SIGINT'}.{remedy}"
     elif isinstance(error, Exception):
-        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return EXIT_FAILED
     else:
         raise error
-    print(f"mal: {printable(redact_text(message))}", file=sys.stderr)
+    print(f"mal: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -202,6 +206,10 @@ def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.Argument
     check.add_argument("annotations")
     check.add_argument("images")
     check.add_argument(
+        "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
+        help="largest image that is read, millions of pixels (default: %(default)s)",
+    )  # fmt: skip
+    check.add_argument(
         "--type", choices=ANNOTATION_TYPES, default="auto", help="format of the annotations"
     )
     check.set_defaults(run=_check_dataset)
@@ -264,7 +272,7 @@ def _print_lines(lines: Iterable[str], results_dir: Path, results_uri: str) -> N
     """Print metrics and paths; for remote results with their URI instead of the local copy."""
     is_remote = "://" in results_uri
     for line in lines:
-        print(line.replace(str(results_dir), results_uri) if is_remote else line)
+        print(printable(line.replace(str(results_dir), results_uri) if is_remote else line))
 
 
 def _print_spec(args: argparse.Namespace) -> int:
@@ -334,9 +342,11 @@ def _make_demo_dataset(args: argparse.Namespace) -> int:
 
 def _check_dataset(args: argparse.Namespace) -> int:
     from mal.data.check import check_dataset
+    from mal.data.images import allow_image_mpx
     from mal.runtime import set_up_logging
 
     set_up_logging()
+    allow_image_mpx(args.max_image_mpx)
     report = check_dataset(args.annotations, args.images, args.type)
     for line in report.lines():
         print(printable(line))

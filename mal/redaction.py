@@ -20,21 +20,13 @@ _SECRET_WORDS = (
 _SECRET_NAMES = ("sig", "sign", "key", "pwd", "pass", "auth", "jwt", "sas", "policy", "hmac")
 
 
-def _in_any_case(words: tuple[str, ...]) -> str:
-    """Return a pattern of these words; JSON Schema knows no flags."""
-    return "|".join(
-        "".join(f"[{c.upper()}{c}]" if c.isalpha() else re.escape(c) for c in word)
-        for word in words
-    )
-
-
 _SECRET_PARAMETER = (
-    r"(?:[?&;#]|%3[Ff]|%26)"
-    rf"(?:[\w.-]{{0,40}}(?:{_in_any_case(_SECRET_WORDS)})[\w.-]{{0,40}}"
-    rf"|{_in_any_case(_SECRET_NAMES)})(?:=|%3[Dd])"
+    r"(?i:[?&;#]|%3f|%26)"
+    rf"(?i:[\w.-]{{0,40}}(?:{'|'.join(map(re.escape, _SECRET_WORDS))})[\w.-]{{0,40}}"
+    rf"|{'|'.join(_SECRET_NAMES)})(?:=|%3[Dd])"
 )
 # A URI whose query has a secret.
-SIGNED_PATTERN = rf"^[A-Za-z][A-Za-z0-9+.-]*://[^\s]*{_SECRET_PARAMETER}"
+_SIGNED = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://[^\s]*{_SECRET_PARAMETER}")
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 _USER = re.compile(r"//[^/@\s\"']*@")
@@ -47,7 +39,12 @@ _NOT_TEXT = "segmentation"  # a compressed mask can look like anything
 
 def holds_secret(uri: str) -> bool:
     """Whether a URI has a user, or a query with a secret."""
-    return bool(re.match(CREDENTIALS_PATTERN, uri) or re.match(SIGNED_PATTERN, uri))
+    return bool(re.match(CREDENTIALS_PATTERN, uri) or _SIGNED.match(uri))
+
+
+def holds_secret_anywhere(text: str) -> bool:
+    """Whether a text has a URI with a user, or a query with a secret."""
+    return redact_text(text) != text
 
 
 def redact_uri(uri: str) -> str:
@@ -57,7 +54,8 @@ def redact_uri(uri: str) -> str:
         return uri
     authority, slash, key = match[2].partition("/")
     authority = authority.rpartition("@")[2]
-    return f"{match[1]}://{authority}{slash}{key}".partition("?")[0]
+    # A second URI in the key may have a user of its own.
+    return redact_text(f"{match[1]}://{authority}{slash}{key}".partition("?")[0])
 
 
 def redact_text(text: str) -> str:

@@ -16,7 +16,6 @@ from mal.distributed.gpus import require_gpus_asked_for
 from mal.distributed.group import max_of_ranks
 from mal.distributed.workers import Worker
 from mal.errors import SpecError
-from mal.redaction import redact_text
 from mal.shown import printable
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class _PrintableFormatter(logging.Formatter):
     """Escapes control characters and removes secrets: names and values of files are logged."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(redact_text(super().format(record)))
+        return printable(super().format(record))
 
 
 def set_up_logging() -> None:
@@ -184,4 +183,5 @@ def set_up_logging() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="PIL")  # of EXIF and size: images are read or named
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a class token

@@ -37,7 +37,11 @@ def shown(value: object, max_chars: int = MAX_SHOWN_CHARS, *, quoted: bool = Fal
 
 
 def printable(text: str) -> str:
-    """Escape control characters and lone surrogates of a whole message; line breaks stay."""
+    """Escape control characters and lone surrogates of a whole message, and remove secrets.
+
+    Line breaks stay.
+    """
+    text = redact_text(text)
     return text if text.isprintable() else "".join(c if c in "\n\t" else _escaped(c) for c in text)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from mal.errors import MalError, SpecError
 from mal.kfp.components._images import TRAIN_IMAGE
-from mal.redaction import redact_text
+from mal.redaction import holds_secret_anywhere, redact_text
 from mal.spec.sources import parse_json_like
 
 from ._registry import Parameter, Pipeline
@@ -78,7 +78,7 @@ def image_arguments(pipeline: Pipeline) -> dict[str, str]:
 def _assign(
     arguments: dict[str, Any], parameter: Parameter, text: str, problems: list[str]
 ) -> None:
-    if redact_text(text) != text:  # Kubeflow records every argument
+    if holds_secret_anywhere(text):  # Kubeflow records every argument
         problems.append(
             f"{parameter.name} must not contain credentials, got some in {redact_text(text)}. "
             "Give a URI without user and signature."

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Strict
 
 from mal.cluster import names
 from mal.errors import SpecError
+from mal.redaction import holds_secret_anywhere
 from mal.spec.sources import RECIPE_PREFIX, parse_override, parse_spec_text
 
 # Pods and services are called <job>-worker-<index>, and those names end at 63 characters.
@@ -45,13 +46,6 @@ _SECRET_VARIABLE = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS_VARIABLE = re.compile(r"_(FILE|PATH|DIR)$|(^|_)PUBLIC_KEY$", re.IGNORECASE)
-# A user, perhaps with a password, before the host; or a query that opens what it names.
-_CREDENTIALS_IN_URI = re.compile(
-    r"://[^/\s@]*@"
-    r"|[?&](X-(Amz|Goog)-(Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig"
-    r"|(access_?)?token|password|secret|api_?key)=",
-    re.IGNORECASE,
-)
 # What follows an image's only @ is its digest.
 _IMAGE_DIGEST = re.compile(r"@[a-z0-9]+([+._-][a-z0-9]+)*:[0-9a-f]{32,}$")
 
@@ -134,7 +128,7 @@ def _text_of_number(value: Any) -> Any:
 
 def _no_credentials(where: str = "job.environment.secrets") -> AfterValidator:
     def check(text: str) -> str:
-        if _CREDENTIALS_IN_URI.search(text):
+        if holds_secret_anywhere(text):
             raise ValueError(_credentials_problem(where))
         return text
 
@@ -149,7 +143,7 @@ def _credentials_problem(where: str) -> str:
 
 
 def _check_image(text: str) -> str:
-    if "@" in _IMAGE_DIGEST.sub("", text) or _CREDENTIALS_IN_URI.search(text):
+    if "@" in _IMAGE_DIGEST.sub("", text) or holds_secret_anywhere(text):
         raise ValueError(_credentials_problem("job.security.image_pull_secrets"))
     return text
 

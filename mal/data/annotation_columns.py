@@ -89,7 +89,7 @@ class AnnotationColumns:
             PointsError: Its points are bad, and `refuse_points` is set.
         """
         self.num_seen += 1
-        value, name = entry.value, f"annotations[{position}]"
+        value = entry.value
         try:
             if not isinstance(value, dict):
                 raise FieldError(NO_OBJECT, f" is {shown(value, quoted=True)}")
@@ -99,12 +99,13 @@ class AnnotationColumns:
             has_box = not is_without_box(value)
             box_xywh = box_of(value) if has_box else NO_BOX
         except FieldError as error:
-            problems.add_field(name, error)
+            problems.add_field(f"annotations[{position}]", error)
             return
         annotation_id = name_id_of(value, position)
-        points = self._points_from(
-            value.get("points"), f"annotation {shown(annotation_id)}", problems
-        )
+        raw_points = value.get("points")
+        points = []
+        if raw_points is not None:
+            points = self._points_from(raw_points, f"annotation {shown(annotation_id)}", problems)
         if not points and not has_box:
             return
         self.points.add(points, has_box=has_box)
@@ -118,9 +119,10 @@ class AnnotationColumns:
         is_given = is_segmentation_given(value.get("segmentation"))
         self.num_bytes.append(entry.num_bytes if is_given else 0)
         if has_box and takes_box_of_segmentation(value):
-            problems.add(BOX_OF_SEGMENTATION, name)
+            problems.add(BOX_OF_SEGMENTATION, f"annotations[{position}]")
         if has_rotation(value):
-            problems.add(ROTATED, f"{name} ({shown(value['attributes']['rotation'])} degrees)")
+            rotation = shown(value["attributes"]["rotation"])
+            problems.add(ROTATED, f"annotations[{position}] ({rotation} degrees)")
 
     def _points_from(self, value: Any, name: str, problems: Problems) -> list[LabelledPoint]:
         try:

@@ -87,7 +87,7 @@ def find_doubt_of_files(
     with contextlib.suppress(StorageError):  # whoever reads the images reports it
         folder = open_image_folder(image_source)
         some = images[:: max(1, len(images) // _MAX_FILES)][:_MAX_FILES]
-        found = find_images(folder, [image.file_name for image in some])
+        found = find_images(folder, [image.file_name for image in some], is_logged=False)
         paths = [found.path_of(index, image.file_name) for index, image in enumerate(some)]
         rates = [
             rate

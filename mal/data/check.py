@@ -270,9 +270,10 @@ def _findings_of_image(images: Sequence[CocoImage], found: FoundImages, index: i
         decoded = decode_image(path, width=image.width, height=image.height)
     except AnnotationError as error:
         return (_KIND_OF_ERROR[type(error)], str(error)), []
-    notes = []
+    notes: list[str] = []
     if rule := found.rule_of(index):
         notes.append(f"image found {rule}")
+    notes += decoded.notes
     if decoded.orientation != UPRIGHT:
         notes.append("image that EXIF rotates")
     if decoded.is_resized:

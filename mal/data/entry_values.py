@@ -25,11 +25,13 @@ MAX_SIDE_PX = 1_000_000
 MAX_PIXELS = 2**31 - 1
 MAX_COORDINATE_PX = 1e9
 MAX_NAME_CHARS = 4096  # the longest path that Linux opens
+MAX_PART_CHARS = 255  # the longest name of a file or folder; a URL's query is no part of it
 
 _DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
 _BOX_REMEDY = "Write [x, y, width, height] in pixels."
 _CROWD_OF_TEXT = {"0": False, "1": True, "false": False, "true": True, "": False}
 _NUM_BOX = 4
+_MAX_INT64 = 2**63 - 1
 
 
 def id_of(entry: Mapping[str, Any], key: str, owner: str) -> Id:
@@ -38,12 +40,15 @@ def id_of(entry: Mapping[str, Any], key: str, owner: str) -> Id:
     Raises:
         FieldError: It is missing or no id.
     """
+    value = entry.get(key)
+    if type(value) is int and -_MAX_INT64 <= value <= _MAX_INT64:  # a million times
+        return value
     if key not in entry:
         raise FieldError(f"{owner} without {key}", _fields_of(entry))
     try:
-        return exact_id(entry[key])
+        return exact_id(value)
     except IdError as error:
-        raise _refused(f"{key} that is neither a whole number nor text", key, entry[key]) from error
+        raise _refused(f"{key} that is neither a whole number nor text", key, value) from error
 
 
 def category_id_of(entry: Mapping[str, Any]) -> int:
@@ -68,11 +73,13 @@ def number_id_of(entry: Mapping[str, Any]) -> int:
 
 def _number_in(entry: Mapping[str, Any], key: str, remedy: str) -> int:
     value = entry.get(key, 1)
+    if type(value) is int and -_MAX_INT64 <= value <= _MAX_INT64:
+        return value
     try:
         number = number_of_id(exact_id(value))
     except IdError:
         number = None
-    if number is None or number.bit_length() > 63:
+    if number is None or abs(number) > _MAX_INT64:
         raise _refused(f"{key} that is not a whole number", key, value, remedy)
     return number
 
@@ -99,13 +106,20 @@ def box_of(entry: Mapping[str, Any]) -> Box:
         )  # fmt: skip
     if len(bbox) != _NUM_BOX:
         raise _refused("bbox that is not four numbers", "bbox", bbox, _BOX_REMEDY)
-    x, y, width, height = (_float_in_box(value, bbox) for value in bbox)
-    return x, y, width, height
+    if not set(map(type, bbox)) <= {int, float} or not _are_in_bounds(*bbox):
+        bbox = [_float_in_box(value, bbox) for value in bbox]
+    x, y, width, height = bbox
+    return float(x), float(y), float(width), float(height)
 
 
 def takes_box_of_segmentation(entry: Mapping[str, Any]) -> bool:
     """Return whether an annotation with a box has it from its segmentation."""
     return entry.get("bbox") in (None, [])
+
+
+def _are_in_bounds(x: float, y: float, width: float, height: float) -> bool:
+    low, high = -MAX_COORDINATE_PX, MAX_COORDINATE_PX
+    return low <= x <= high and low <= y <= high and low <= width <= high and low <= height <= high
 
 
 def _float_in_box(value: Any, bbox: list[Any]) -> float:
@@ -143,6 +157,8 @@ def is_crowd_of(entry: Mapping[str, Any]) -> bool:
         FieldError: The value is none of these.
     """
     value = entry.get("iscrowd")
+    if value == 0:
+        return False
     if value is None or value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in _CROWD_OF_TEXT:
@@ -204,6 +220,11 @@ def file_name_of(entry: Mapping[str, Any]) -> tuple[str, bool]:
         raise _refused(
             f"image whose file_name is longer than {MAX_NAME_CHARS:,} characters", "file_name", name
         )
+    if any(len(part) > MAX_PART_CHARS for part in name.partition("?")[0].split("/")):
+        raise _refused(
+            f"image whose file_name has a part longer than {MAX_PART_CHARS} characters",
+            "file_name", name,
+        )  # fmt: skip
     if "\0" in name:
         raise _refused("image whose file_name has a NUL", "file_name", name)
     return redact_file_name(name), False

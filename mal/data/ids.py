@@ -27,7 +27,7 @@ AMBIGUOUS: Final = -2
 UNUSABLE_IMAGE: Final = -3
 
 MAX_ID_BITS = 128  # a UUID as a number
-_INT64 = np.iinfo(np.int64)
+_MAX_INT64 = 2**63 - 1
 _MAX_EXACT_FLOAT = 2**53  # larger floats have lost digits
 _NUMBER = re.compile(r"-?\d{1,38}(\.0*)?", re.ASCII)
 _ENCODING_ERRORS = "surrogatepass"  # JSON text can hold code points that UTF-8 cannot
@@ -91,7 +91,7 @@ class IdColumn(Sequence[Id]):
             self.append(value)
 
     def append(self, value: Id) -> None:
-        if isinstance(value, int) and _INT64.min <= value <= _INT64.max:
+        if isinstance(value, int) and -_MAX_INT64 <= value <= _MAX_INT64:
             self._numbers.append(value)
             self._kinds.append(_INT64_KIND)
             return

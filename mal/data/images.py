@@ -5,6 +5,10 @@ Shape letters: H, W = height and width that the JSON gives, in pixels.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -12,9 +16,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from mal.data.image_rescue import rescued_file
+from mal.data.wide_pixels import is_wide, wide_rgb
 from mal.errors import AnnotationError
+from mal.shown import shown
+from mal.spec.experiment import DEFAULT_MAX_IMAGE_MPX
+from mal.storage.file_kinds import describe_content, read_head
 
 MAX_FACTOR_DIFFERENCE = 0.01
 UPRIGHT = 1
@@ -34,6 +43,22 @@ _BROKEN_IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
     zlib.error,
 )  # fmt: skip
+
+RESCUED = "image without its end marker, or with broken text, whose pixels are all there"
+
+_PAGED_FORMATS = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF"})
+_TIFF_SAMPLES_PER_PIXEL = 277
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAX_BANDS = 4
+_MAX_PATH_CHARS = 300
+
+
+@dataclass
+class _Limits:
+    max_pixels: int
+
+
+_limits = _Limits(round(DEFAULT_MAX_IMAGE_MPX * 1e6))
 
 
 class MissingImageError(AnnotationError):
@@ -57,17 +82,26 @@ class DecodedImage:
         mode: Pillow's name of the file's pixel format.
         orientation: EXIF orientation of the file, 1..8; 1 is upright.
         is_resized: Whether the file is smaller or larger than the annotated image.
+        notes: What the reader chose or left out, such as the first page.
     """
 
     pixels: NDArray[np.uint8]
     mode: str
     orientation: int
     is_resized: bool
+    notes: tuple[str, ...] = ()
+
+
+def allow_image_mpx(max_image_mpx: float) -> None:
+    """Set the largest image, in millions of pixels, that this process and its children read."""
+    _limits.max_pixels = round(max_image_mpx * 1e6)
+    if max_image_mpx > DEFAULT_MAX_IMAGE_MPX:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; `_require_readable` has ours
 
 
 def read_image(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     """Return the pixels of `decode_image`, (height, width, 3) uint8 RGB."""
-    return decode_image(path, width=width, height=height).pixels
+    return _decode(path, (width, height), with_notes=False).pixels
 
 
 def decode_image(path: Path, *, width: int, height: int) -> DecodedImage:
@@ -77,31 +111,125 @@ def decode_image(path: Path, *, width: int, height: int) -> DecodedImage:
     reader takes the upright image if that fits, else the stored one.
 
     Raises:
-        AnnotationError: The file is missing, broken, or of another shape.
+        AnnotationError: The file is missing, broken, too large, or of another shape.
     """
+    return _decode(path, (width, height), with_notes=True)
+
+
+def _decode(path: Path, annotated_size: tuple[int, int], *, with_notes: bool) -> DecodedImage:
     try:
-        with Image.open(path) as image:
-            mode, orientation = image.mode, _orientation_of(image)
-            uses_upright = _fits_upright(path, image.size, orientation, (width, height))
-            rgb = _rgb_from(image)
-            if uses_upright and orientation != UPRIGHT:
-                rgb = rgb.transpose(_UPRIGHT_FROM_ORIENTATION[orientation])
+        return _decode_from(path, path, annotated_size, with_notes=with_notes)
     except FileNotFoundError as error:
         raise MissingImageError(
-            f"Cannot read image {path}: it does not exist. Check the image folder and file_name."
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(
-            f"Cannot read image {path}: {str(error).rstrip('.')}. Cut it into tiles."
+            f"Cannot read image {shown_path(path)}: it does not exist. Check the image folder and "
+            "file_name."
         ) from error
     except _BROKEN_IMAGE_ERRORS as error:
-        raise UnreadableImageError(
-            f"Cannot read image {path}: {error}. Copy or export it again."
-        ) from error
-    is_resized = rgb.size != (width, height)
+        return _decode_rescued(path, annotated_size, error, with_notes=with_notes)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error).rstrip(".")) from error
+
+
+def _decode_rescued(
+    path: Path, annotated_size: tuple[int, int], error: Exception, *, with_notes: bool
+) -> DecodedImage:
+    """Read a file that Pillow refuses, if its pixels are there."""
+    rescued = path if register_heif(path) else rescued_file(path)
+    if rescued is None:
+        raise _unreadable(path, error) from error
+    try:
+        decoded = _decode_from(rescued, path, annotated_size, with_notes=with_notes)
+    except _BROKEN_IMAGE_ERRORS:
+        raise _unreadable(path, error) from error
+    if rescued is path or not with_notes:
+        return decoded
+    return dataclasses.replace(decoded, notes=(*decoded.notes, RESCUED))
+
+
+def _decode_from(
+    source: Path | io.BytesIO, path: Path, annotated_size: tuple[int, int], *, with_notes: bool
+) -> DecodedImage:
+    with Image.open(source) as image:
+        has_16_bits = is_wide(image)  # which a loaded image does not say
+        mode, orientation = image.mode, _orientation_of(image)
+        _require_readable(path, image.size)
+        uses_upright = _fits_upright(path, image.size, orientation, annotated_size)
+        _require_readable(path, annotated_size)
+        notes = _notes_of(image, has_16_bits=has_16_bits) if with_notes else ()
+        if has_16_bits:
+            with Image.open(source) as twin:
+                rgb = wide_rgb(image, twin)
+        else:
+            rgb = _rgb_from(image)
+        if uses_upright and orientation != UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT_FROM_ORIENTATION[orientation])
+    is_resized = rgb.size != annotated_size
     if is_resized:
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    return DecodedImage(np.array(rgb, dtype=np.uint8), mode, orientation, is_resized)
+        rgb = rgb.resize(annotated_size, Image.Resampling.BICUBIC)
+    return DecodedImage(np.array(rgb, dtype=np.uint8), mode, orientation, is_resized, notes)
+
+
+def _require_readable(path: Path, size: tuple[int, int]) -> None:
+    """Refuse an image, or its annotated size, that is too large for the memory."""
+    if size[0] * size[1] > _limits.max_pixels:
+        raise _too_large(path, f"{size[0]} x {size[1]} pixels are too large")
+
+
+def _too_large(path: Path, reason: str) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"Cannot read image {shown_path(path)}: {reason}. Raise dataset.max_image_mpx "
+        f"({_limits.max_pixels / 1e6:g}; --max-image-mpx of mal dataset check), or cut the image "
+        "into tiles."
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
+    what, remedy = describe_content(path)
+    if what:
+        reason = f"it is {what}"
+    elif isinstance(error, UnidentifiedImageError):
+        is_tiff = read_head(path)[:4] in _TIFF_STARTS
+        reason = "it is a TIFF of a pixel format that is not read" if is_tiff else "it is no image"
+        remedy = "Convert it to 8 bits and three channels." if is_tiff else ""
+    else:
+        reason = str(error).rstrip(".")
+    return UnreadableImageError(
+        f"Cannot read image {shown_path(path)}: {reason}. {remedy or 'Copy or export it again.'}"
+    )
+
+
+def shown_path(path: Path) -> str:
+    """Return a path for messages: its last part comes from an annotation file."""
+    return shown(str(path), _MAX_PATH_CHARS)
+
+
+def register_heif(path: Path) -> bool:
+    """Let Pillow read HEIC if a file is that, and pillow-heif is installed."""
+    if "HEIC" not in describe_content(path)[0]:
+        return False
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def _notes_of(image: Image.Image, *, has_16_bits: bool) -> tuple[str, ...]:
+    """Say what of an image is not read."""
+    notes = []
+    try:
+        num_frames = getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+    except _BROKEN_IMAGE_ERRORS:  # of a page that is not read
+        num_frames = 1
+    if num_frames > 1:
+        kind = "image of several pages, the first is taken"
+        notes.append(kind if image.format == "TIFF" else "animated image, the first frame is taken")
+    num_bands = getattr(image, "tag_v2", {}).get(_TIFF_SAMPLES_PER_PIXEL, 1)
+    if isinstance(num_bands, int) and num_bands > _MAX_BANDS:
+        notes.append("image of more than four bands, the first three are taken")
+    if has_16_bits:
+        notes.append("image of 16 bits a channel, scaled to its range")
+    return tuple(notes)
 
 
 def upright_size_of(path: Path) -> tuple[int, int]:
@@ -111,12 +239,20 @@ def upright_size_of(path: Path) -> tuple[int, int]:
         UnreadableImageError: The file is no image.
     """
     try:
-        with Image.open(path) as image:
-            return _upright_size(image.size, _orientation_of(image))
-    except (*_BROKEN_IMAGE_ERRORS, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"Cannot read the size of image {path}: {error}. Copy or export it again."
-        ) from error
+        return _upright_size_from(path)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error).rstrip(".")) from error
+    except _BROKEN_IMAGE_ERRORS as error:
+        rescued = path if register_heif(path) else rescued_file(path)
+        if rescued is not None:
+            with contextlib.suppress(*_BROKEN_IMAGE_ERRORS):
+                return _upright_size_from(rescued)
+        raise _unreadable(path, error) from error
+
+
+def _upright_size_from(source: Path | io.BytesIO) -> tuple[int, int]:
+    with Image.open(source) as image:
+        return _upright_size(image.size, _orientation_of(image))
 
 
 def _orientation_of(image: Image.Image) -> int:
@@ -144,13 +280,14 @@ def _fits_upright(
             return False
     if annotated_size == upright_size[::-1]:
         raise ImageSizeError(
-            f"Image {path} has {upright_size[0]} x {upright_size[1]} pixels, but its annotations "
-            "swap width and height. Swap them: mal dataset convert IN OUT --boxes swapped-sizes."
+            f"Image {shown_path(path)} has {upright_size[0]} x {upright_size[1]} pixels, but its "
+            "annotations swap width and height. Swap them: mal dataset convert IN OUT --boxes "
+            "swapped-sizes."
         )
     raise ImageSizeError(
-        f"Image {path} has {upright_size[0]} x {upright_size[1]} pixels, but its annotations are "
-        f"for {annotated_size[0]} x {annotated_size[1]}. Use the images that were annotated, or "
-        "fix width and height in the JSON."
+        f"Image {shown_path(path)} has {upright_size[0]} x {upright_size[1]} pixels, but its "
+        f"annotations are for {annotated_size[0]} x {annotated_size[1]}. Use the images that were "
+        "annotated, or fix width and height in the JSON."
     )
 
 

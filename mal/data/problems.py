@@ -13,9 +13,10 @@ from mal.shown import shown
 __all__ = ["MAX_NAMED_SUBJECTS", "NOTE_KINDS", "FieldError", "Problems", "shown"]
 
 MAX_NAMED_SUBJECTS = 5
+_MAX_NAMED_CHARS = 300
 # A million bad boxes are one line: no more subjects than a reader looks at are kept.
 MAX_KEPT_SUBJECTS = 100
-_MAX_SUBJECT_CHARS = 400
+_MAX_SUBJECT_CHARS = 1000  # a doubt about the whole set is long
 
 CROWD = "crowd, neither trained nor measured"
 CROWD_REMEDY = "Some tools write iscrowd 1 for every RLE mask of a single object: set it to 0."
@@ -94,7 +95,10 @@ class Problems:
 
     def lines(self, max_named: int = MAX_NAMED_SUBJECTS) -> list[str]:
         """Describe each kind in one line: count, kind, the first subjects, and what to do."""
-        return [self._line(kind, subjects[:max_named]) for kind, subjects in self.subjects.items()]
+        return [
+            self._line(kind, _first_that_fit(subjects[:max_named]))
+            for kind, subjects in self.subjects.items()
+        ]
 
     def _line(self, kind: str, named: list[str]) -> str:
         count, remedy = self.counts[kind], self.remedies.get(kind, "")
@@ -102,3 +106,13 @@ class Problems:
         return f"{count} x {kind}: {redact_text(', '.join(named))}{more}" + (
             f". {remedy}" if remedy else ""
         )
+
+
+def _first_that_fit(subjects: list[str]) -> list[str]:
+    """Return the first subjects, fewer where they are long: the line must be read."""
+    chosen = subjects[:1]
+    for subject in subjects[1:]:
+        if sum(map(len, chosen)) + len(subject) > _MAX_NAMED_CHARS:
+            break
+        chosen.append(subject)
+    return chosen

@@ -110,7 +110,9 @@ def is_segmentation_given(segmentation: Any) -> bool:
     """Return whether a field `segmentation` holds a mask; [], [[]], {} and "" are none."""
     if not segmentation:
         return False
-    return not (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+    if isinstance(segmentation, list) and segmentation[0] == []:
+        return any(part != [] for part in segmentation)
+    return True
 
 
 def rle_from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
@@ -210,13 +212,14 @@ def _polygons_from(parts: list[Any]) -> list[NDArray[np.float64]]:
 def _points_of(part: Any) -> NDArray[np.float64]:
     if not isinstance(part, list):
         raise SegmentationError("be COCO polygons or RLE", shown(part, quoted=True))
-    if any(isinstance(point, list | dict) for point in part) or len(part) == _POINT_NUMBERS:
+    types = set(map(type, part))
+    if types & {list, dict} or len(part) == _POINT_NUMBERS:
         raise SegmentationError(
             "have each polygon as a flat list [x, y, x, y, ...]",
             f"a list of points, {shown(part)}",
             "Write the numbers of all points of a polygon in one list.",
         )
-    if not set(map(type, part)) <= {int, float}:
+    if not types <= {int, float}:
         raise SegmentationError("have polygons of numbers", shown(part))
     if len(part) < MIN_POLYGON_NUMBERS:
         raise SegmentationError(

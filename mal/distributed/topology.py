@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from mal.errors import SpecError
+from mal.shown import shown
+
+_MAX_DIGITS = 18
 
 DEFAULT_MASTER_PORT = 29500
 MAX_PORT = 65535
@@ -106,10 +109,10 @@ def _node_rank(variables: Mapping[str, str], nodes: int) -> int:
         )
     name = names[0]
     value = variables[name]
-    if not value.isdigit() or int(value) >= nodes:
+    if not _is_whole_number(value) or int(value) >= nodes:
         raise SpecError(
-            f"{name} must be a node's rank from 0 to {nodes - 1}, got {value}. Set it, or the "
-            "number of nodes (WORLD_SIZE or PET_NNODES)."
+            f"{name} must be a node's rank from 0 to {nodes - 1}, got {shown(value)}. Set it, or "
+            "the number of nodes (WORLD_SIZE or PET_NNODES)."
         )
     return int(value)
 
@@ -144,8 +147,14 @@ def _count(variables: Mapping[str, str], name: str, meaning: str, default: int) 
     value = variables.get(name)
     if value is None:
         return default
-    if not value.isdecimal() or int(value) < 1:
+    if not _is_whole_number(value) or int(value) < 1:
         raise SpecError(
-            f"{name} must be {meaning}, a whole number of at least 1, got {value}. Set or unset it."
+            f"{name} must be {meaning}, a whole number of at least 1, got {shown(value)}. Set or "
+            "unset it."
         )
     return int(value)
+
+
+def _is_whole_number(value: str) -> bool:
+    """Return whether a value is digits, and no more than any such setting has."""
+    return value.isascii() and value.isdecimal() and len(value) <= _MAX_DIGITS

@@ -13,6 +13,7 @@ import mmap
 import pickle
 import pickletools
 import re
+import struct
 import textwrap
 import types
 import warnings
@@ -101,6 +102,13 @@ _INERT_PICKLE = types.SimpleNamespace(
 )
 
 
+# What PyTorch's unpickler raises for what is no checkpoint, or holds more than plain values.
+_NO_PLAIN_PICKLE = (
+    pickle.UnpicklingError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
+
+
 def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False) -> Any:
     """Read a .pth or .ckpt file: tensors and plain values, nothing executed.
 
@@ -118,7 +126,7 @@ def read_pickled_checkpoint(path: Path, *, leaves_tensors_on_disk: bool = False)
         raise ArtifactError(
             f"checkpoint must exist, got {path}. Give the path of a .pth file."
         ) from error
-    except (pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError):
+    except _NO_PLAIN_PICKLE:
         log.debug("%s holds more than tensors and plain values", path)
     except (OSError, RuntimeError, EOFError, MemoryError) as error:
         if _is_shortage(error, path):  # the file may be good

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.artifacts import writing_atomically
-from mal.data.entry_values import file_name_of
+from mal.data.entry_values import file_name_of, is_crowd_of
 from mal.data.ids import AMBIGUOUS, UNKNOWN, IdError, IdLookup, exact_id
 from mal.data.problems import FieldError
 from mal.errors import ArtifactError
@@ -158,8 +158,15 @@ def _content_of(entry: Mapping[str, Any], file_names: _Names, categories: _Names
         categories.of(category) or str(category),
         _as_floats(entry.get("bbox")),
         [*map(_as_floats, points)] if isinstance(points, list) else points,
-        bool(entry.get("iscrowd")),
+        _is_crowd(entry),
     )
+
+
+def _is_crowd(entry: Mapping[str, Any]) -> bool:
+    try:
+        return is_crowd_of(entry)
+    except FieldError:
+        return True
 
 
 def _as_floats(values: Any) -> Any:

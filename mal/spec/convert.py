@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mal.redaction import redact_text
+from mal.shown import shown
 from mal.spec.setting import MAX_WHOLE_NUMBER, REQUIRED, Setting
 from mal.spec.uri_list import join_uris
 
@@ -63,7 +64,10 @@ def yaml_text(value: Any) -> str:
         return f"{value:.10g}"
     if isinstance(value, str) and value.isprintable() and 0 < len(value) <= _SHORTEN.maxstring:
         return value
-    return _SHORTEN.repr(value)
+    try:
+        return _SHORTEN.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return shown(value, _SHORTEN.maxstring)
 
 
 def is_number(value: Any) -> bool:

@@ -16,6 +16,10 @@ MIN_CROP_SIZE = 32
 ANNOTATION_TYPES = ("auto", "coco", "voc", "yolo", "labelme", "labelstudio", "kitti")
 
 
+# Pillow refuses larger ones, which may be made to fill the memory.
+DEFAULT_MAX_IMAGE_MPX = 178.95697
+
+
 @dataclass
 class DatasetSpec:
     """The data sets, and which of their boxes are used."""
@@ -93,6 +97,13 @@ class DatasetSpec:
         "of a loader process, MiB; each image is then decoded once per epoch. 0 shuffles the whole "
         "set.",
         minimum=0,
+        is_searchable=False,
+    )
+    max_image_mpx: float = setting(
+        DEFAULT_MAX_IMAGE_MPX,
+        "[mal] Largest image that is read, millions of pixels; each takes 3 MB a million.",
+        exclusive_minimum=0,
+        maximum=100_000,
         is_searchable=False,
     )
 

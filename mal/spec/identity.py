@@ -37,7 +37,7 @@ class Role(StrEnum):
 _ROLE_NAMES: Mapping[Role, str] = {
     Role.IDENTITY: """
         dataset: min_obj_size max_obj_size min_obj_side crop_size window_rate box_jitter
-            photometric_rate shuffle_pool_mib
+            photometric_rate shuffle_pool_mib max_image_mpx
         model: arch frozen_stages freeze_backbone mask_head mask_head_num_convs
             mask_head_hidden_channel mask_head_out_channel mask_scale_ratio mask_scale_ratio_pre
             not_adjust_scale object_pooling teacher_momentum vit_dpr

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mal.redaction import CREDENTIALS_PATTERN, SIGNED_PATTERN
+from mal.redaction import CREDENTIALS_PATTERN
 from mal.spec.backbones import BACKBONES, BackboneEntry
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import (
@@ -43,11 +43,6 @@ _BOUNDS = {
     "maximum": "maximum",
     "exclusive_maximum": "exclusiveMaximum",
 }
-
-_REFUSED_TEXTS: list[JsonSchema] = [
-    {"pattern": CREDENTIALS_PATTERN},
-    {"pattern": SIGNED_PATTERN},
-]
 
 
 def action_schema(action: str) -> JsonSchema:
@@ -131,11 +126,7 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         item_hint = typing.get_args(hint)[0]
         return {
             "type": "array",
-            "items": {
-                "type": _TYPES[item_hint],
-                **_bounds(facts, item_hint),
-                **({"not": {"anyOf": _REFUSED_TEXTS}} if item_hint is str else {}),
-            },
+            "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
             **_lengths(facts.lengths),
         }
     if facts.is_ignored:
@@ -146,7 +137,7 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
             return known
         return {"anyOf": [known, {"type": "string", "pattern": facts.choice_pattern}]}
     if hint is str:
-        refused = list(_REFUSED_TEXTS)
+        refused: list[JsonSchema] = [{"pattern": CREDENTIALS_PATTERN}]
         if must_be_set:
             refused.append({"const": REQUIRED})
         # In JSON Schema a pattern is satisfied by anything that is not a string.

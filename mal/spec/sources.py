@@ -182,7 +182,7 @@ def parse_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _SpecLoader
     """
     try:
         return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise SpecError(
             f"spec must be valid YAML, got an error in {name} ({_reason(error)}). Fix it."
         ) from error

@@ -22,6 +22,7 @@ from mal.artifacts import (
     write_manifest,
     write_text,
 )
+from mal.data.images import allow_image_mpx
 from mal.distributed.group import explain_lost_rank
 from mal.distributed.workers import Worker
 from mal.errors import MalError, SpecError, StorageError, StoreAwayError
@@ -136,6 +137,7 @@ def recording(
     """
     require_runnable(action, spec)
     require_inputs_kept(action, spec)
+    allow_image_mpx(spec.dataset.max_image_mpx)
     worker = Worker.current()
     if not worker.is_rank0:
         with (

@@ -18,6 +18,7 @@ from mal.artifacts import EPOCH_METRICS_FILE, PROFILE_FILE, write_json
 from mal.data.box_masks import NO_MASKS
 from mal.data.crop_dataset import ImageReader, select_training_boxes
 from mal.data.datamodule import open_image_set
+from mal.data.images import allow_image_mpx
 from mal.distributed.workers import end_with_parent
 from mal.errors import EXIT_USER_ERROR, MalError, SpecError
 from mal.evaluation.metrics import rows_to_measure
@@ -59,6 +60,7 @@ def require_measurable(spec: ExperimentSpec) -> ImageReader:
         SpecError: There is none, or it has no masks.
     """
     dataset, problem = spec.dataset, ""
+    allow_image_mpx(dataset.max_image_mpx)
     if not (dataset.val_ann_path and dataset.val_img_dir):
         problem = "dataset.val_ann_path and dataset.val_img_dir must be set to rank trials, got ''"
     elif not dataset.load_mask:

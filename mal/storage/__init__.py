@@ -23,7 +23,7 @@ from mal.storage.image_folder import (
     find_image,
     open_image_folder,
 )
-from mal.storage.image_search import FoundImages, find_images
+from mal.storage.image_search import FoundImages, ImageFinder, find_images
 from mal.storage.patience import impatient, patient
 from mal.storage.results_folder import ResultsFolder, fetch_results
 
@@ -34,6 +34,7 @@ __all__ = [
     "Document",
     "FoundImages",
     "ImageFile",
+    "ImageFinder",
     "ResultsFolder",
     "child_uri",
     "describe_images",

@@ -83,6 +83,8 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     except _BROKEN_ARCHIVE_ERRORS as error:
         raise StorageError(f"Cannot unpack {archive}: {_reason_of(error, archive)}") from error
     except OSError as error:
+        if error.errno == errno.EINVAL and error.filename is None:  # a seek to a broken offset
+            raise StorageError(f"Cannot unpack {archive}: {_reason_of(error, archive)}") from error
         if error.errno not in _UNWRITABLE_NAME_ERRORS:
             raise
         raise StorageError(

@@ -165,16 +165,40 @@ def find_by_own_name(roots: Sequence[Path], name: str) -> Path | None:
         return None
 
 
-def find_images(folder: Path, names: Sequence[str]) -> FoundImages:
-    """Find the files of a set's images below a local folder."""
+def find_images(folder: Path, names: Sequence[str], *, is_logged: bool = True) -> FoundImages:
+    """Find the files of a set's images below a local folder; log which rules found some."""
     roots = search_roots(folder)
     found = FoundImages(roots, len(names))
     absent = [i for i, name in enumerate(names) if find_by_own_name(roots, name) is None]
     if absent:
         prefixes = [path_below(folder, root) for root in roots]
         search_index(FileIndex(image_paths(folder)), names, absent, prefixes, found)
-        found.log_rules(names)
+        if is_logged:
+            found.log_rules(names)
     return found
+
+
+class ImageFinder:
+    """Finds images one by one, where the other names of the set are not known yet.
+
+    A file may fit several names: `find_images` decides which images are used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._roots = search_roots(folder)
+        self._index: FileIndex | None = None
+
+    def find(self, name: str) -> Path | None:
+        """Return the file with a name or, where there is none, the one file that fits it."""
+        path = find_by_own_name(self._roots, name)
+        if path is not None:
+            return path
+        if self._index is None:
+            self._index = FileIndex(image_paths(self._folder))
+        num_wrapping = path_below(self._folder, self._roots[-1]).count("/")
+        row, _, _ = _claim(self._index, name, num_wrapping)
+        return None if row is None else self._folder / self._index[row]
 
 
 def path_below(folder: Path, path: Path) -> str:
@@ -193,7 +217,7 @@ def search_index(
 
     Args:
         index: All files.
-        names: Of all images.
+        names: Those of all images, in the order of the set.
         absent: The images to search.
         prefixes: Folders in which the other images are, each in the one before.
         found: Gets the paths.

@@ -3,8 +3,9 @@
     SMALL_FOLDER=DIR python small_pipelines.py NAME --output DIR [-p KEY=VALUE]
 
 is `python -m pipelines run` of one of these. A step leaves files in SMALL_FOLDER, which is none of
-its inputs: `<name>.runs`, a line a start with the id of its child, and `<name>.checkpoint` when it
-is stopped. While `<name>.wait` is there it does not end; while `<name>.fail` is there it fails.
+its inputs: `<name>.runs`, a line a start with the id of its child, `<name>.signals`, how many it
+took, and `<name>.checkpoint` when it is stopped. While `<name>.wait` is there it does not end;
+while `<name>.fail` is there it fails.
 """
 
 import sys
@@ -26,6 +27,7 @@ def work(name: str, result: dsl.Output[dsl.Artifact], after: str = "") -> str:
 
     def take(number: int, _frame: object) -> None:
         signals.append(number)
+        (here / f"{name}.signals").write_text(f"{len(signals)}")
         if len(signals) > 1 or not (here / f"{name}.slow").exists():
             (here / f"{name}.checkpoint").write_text(f"{len(signals)} signals")
             sys.stderr.write("checkpoint written\n")

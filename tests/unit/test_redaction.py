@@ -84,6 +84,7 @@ def test_a_file_name_loses_its_signature(name: str, expected: str) -> None:
 
 def test_user_password_and_query_of_a_uri_are_removed() -> None:
     assert redact_uri("s3://key:hush@b/a.json?signature=hush") == "s3://b/a.json"
+    assert "hush" not in redact_uri("http://oddS3://user:hush@host/a")
     assert redact_uri("/data/what?.json") == "/data/what?.json"
     assert redact_text('cannot reach "http://u:hush@host:9000/b"') == (
         'cannot reach "http://host:9000/b"'

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mal.data.images import upright_size_of
 from mal.errors import AnnotationError, StorageError
-from mal.storage import find_image, open_image_folder
+from mal.storage import ImageFinder, open_image_folder
 
 
 class ImageSizes:
@@ -20,7 +18,7 @@ class ImageSizes:
 
     def __init__(self, image_source: str) -> None:
         self._image_source = image_source
-        self._folder: Path | None = None
+        self._finder: ImageFinder | None = None
 
     def __call__(self, file_name: str) -> tuple[int, int] | None:
         """Return width and height in pixels as EXIF turns the image; None without a file.
@@ -28,10 +26,10 @@ class ImageSizes:
         Raises:
             AnnotationError: The images cannot be opened, or the file is no image.
         """
-        if self._folder is None:
+        if self._finder is None:
             try:
-                self._folder = open_image_folder(self._image_source)
+                self._finder = ImageFinder(open_image_folder(self._image_source))
             except StorageError as error:
                 raise AnnotationError(str(error)) from error
-        path = find_image(self._folder, file_name)
+        path = self._finder.find(file_name)
         return None if path is None else upright_size_of(path)

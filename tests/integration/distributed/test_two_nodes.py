@@ -97,7 +97,9 @@ def one_process(data: TinySet, tmp_path_factory: pytest.TempPathFactory) -> Trai
     return run_train(spec)
 
 
-@pytest.fixture(scope="module", params=["loopback", "namespaces"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("loopback", marks=pytest.mark.thorough), "namespaces"]
+)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if request.param == "loopback":
         yield loopback()

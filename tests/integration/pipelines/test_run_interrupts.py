@@ -94,6 +94,8 @@ def test_a_second_interrupt_hastens_a_step_that_takes_its_time(folder: Path) -> 
         wait_for_steps(run, folder, {"first"})
         run.send(signal.SIGINT, to_group=True)
         run.wait_for("interrupt again")
+        # Until the step takes the first signal, the kernel holds two equal ones as one.
+        wait_until((folder / "first.signals").exists, "the step takes the first signal")
         run.send(signal.SIGINT, to_group=True)
         assert run.end() == 130, run.printed
     assert (folder / "first.checkpoint").read_text() == "2 signals"

@@ -117,7 +117,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
     return write_small_set(tmp_path_factory.mktemp("photographs"))
 
 
-@pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
+THOROUGH = {"scratch", "small_set in bf16", "coco"}  # networks of the other cases
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=name, marks=[pytest.mark.thorough] if name in THOROUGH else [])
+        for name, case in CASES.items()
+    ],
+)
 def made(
     request: pytest.FixtureRequest, photographs: SmallSet, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Made]:

@@ -27,6 +27,7 @@ FAMILIES = {
     "Hiera": "hiera_tiny_224",
     "TinyViT": "tiny_vit_5m_224",
 }
+IN_CI = {"ViT", "Hiera"}
 each_family = pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES.keys())
 
 
@@ -34,12 +35,14 @@ each_family = pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES.ke
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("name", "head"),
-    zip(
-        FAMILIES.values(),
-        ("convolutional", "fused", "convolutional", "fused", "fused"),
-        strict=True,
-    ),
-    ids=FAMILIES.keys(),
+    [
+        pytest.param(name, head, id=family, marks=[] if family in IN_CI else [pytest.mark.thorough])
+        for (family, name), head in zip(
+            FAMILIES.items(),
+            ("convolutional", "fused", "convolutional", "fused", "fused"),
+            strict=True,
+        )
+    ],
 )
 def test_a_model_of_each_family_trains_predicts_and_exports(
     name: str, head: str, tmp_path: Path

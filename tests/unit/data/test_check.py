@@ -299,3 +299,101 @@ def test_bad_points_are_counted_beside_all_else(data_set: DataSet) -> None:
     assert "annotation 5: labels 0 and 1 at (3, 3)" in told
     assert report.num_usable_boxes == 1
     assert not report.is_usable, "a run stops at such points"
+
+
+def leave_out_sizes(data: DataSet) -> None:
+    for image in data.document["images"]:
+        del image["width"], image["height"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "num_usable"),
+    [
+        pytest.param(
+            leave_out_sizes,
+            "note: 2 x image without width and height, those of its file are taken: images[0] "
+            "(a.png), images[1] (b.png)",
+            2,
+            id="sizes missing",
+        ),
+        pytest.param(
+            lambda d: d.document["images"][0].update(width=-1, height=-1),
+            "note: 1 x image without width and height, those of its file are taken: images[0]",
+            2,
+            id="sizes of -1",
+        ),
+        pytest.param(
+            lambda d: d.document["images"][0].update(width=None, height=160),
+            "error: 1 x image without width and height that its file has: images[0] (a.png) has "
+            "width null and height 160, its file 20 x 16",
+            1,
+            id="height of another size",
+        ),
+        pytest.param(
+            lambda d: d.document["images"][0].update(width=0, file_name="gone.png"),
+            "error: 1 x image without width and height, and without a file to read them from: "
+            "images[0] (gone.png) has width 0 and height 16",
+            1,
+            id="size and file missing",
+        ),
+        pytest.param(
+            lambda d: d.document["images"][0].update(
+                file_name=None, coco_url="http://images.cocodataset.org/val2017/a.png?x=1"
+            ),
+            "note: 1 x image without file_name, the last part of its coco_url is taken: images[0]",
+            2,
+            id="LVIS",
+        ),
+        pytest.param(
+            lambda d: d.document["images"].append(dict(d.document["images"][0])),
+            "note: 1 x image listed twice with the same id, file_name and size: images[2] (a.png)",
+            2,
+            id="image twice",
+        ),
+        pytest.param(
+            lambda d: d.annotate(image_id="1"),
+            "note: 1 x annotation whose image_id is found by its number: one is text, the other is "
+            "not: annotation 3 (image_id '1')",
+            3,
+            id="text for a number",
+        ),
+        pytest.param(
+            lambda d: d.annotate(attributes={"rotation": 35.0}),
+            "note: 1 x box with attributes.rotation, taken as an upright box, which it is not: "
+            "annotations[2] (35.0 degrees)",
+            3,
+            id="rotated box",
+        ),
+        pytest.param(
+            lambda d: d.annotate(bbox=None, segmentation=SQUARE),
+            "note: 1 x annotation without bbox, the box of its segmentation is taken: "
+            "annotations[2]",
+            3,
+            id="box of the segmentation",
+        ),
+        pytest.param(
+            lambda d: annotate_masks(d, TRIANGLE, {"size": [16, 20], "counts": [320]}),
+            "error: 1 x segmentation without a pixel: annotation 2 in b.png",
+            2,
+            id="empty mask",
+        ),
+        pytest.param(
+            lambda d: rename_image(d, "a\n\x1b[31m.png"),
+            "error: 1 x missing image file: a\\n\\x1b[31m.png",
+            1,
+            id="control characters",
+        ),
+    ],
+)
+def test_what_tools_write_is_used_or_shown(
+    spoil: Callable[[DataSet], None], told: str, num_usable: int, data_set: DataSet
+) -> None:
+    spoil(data_set)
+    report = check_dataset(*data_set.write())
+    assert [line for line in report.lines() if line.startswith(told)], report.lines()
+    assert report.num_usable_boxes == num_usable
+
+
+def test_the_number_of_masks_is_told_where_some_are_missing(data_set: DataSet) -> None:
+    annotate_one_mask(data_set)
+    assert check_dataset(*data_set.write()).summary.endswith("with 1 true masks")

@@ -108,9 +108,10 @@ def test_the_command_prints_the_topology_as_json(
     assert json.loads(capsys.readouterr().out) == expected
 
 
+@pytest.mark.parametrize("value", ["many", "9" * 5000, "\u0667"])
 def test_the_command_names_the_wrong_variable(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
-    monkeypatch.setenv("PET_NNODES", "many")
+    monkeypatch.setenv("PET_NNODES", value)
     assert main(["node"]) == 2
     assert "PET_NNODES" in capsys.readouterr().err

@@ -188,3 +188,34 @@ def test_a_file_that_has_changed_is_not_labelled(
         write_labels(out, boxes, masks)
     assert out.read_text() == "older labels"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_entry_keeps_the_box_that_came_from_its_segmentation(tmp_path: Path) -> None:
+    image = {"id": "img_1", "file_name": "a.png", "width": 10, "height": 8}
+    polygon = {"image_id": "img_1", "segmentation": [[1, 2, 6, 2, 6, 7]]}
+    entries = [polygon | {"id": "first"}, polygon | {"id": "second", "bbox": None}]
+    boxes = read_boxes(tmp_path, {"images": [image], "annotations": entries})
+    masks = [predicted_mask(boxes, row, 0.5) for row in (0, 1)]
+    with MaskSpool(boxes, tmp_path) as spool:
+        write_labels(tmp_path / "out.json", boxes, spool.fill(masks))
+    written = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [entry["bbox"] for entry in written] == [[1, 2, 5, 5]] * 2
+
+
+def test_an_empty_mask_has_the_size_of_the_one_image_that_its_id_finds(tmp_path: Path) -> None:
+    images = [
+        {"id": one, "file_name": f"{n}.png", "width": 10 + n, "height": 8}
+        for n, one in enumerate([1, "2", 3, 3])
+    ]
+    bad = {"bbox": [1, 1, 0, 0]}
+    entries = [bad | {"id": n, "image_id": one} for n, one in enumerate([1.0, 2, 3, 1.5])]
+    boxes = read_boxes(tmp_path, {"images": images, "annotations": entries})
+    with MaskSpool(boxes, tmp_path) as spool:
+        write_labels(tmp_path / "out.json", boxes, spool.fill([]))
+    written = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [entry["segmentation"]["size"] for entry in written] == [
+        [8, 10],
+        [8, 11],
+        [0, 0],
+        [0, 0],
+    ]

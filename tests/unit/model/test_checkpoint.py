@@ -122,15 +122,21 @@ def test_objects_of_programs_that_are_not_installed_are_skipped(tmp_path: Path) 
     assert torch.equal(read["state_dict"]["student.w"], torch.ones(2))
 
 
+CUT_PICKLE = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.\x80\x02X\x02"
+)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "readable"),
         (b"no checkpoint at all", "readable"),
         (b"PK\x03\x04 broken", "readable"),
+        (CUT_PICKLE, "readable"),
         (None, "must exist"),
     ],
-    ids=["empty", "text", "broken zip", "missing"],
+    ids=["empty", "text", "broken zip", "cut pickle", "missing"],
 )
 def test_what_is_no_checkpoint_is_named(
     tmp_path: Path, content: bytes | None, message: str

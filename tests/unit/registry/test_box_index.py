@@ -57,6 +57,10 @@ BEFORE = (box(1), box(2), box(3, image_id=2))
         pytest.param((box(1, bbox=[10**400] * 4), *BEFORE[1:]), (0, 1, 0), id="a huge number"),
         pytest.param((box(1, note="seen", area=7), *BEFORE[1:]), (0, 0, 0), id="a remark"),
         pytest.param((box(1, bbox=[1.0, 2.0, 3.0, 4]), *BEFORE[1:]), (0, 0, 0), id="1 is 1.0"),
+        pytest.param((box(1, image_id=1.0), *BEFORE[1:]), (0, 0, 0), id="image 1 is 1.0"),
+        pytest.param((box(1, image_id="1"), *BEFORE[1:]), (0, 0, 0), id="image 1 is '1'"),
+        pytest.param((box(1, image_id=1.5), *BEFORE[1:]), (0, 1, 0), id="a fraction is no image"),
+        pytest.param((box(1, iscrowd="0"), *BEFORE[1:]), (0, 0, 0), id="no crowd as text"),
         pytest.param(tuple(b | {"id": b["id"] + 90} for b in BEFORE), (0, 0, 0), id="renumbered"),
         pytest.param((*BEFORE, box(1)), (1, 0, 0), id="the same box twice"),
         pytest.param((box(1, bbox=[9] * 4), box(7), *BEFORE[2:]), (1, 1, 1), id="all at once"),
@@ -129,3 +133,9 @@ def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
 
 def test_entries_that_are_no_boxes_are_counted_and_not_choked_on(tmp_path: Path) -> None:
     assert len(index_of(tmp_path, {"id": "x"}, {}, {"bbox": "left", "image_id": [1]})) == 3
+
+
+def test_a_box_whose_image_id_several_files_have_is_on_none_of_them(tmp_path: Path) -> None:
+    before = index_of(tmp_path, box(1), images=((1, "a.png"), (2, "b.png")))
+    after = index_of(tmp_path, box(1), images=((1, "a.png"), (1, "b.png")))
+    assert count_changes(before, after) == BoxChanges(0, 1, 0)

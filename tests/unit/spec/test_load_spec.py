@@ -178,6 +178,8 @@ def test_five_mistakes_are_five_problems(tmp_path: Path) -> None:
         ("train.lr", "override must read key=value, got train.lr."),
         ("=3", "override must read key=value, got =3."),
         ("train.lr=[", "train.lr must be a YAML value, got [. Quote it."),
+        ("train.lr=[!!bool 'x']", "train.lr must be a YAML value, got [!!bool 'x']. Quote it."),
+        (f"batch_size=0x{'F' * 5000}", "batch_size must be "),
         ("train.lr=[!!python/name:os.system]", "train.lr must be a YAML value, got [!!python"),
         ("train.lr=!!python/name:os.system", "train.lr must be a number, got !!python"),
         ("train.lr=???", "train.lr must be a number, got ???. The default is 1e-06."),

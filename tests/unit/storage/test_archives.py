@@ -202,6 +202,16 @@ def test_an_archive_of_archives_says_so(tmp_path: Path, cache: Path) -> None:
         open_image_folder(str(archive))
 
 
+def test_a_zip_whose_members_begin_nowhere_is_named(tmp_path: Path, cache: Path) -> None:
+    archive = make_archive(tmp_path / "set.zip", {"a.jpg": b"pixels"})
+    data = bytearray(archive.read_bytes())
+    end = data.index(b"PK\5\6")
+    data[end + 16 : end + 20] = (2**31).to_bytes(4, "little")  # where the directory begins
+    archive.write_bytes(data)
+    with pytest.raises(StorageError, match=r"Cannot unpack .*set\.zip: .*pack it again"):
+        open_image_folder(str(archive))
+
+
 def test_an_empty_archive_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(StorageError, match="holds no file"):
         open_image_folder(str(make_archive(tmp_path / "set.zip", {})))
