@@ -15,14 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mal import __version__
+from mal.dataset_commands import add_dataset_commands, add_labels_commands
 from mal.errors import EXIT_USER_ERROR, MalError, MissingExtraError, SpecError
 from mal.shown import printable
-from mal.spec.experiment import (
-    ACTIONS,
-    ANNOTATION_TYPES,
-    DEFAULT_MAX_IMAGE_MPX,
-    ExperimentSpec,
-)
+from mal.spec.experiment import ACTIONS, ExperimentSpec
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_automl_command(commands)
     _add_spec_command(commands)
     _add_schema_command(commands)
-    _add_dataset_commands(commands)
+    add_dataset_commands(commands)
+    add_labels_commands(commands)
     commands.add_parser(
         PIPELINES, help="list, compile, run, submit or schedule the Kubeflow pipelines"
     )
@@ -192,27 +189,6 @@ def _add_schema_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     schema = commands.add_parser("schema", help="write schemas, templates and skill_info.yaml")
     schema.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     schema.set_defaults(run=_write_schemas)
-
-
-def _add_dataset_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    dataset = commands.add_parser("dataset", help="generate the demo set, or check a data set")
-    actions = dataset.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = actions.add_parser("demo", help="generate the demo set")
-    demo.add_argument("-o", "--output", required=True, help="folder to make, local or s3://")
-    demo.add_argument("--images", type=int, default=300)
-    demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(run=_make_demo_dataset)
-    check = actions.add_parser("check", help="list every problem of a data set")
-    check.add_argument("annotations")
-    check.add_argument("images")
-    check.add_argument(
-        "--max-image-mpx", type=float, default=DEFAULT_MAX_IMAGE_MPX, metavar="N",
-        help="largest image that is read, millions of pixels (default: %(default)s)",
-    )  # fmt: skip
-    check.add_argument(
-        "--type", choices=ANNOTATION_TYPES, default="auto", help="format of the annotations"
-    )
-    check.set_defaults(run=_check_dataset)
 
 
 def _run_action(args: argparse.Namespace) -> int:
@@ -319,35 +295,3 @@ def _print_recipes(args: argparse.Namespace) -> int:
         for name, summary in list_recipes().items():
             print(f"{name:12} {summary}")
     return 0
-
-
-def _make_demo_dataset(args: argparse.Namespace) -> int:
-    import tempfile
-
-    from mal.data.synthetic import generate_demo_dataset
-    from mal.storage import put_files
-    from mal.storage.uris import parse_remote_uri
-
-    if parse_remote_uri(args.output) is None:
-        generate_demo_dataset(Path(args.output), num_images=args.images, seed=args.seed)
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            generate_demo_dataset(folder, num_images=args.images, seed=args.seed)
-            files = (path for path in folder.rglob("*") if path.is_file())
-            put_files(folder, [str(path.relative_to(folder)) for path in files], args.output)
-    print(args.output)
-    return 0
-
-
-def _check_dataset(args: argparse.Namespace) -> int:
-    from mal.data.check import check_dataset
-    from mal.data.images import allow_image_mpx
-    from mal.runtime import set_up_logging
-
-    set_up_logging()
-    allow_image_mpx(args.max_image_mpx)
-    report = check_dataset(args.annotations, args.images, args.type)
-    for line in report.lines():
-        print(printable(line))
-    return 0 if report.is_usable else 1

@@ -18,6 +18,9 @@ def inference(
 ) -> None:
     """Write a mask for every box of the part to label.
 
+    The step fails if more than half of the boxes get an empty mask, unless inference.allow_empty
+    is set.
+
     Args:
         dataset: Manifest of snapshot_dataset.
         model: Model folder of train.
@@ -38,7 +41,7 @@ def inference(
             "inference", spec=spec, overrides=overrides, results_dir=results_dir
         )
         result = run_inference(experiment)
-        described = metadata.labels_metadata(step.data, result.labels, result.num_instances)
+        described = metadata.labels_metadata(step.data, result.labels, result.counts)
         step.write_artifact(labels, described, file=result.labels)
         step.write_artifact(report, {"display_name": "labels report"}, file=result.report)
         page = summaries.labels_markdown(labels.metadata, result.report)

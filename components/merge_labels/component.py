@@ -19,6 +19,9 @@ def merge_labels(
 ) -> None:
     """Write the labels of a whole data set: every annotation once, in the order of its file.
 
+    The step fails if more than half of the masks are empty, unless inference.allow_empty was set
+    for split_boxes.
+
     Args:
         labels: The annotation file with segmentation (RLE), area and score for every annotation.
         metrics: Number of shards and boxes.
@@ -29,22 +32,18 @@ def merge_labels(
         boxes_per_shard: The value that split_boxes had.
         pipeline_name: Name that the artifacts of this run are grouped under.
     """
-    from mal.steps import Step, label_shards, metadata, summaries
+    from mal.steps import Step, label_shards
+    from mal.steps.label_merge import merge_shards
 
     with Step(pipeline_name=pipeline_name) as step:
         parts = label_shards.read_listing(shards.path)
         step.log(f"{len(parts)} shards, {sum(map(int, num_labelled))} boxes labelled")
-        shard = label_shards.read_shard(parts[0])
-        num_boxes = label_shards.merge_labels(
+        merge_shards(
+            step,
+            parts,
             annotations,
-            label_shards.label_files_of(parts),
             boxes_per_shard=boxes_per_shard,
-            output=labels.path,
-            images_uri=shard.images_uri,
+            labels=labels,
+            metrics=metrics,
+            summary=summary,
         )
-        described = metadata.merged_labels_metadata(
-            labels.path, num_boxes, annotations_uri=annotations, shard=shard
-        )
-        step.write_artifact(labels, described)
-        step.log_metrics(metrics, {"num_shards": len(parts), "num_boxes": num_boxes})
-        step.write_summary(summary, summaries.labels_markdown(labels.metadata), labels=labels)

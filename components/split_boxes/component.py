@@ -41,7 +41,7 @@ def split_boxes(
     from pathlib import Path
 
     from mal.registry.model_fetch import fetch_model
-    from mal.steps import Step, label_shards
+    from mal.steps import Step, label_shards, specs
 
     with Step(pipeline_name=pipeline_name) as step, tempfile.TemporaryDirectory() as scratch:
         parts = label_shards.split_data_set(
@@ -51,6 +51,7 @@ def split_boxes(
             model=fetch_model(model, Path(scratch), version=version),
             boxes_per_shard=boxes_per_shard,
             settings=[spec, *overrides],
+            allow_empty=specs.allows_empty(spec, overrides),
         )
         batches = label_shards.batches_of(parts)
         num_boxes = sum(part.num_boxes for part in parts)

@@ -46,6 +46,17 @@ def reason_masks_are_boxes(boxes: CocoBoxes) -> str:
     )
 
 
+def reason_masks_are_unusable(boxes: CocoBoxes) -> str:
+    """Return that none of a set's masks can be used, as the end of a sentence; '' if some can."""
+    if not boxes.has_masks():
+        return ""
+    _, num_usable = _count_box_masks(boxes)
+    num_looked_at = len(_rows_to_check(boxes))
+    if num_usable or not num_looked_at:
+        return ""
+    return f"none of its masks can be read and has a pixel ({num_looked_at} checked)"
+
+
 def is_box_mask(rle: Rle, box_xywh: NDArray[np.float64]) -> bool:
     """Return whether a mask is the filled rectangle of its box."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(cast("Any", rle)))
@@ -59,14 +70,14 @@ def is_box_mask(rle: Rle, box_xywh: NDArray[np.float64]) -> bool:
 
 
 def _count_box_masks(boxes: CocoBoxes) -> tuple[int, int]:
-    """Return how many masks are boxes, and how many were checked, evenly over the file."""
+    """Return how many masks are boxes, of how many that have a pixel, evenly over the file."""
     num_boxes = num_checked = 0
     for index in _rows_to_check(boxes).tolist():
         try:
             rle = boxes.rle_of(index)
         except AnnotationError:
             continue
-        if rle is not None:
+        if rle is not None and coco_mask.area(cast("Any", rle)):
             num_checked += 1
             num_boxes += is_box_mask(rle, boxes.box_xywh_N4[index])
     return num_boxes, num_checked

@@ -71,12 +71,16 @@ class CheckReport:
         errors: Problems for which a run leaves something out, or stops.
         notes: Problems that a run handles.
         num_usable_boxes: Boxes on readable images, without crowds.
+        boxes: The set; None where nothing of it can be read.
+        is_readable_I: True for an image that can be read; None where their folder cannot be used.
     """
 
     summary: str
     errors: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
     num_usable_boxes: int = 0
+    boxes: CocoBoxes | None = None
+    is_readable_I: NDArray[np.bool_] | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -134,7 +138,7 @@ def check_dataset(annotations: str, images: str, annotation_type: str = AUTO) ->
         is_readable = _check_images(boxes, folder, errors, notes)
     is_usable_N = is_readable[boxes.image_index_N] & ~boxes.is_crowd_N
     summary = _summary_of(boxes, annotations, measures_nothing=bool(reason))
-    return CheckReport(summary, errors, notes, int(is_usable_N.sum()))
+    return CheckReport(summary, errors, notes, int(is_usable_N.sum()), boxes, is_readable)
 
 
 def _summary_of(boxes: CocoBoxes, annotations: str, *, measures_nothing: bool) -> str:

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 DECODED_IMAGES_MAX_BYTES = 256 << 20
 MIN_TRAINED_SIDE_PX = 2
 NUM_CHANNELS = 3
+NO_TRUE_MASK = "without a true mask"
 
 
 class ImageReader:
@@ -154,6 +155,8 @@ class TrainingCrops(Dataset[CropBatch]):
         rle = self.reader.boxes.rle_of(index)
         assert rle is not None, "select_training_boxes leaves out boxes without a mask"
         mask = mask_from_rle(rle) * np.uint8(255)
+        if not mask.any():
+            raise AnnotationError("its true mask is empty. Delete its segmentation, or draw it.")
         cut = cut_window(mask, window, self.spec.dataset.crop_size)
         return torch.from_numpy(cut > 127).byte()[None]
 
@@ -270,6 +273,12 @@ def select_training_boxes(reader: ImageReader, spec: ExperimentSpec) -> NDArray[
         )
     if not keep_N.all():
         log.info("%d boxes are not trained on: %s", int((~keep_N).sum()), reasons)
+        if counts.get(NO_TRUE_MASK):
+            log.info(
+                "masks and boxes cannot be trained on together: train.supervision=box trains on "
+                "all %d boxes",
+                len(boxes),
+            )
     return np.flatnonzero(keep_N)
 
 
@@ -313,9 +322,9 @@ def _left_out_boxes(
         )
     if spec.train.supervision == "mask":
         assert boxes.segmentations is not None
-        left_out["without a true mask"] = (
+        left_out[NO_TRUE_MASK] = (
             ~boxes.segmentations.is_given_N,
-            "Set train.supervision=box, or give a set with masks.",
+            "Set train.supervision=box, which needs no masks, or give a set with masks.",
         )
     return left_out
 

@@ -278,7 +278,7 @@ def _runs_of(segmentation: Any) -> tuple[list[int], bytes | list[Any], NDArray[n
         counts = segmentation["counts"]
         if isinstance(counts, str):
             counts = _without_bytes_literal(counts).encode("ascii")
-        runs = _runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
+        runs = runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise SegmentationError(
             "be COCO polygons or RLE", shown(segmentation, quoted=True)
@@ -310,7 +310,7 @@ def _runs_from_list(counts: Any) -> NDArray[np.int64]:
     return np.array(counts, dtype=np.int64)
 
 
-def _runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
+def runs_from_bytes(counts: bytes) -> NDArray[np.int64]:
     """Read COCO's compressed run lengths.
 
     A number has five bits per byte, lowest first, from character 48 on. Bit 32 is set if the number

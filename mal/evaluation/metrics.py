@@ -6,8 +6,8 @@ Everything is computed on run-length codes; no array of an image's size is ever 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,42 @@ class InstanceScore:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The content of `metrics.json` and the instances it is made of, in the file's order."""
+    """What was measured.
+
+    Attributes:
+        metrics: The content of `metrics.json`.
+        instances: What it is made of, in the file's order.
+        warning: How many true masks cannot be used, and why; '' if all can.
+    """
 
     metrics: dict[str, Any]
     instances: tuple[InstanceScore, ...]
+    warning: str = ""
+
+
+@dataclass
+class _TrueMasks:
+    """The true masks of the rows to measure, without unreadable and empty ones."""
+
+    rle_of: dict[int, Rle] = field(default_factory=dict)
+    num_unreadable: int = 0
+    num_empty: int = 0
+    first: str = ""
+
+    def warning(self, boxes: CocoBoxes, num_rows: int) -> str:
+        """Say how many true masks cannot be used; '' if all can."""
+        parts = [
+            f"{count:,} of {num_rows:,} true masks {words}"
+            for count, words in (
+                (self.num_unreadable, "cannot be read"),
+                (self.num_empty, "are empty"),
+            )
+            if count
+        ]
+        if not parts:
+            return ""
+        first = f" (the first: {self.first})" if self.first else ""
+        return f"{boxes.path}: {' and '.join(parts)}{first}; these are not measured"
 
 
 def compute_metrics(
@@ -83,7 +115,8 @@ def measure_masks(
     """
     rows = rows_to_measure(boxes, min_box_area=min_box_area, min_box_side=min_box_side)
     mask_of = _mask_by_index(boxes, masks, rows)
-    true_rles = _true_rles(boxes, rows)
+    true = _true_masks(boxes, rows)
+    true_rles = true.rle_of
     instances = tuple(
         _score_instance(boxes, mask_of[index], true_rle) for index, true_rle in true_rles.items()
     )
@@ -99,10 +132,14 @@ def measure_masks(
         **_baseline_metrics(boxes, instances, "ellipse", lambda score: score.ellipse_iou),
         "num_crowds_skipped": int(np.count_nonzero(boxes.is_crowd_N)),
         "num_without_mask_skipped": len(rows) - len(instances),
+        "num_unreadable_mask_skipped": true.num_unreadable,
+        "num_empty_mask_skipped": true.num_empty,
         "num_outside_limits_skipped": (int(np.count_nonzero(~boxes.is_crowd_N)) - len(rows)),
         "num_unusable_skipped": boxes.num_unusable,
     }
-    return Measurement(metrics | compare_with_baselines(metrics), instances)
+    return Measurement(
+        metrics | compare_with_baselines(metrics), instances, true.warning(boxes, len(rows))
+    )
 
 
 def size_of_box(box_area_px2: float) -> str:
@@ -271,17 +308,23 @@ def _mask_by_index(
     return mask_of
 
 
-def _true_rles(boxes: CocoBoxes, indices: NDArray[np.int64]) -> Mapping[int, Rle]:
-    """Return the true mask by row, without unreadable and empty ones."""
-    rles: dict[int, Rle] = {}
+def _true_masks(boxes: CocoBoxes, indices: NDArray[np.int64]) -> _TrueMasks:
+    """Return the true mask by row, and count the unreadable and empty ones."""
+    found = _TrueMasks()
     for index in indices.tolist():
         try:
             rle = boxes.rle_of(index)
-        except AnnotationError:
+        except AnnotationError as error:
+            found.num_unreadable += 1
+            found.first = found.first or f"{boxes.name_of(index)}: {error}"
             continue
-        if rle is not None and area_of_rle(rle):
-            rles[index] = rle
-    return rles
+        if rle is None:
+            continue
+        if area_of_rle(rle):
+            found.rle_of[index] = rle
+        else:
+            found.num_empty += 1
+    return found
 
 
 def _score_instance(boxes: CocoBoxes, mask: InstanceMask, true_rle: Rle) -> InstanceScore:

@@ -18,6 +18,7 @@ def result_lines(action: str, result: Any) -> Iterator[str]:
             yield from evaluation_lines(result.metrics)
             yield f"report: {result.report}"
         case "inference":
+            yield f"masks: {result.counts.line()}"
             yield f"labels: {result.labels} ({result.num_instances} boxes)"
             yield f"report: {result.report}"
         case _:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from mal.data.annotations import Rle
+from mal.data.segmentations import runs_from_bytes
 
 
 def rle_from_window_mask(
@@ -97,6 +98,26 @@ def ious_with_rle(rles: Sequence[Rle], other: Rle) -> list[float]:
 def mask_from_rle(rle: Rle) -> NDArray[np.bool_]:
     """Decode a mask into an array of its image's size."""
     return np.asarray(coco_mask.decode(_as_coco(rle)), dtype=np.bool_)
+
+
+def window_from_rle(rle: Rle) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Decode the part of a mask that its extent holds; returns it with its left and top.
+
+    The array has no side for an empty mask. Other columns of the image are not decoded.
+    """
+    x, y, width, height = (int(side) for side in box_of_rle(rle))
+    image_height = int(rle["size"][0])
+    if not width or not height:
+        return np.zeros((0, 0), dtype=np.bool_), (0, 0)
+    counts = rle["counts"]
+    end_K = runs_from_bytes(counts.encode("ascii") if isinstance(counts, str) else counts).cumsum()
+    num_pixels = width * image_height
+    change_P = np.zeros(num_pixels + 1, dtype=np.int8)
+    inside_K = (end_K - x * image_height).clip(0, num_pixels)
+    np.add.at(change_P, inside_K[0::2], 1)
+    np.add.at(change_P, inside_K[1::2], -1)
+    filled_WH = change_P[:-1].cumsum(dtype=np.int8).reshape(width, image_height) > 0
+    return filled_WH.T[y : y + height], (x, y)
 
 
 def rle_to_json(rle: Rle) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class _GivenImage(ImageReader):
     ) -> None:
         height, width = image.shape[:2]
         num_boxes = len(box_xywh_N4)
+        self.missing = frozenset()
         self.image = image
         self.boxes = CocoBoxes(
             path=Path("the given objects"),

@@ -11,7 +11,9 @@ from typing import Self
 import numpy as np
 
 from mal.data.annotations import CocoBoxes, Rle
-from mal.labeling.masks import InstanceMask, PredictedMasks
+from mal.labeling.masks import EMPTY_REASONS, InstanceMask, PredictedMasks
+
+_REASONS = ("", *EMPTY_REASONS)
 
 
 class MaskSpool:
@@ -29,6 +31,7 @@ class MaskSpool:
         self._num_bytes_N = np.zeros(num_boxes, dtype=np.int32)
         self._score_N = np.zeros(num_boxes, dtype=np.float64)
         self._area_N = np.zeros(num_boxes, dtype=np.int64)
+        self._reason_N = np.zeros(num_boxes, dtype=np.int8)  # index in _REASONS
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -46,6 +49,7 @@ class MaskSpool:
             self._num_bytes_N[mask.index] = len(counts)
             self._score_N[mask.index] = mask.score
             self._area_N[mask.index] = mask.area
+            self._reason_N[mask.index] = _REASONS.index(mask.empty_reason)
             self._end += len(counts)
         self._file.flush()
         rows = np.flatnonzero(self._num_bytes_N)
@@ -59,4 +63,5 @@ class MaskSpool:
             Rle(size=[image.height, image.width], counts=counts),
             float(self._score_N[row]),
             int(self._area_N[row]),
+            _REASONS[self._reason_N[row]],
         )

@@ -13,6 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import Rle
+from mal.labeling.label_counts import LEFT_OUT
+
+OUTSIDE_IMAGE, MISSING_IMAGE, UNREADABLE_IMAGE, NO_PIXEL, BELOW_THRESHOLD, CROWD = (
+    "outside the image",
+    "image missing",
+    "image unreadable",
+    "no pixel in the box",
+    "below the threshold",
+    "crowd",
+)
+EMPTY_REASONS = (
+    OUTSIDE_IMAGE, MISSING_IMAGE, UNREADABLE_IMAGE, LEFT_OUT, NO_PIXEL, BELOW_THRESHOLD, CROWD,
+)  # fmt: skip
+"""Why a mask is empty, as the label file says it in `empty_reason`."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,14 @@ class InstanceMask:
         rle: Compressed RLE of the full image, `counts` as bytes.
         score: Mean probability over the mask's pixels, in [0, 1]; 0 for an empty mask.
         area: Pixels of the mask.
+        empty_reason: One of EMPTY_REASONS for an empty mask, '' for others.
     """
 
     index: int
     rle: Rle
     score: float
     area: int
+    empty_reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,13 @@ from mal.labeling.coco_rle import empty_rle, rle_from_window_mask
 from mal.labeling.connected import keep_largest_part
 from mal.labeling.crop_plan import BatchPlan, SizedCrops
 from mal.labeling.map_resize import resize_map
-from mal.labeling.masks import InstanceMask
+from mal.labeling.masks import (
+    BELOW_THRESHOLD,
+    MISSING_IMAGE,
+    NO_PIXEL,
+    UNREADABLE_IMAGE,
+    InstanceMask,
+)
 from mal.model.network import MALNetwork, SharedBackbones, size_class_of
 from mal.model.precision import chosen_precision
 from mal.model.prompt import refine_by_points
@@ -210,7 +216,7 @@ def predict_masks(
     next_position = 0
     for items, batch in zip(plan, loader, strict=True):
         rows = [int(indices[position]) for _, position in items]
-        found |= {row: _empty_mask(reader.boxes, row) for row in rows}
+        found |= {row: _mask_without_image(reader, row) for row in rows}
         if batch is not None:
             found |= _masks_of_batch(model, batch, crops_of_size[items[0][0]], settings)
         while next_position < len(indices) and int(indices[next_position]) in found:
@@ -239,7 +245,7 @@ def _mask_of_box(
     inside_xyxy = pixels_inside(visible_xyxy)
     x0, y0, x1, y1 = inside_xyxy
     if x0 >= x1 or y0 >= y1:
-        return _empty_mask(boxes, index)
+        return _empty_mask(boxes, index, NO_PIXEL)
     prob_HW = probability_in_window(prob_MM, window, crops.crop_size, inside_xyxy)
     mask_HW = prob_HW >= settings.threshold_of(boxes.area_of(index))
     if settings.keep_largest_part:
@@ -247,7 +253,7 @@ def _mask_of_box(
     area = int(np.count_nonzero(mask_HW))
     score = min(max(float(prob_HW[mask_HW].mean()), 0.0), 1.0) if area else 0.0
     rle = rle_from_window_mask(mask_HW, inside_xyxy, image.height, image.width)
-    return InstanceMask(index, rle, score, area)
+    return InstanceMask(index, rle, score, area, "" if area else BELOW_THRESHOLD)
 
 
 def probability_in_window(
@@ -289,6 +295,11 @@ def pixels_inside(box_xyxy: NDArray[np.float64]) -> Window:
     )
 
 
-def _empty_mask(boxes: CocoBoxes, index: int) -> InstanceMask:
+def _mask_without_image(reader: ImageReader, index: int) -> InstanceMask:
+    is_missing = int(reader.boxes.image_index_N[index]) in reader.missing
+    return _empty_mask(reader.boxes, index, MISSING_IMAGE if is_missing else UNREADABLE_IMAGE)
+
+
+def _empty_mask(boxes: CocoBoxes, index: int, reason: str) -> InstanceMask:
     image = boxes.image_of(index)
-    return InstanceMask(index, empty_rle(image.height, image.width), 0.0, 0)
+    return InstanceMask(index, empty_rle(image.height, image.width), 0.0, 0, reason)

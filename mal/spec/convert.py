@@ -26,6 +26,8 @@ def convert_value(value: Any, hint: Any, facts: Setting) -> tuple[Any, str | Non
     """
     if facts.is_uri_list and isinstance(value, list | tuple):
         return _convert_uris(value)
+    if facts.choices and isinstance(value, str) and typing.get_origin(hint) is list:
+        value = [value]
     converted, rule = _convert_type(value, hint)
     return converted, rule or _broken_rule(converted, facts)
 
@@ -44,7 +46,8 @@ def remedy_for(value: Any, hint: Any, facts: Setting, default: Any) -> str:
         if _is_quoted(value, hint):
             return "It is a text: write it without quotes."
     if facts.choices:
-        return f"Use {_one_of(facts.choices)}."
+        is_list = typing.get_origin(hint) is list
+        return f"Use {_one_of(facts.choices, 'a list of' if is_list else 'one of')}."
     if default == REQUIRED:
         return "Give its path."
     if hint is str:
@@ -96,8 +99,8 @@ class _Shorten(reprlib.Repr):
 _SHORTEN = _Shorten()
 
 
-def _one_of(choices: Collection[str]) -> str:
-    return ", ".join(choices) if len(choices) == 1 else f"one of {', '.join(choices)}"
+def _one_of(choices: Collection[str], words: str = "one of") -> str:
+    return ", ".join(choices) if len(choices) == 1 else f"{words} {', '.join(choices)}"
 
 
 def _convert_type(value: Any, hint: Any) -> tuple[Any, str | None]:
@@ -132,6 +135,8 @@ def _float_from(value: int | float) -> float:
 
 
 def _broken_rule(value: Any, facts: Setting) -> str | None:
+    if facts.choices and isinstance(value, list):
+        return None if all(map(facts.is_choice, value)) else "be a list of known names"
     if facts.choices and not facts.is_choice(value):
         return "be a known name"
     if isinstance(value, list) and facts.lengths and len(value) not in facts.lengths:

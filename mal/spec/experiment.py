@@ -499,6 +499,32 @@ class InferenceSpec(PredictionSpec):
         is_popular=True,
     )
     load_mask: bool = setting(False, "Keep true masks for the report.")
+    label_format: str = setting(
+        "rle",
+        "[mal] Form of the masks in the label file: compressed RLE, or polygons along the edges of "
+        "the pixels, with a bridge to each hole.",
+        choices=("rle", "polygon"),
+        is_searchable=False,
+    )
+    keep: list[str] = setting(
+        [],
+        "[mal] What stays as the input has it: masks (objects with a readable mask are not "
+        "predicted), scores (the model's goes into mask_score only), crowds (the regions of "
+        "crowds).",
+        choices=("masks", "scores", "crowds"),
+        is_searchable=False,
+    )
+    tight_boxes: bool = setting(
+        False,
+        "[mal] Write the extent of each mask as its bbox; the given box goes into given_bbox.",
+        is_searchable=False,
+    )
+    allow_empty: bool = setting(
+        False,
+        "[mal] Succeed although more than half of the boxes get an empty mask. Unless it is set, "
+        "the exit code is then 2; the labels are written in both cases.",
+        is_searchable=False,
+    )
 
 
 @dataclass

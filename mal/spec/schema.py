@@ -123,12 +123,7 @@ def _properties(cls: type[Any], prefix: str, action: str) -> dict[str, JsonSchem
 
 def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema:
     if typing.get_origin(hint) is list:
-        item_hint = typing.get_args(hint)[0]
-        return {
-            "type": "array",
-            "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
-            **_lengths(facts.lengths),
-        }
+        return _list_schema(typing.get_args(hint)[0], facts)
     if facts.is_ignored:
         return {}
     if facts.choices:
@@ -144,6 +139,17 @@ def _value_schema(hint: Any, facts: Setting, *, must_be_set: bool) -> JsonSchema
         text: JsonSchema = {"type": ["string", "null"], "not": {"type": "string", "anyOf": refused}}
         return {"anyOf": [text, _URI_LIST]} if facts.is_uri_list else text
     return {"type": _TYPES[hint], **_bounds(facts, hint)}
+
+
+def _list_schema(item_hint: Any, facts: Setting) -> JsonSchema:
+    if facts.choices:  # one name may stand for a list of it
+        known: JsonSchema = {"type": "string", "enum": list(facts.choices)}
+        return {"anyOf": [{"type": "array", "items": known}, known]}
+    return {
+        "type": "array",
+        "items": {"type": _TYPES[item_hint], **_bounds(facts, item_hint)},
+        **_lengths(facts.lengths),
+    }
 
 
 def _bounds(facts: Setting, hint: Any) -> JsonSchema:

@@ -28,7 +28,7 @@ class Setting:
     Bounds apply to each number of a list.
 
     Attributes:
-        choices: Allowed names; empty for any.
+        choices: Allowed names, also of each item of a list; empty for any.
         choice_pattern: Regular expression of further allowed names; '' for none.
         lengths: Allowed lengths of a list; empty for any.
         option_weights: Relative probability of each choice in a search; 0 excludes it; empty for

@@ -38,7 +38,8 @@ def _section_lines(
         facts: Setting = field.metadata["setting"]
         if not dataclasses.is_dataclass(hints[field.name]):
             value = _yaml_value(getattr(defaults, field.name))
-            yield from _comment_lines(_describe(facts), level)
+            is_list = typing.get_origin(hints[field.name]) is list
+            yield from _comment_lines(_describe(facts, is_list=is_list), level)
             yield f"{INDENT * level}{field.name}: {value}"
         elif sections is None or field.name in sections:
             if level == 0:
@@ -60,11 +61,12 @@ def _comment_lines(text: str, level: int) -> list[str]:
     )
 
 
-def _describe(facts: Setting) -> str:
+def _describe(facts: Setting, *, is_list: bool = False) -> str:
     """Join description, choices and bounds."""
     limits = []
     if facts.choices:
-        limits.append(f"One of {', '.join(facts.choices)}.")
+        start = "Any of" if is_list else "One of"
+        limits.append(f"{start} {', '.join(facts.choices)}.")
     if facts.minimum is not None:
         limits.append(f"At least {facts.minimum:g}.")
     if facts.exclusive_minimum is not None:

@@ -82,7 +82,8 @@ def run_evaluate(spec: ExperimentSpec) -> EvaluateResult:
             image_reader=reader,
             facts=report_facts(loaded, dataset.val_ann_path),
         )
-        for warning in filter(None, (reason, usefulness_warning(metrics))):
+        warnings = (reason, measured.measurement.warning, usefulness_warning(metrics))
+        for warning in filter(None, warnings):
             session.warn(warning)
         numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         session.status.write(Status.RUNNING, "evaluation finished", kpi=numbers)

@@ -14,7 +14,8 @@ from mal.data.datamodule import open_image_set
 from mal.data.size_prior import SizePrior
 from mal.errors import SpecError, StorageError
 from mal.evaluation.report import write_report
-from mal.labeling.label_file import write_labels
+from mal.labeling.label_counts import LabelCounts
+from mal.labeling.label_file import LabelForm, write_labels
 from mal.labeling.load import load_model, prediction_settings
 from mal.labeling.mask_spool import MaskSpool
 from mal.labeling.masks import PredictedMasks
@@ -27,7 +28,7 @@ from mal.stages.measure import predict_rows
 from mal.stages.results import InferenceResult
 from mal.stages.session import recording
 from mal.status import Status
-from mal.storage import ResultsFolder
+from mal.storage import ResultsFolder, child_uri
 from mal.tao import checkpoint_of, data_uris
 
 
@@ -36,6 +37,8 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     """Write a mask for every box of `inference.ann_path`.
 
     Raises:
+        MostlyEmptyError: More than half of the masks are empty, and `inference.allow_empty` is not
+            set. The labels are written.
         SpecError: A key is missing.
         AnnotationError: The data set cannot be used.
         ArtifactError: The model cannot be loaded.
@@ -48,28 +51,31 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
     with handling_stop_signals(), recording("inference", spec, inputs) as session:
         labels = _output_file(session.results, section.label_dump_path)
         session.outputs.append(labels)
+        form = LabelForm(section.label_format, section.keep, section.tight_boxes)
         reader = open_image_set(
             section.ann_path,
             section.img_dir,
             key="inference",
-            with_masks=section.load_mask,
+            with_masks=section.load_mask or bool({"masks", "crowds"} & set(section.keep)),
             annotation_type=spec.dataset.type,
         )
         loaded = load_model(section, spec, choose_device(spec, section.gpu_ids))
         settings = prediction_settings(loaded.spec, section, loaded.crop_size)
         prior = SizePrior.for_set(reader.boxes, loaded.size_prior)
         reader = with_estimated_boxes(loaded.model, reader, settings, prior)
-        rows = np.arange(len(reader.boxes))
+        rows = np.flatnonzero(~form.kept_rows(reader.boxes))
         masks = predict_rows(loaded.model, reader, rows, settings, "label")
-        result = InferenceResult(session.path, labels, session.path / REPORT_FILE, len(rows))
+        result = InferenceResult(
+            session.path, labels, session.path / REPORT_FILE, len(reader.boxes), LabelCounts()
+        )
         if not session.is_rank0:
             for _ in masks:  # every rank must predict its share to the end
                 pass
             return result
         with MaskSpool(reader.boxes, labels.parent) as spool:
             predicted = spool.fill(masks)
-            write_labels(labels, reader.boxes, predicted)
-            metrics = _metrics(reader, predicted)
+            counts = write_labels(labels, reader.boxes, predicted, form)
+            metrics = _metrics(reader, predicted, counts)
             write_report(
                 session.path / REPORT_FILE,
                 title="Labels",
@@ -80,8 +86,10 @@ def run_inference(spec: ExperimentSpec) -> InferenceResult:
                 image_reader=reader,
                 facts=report_facts(loaded, section.ann_path),
             )
-        num_masks = predicted.num_not_empty
-        session.status.write(Status.RUNNING, f"{num_masks} masks written", kpi=metrics)
+        session.status.write(Status.RUNNING, counts.line(), kpi=metrics)
+        result = dataclasses.replace(result, counts=counts)
+        if not section.allow_empty:
+            session.verdict = counts.problem(_uri_of(labels, session.results))
     return result
 
 
@@ -105,10 +113,18 @@ def _output_file(results: ResultsFolder, label_dump_path: str) -> Path:
     return path
 
 
-def _metrics(reader: ImageReader, masks: PredictedMasks) -> dict[str, float | None]:
+def _uri_of(labels: Path, results: ResultsFolder) -> str:
+    """Return where the user finds the labels: remote results are uploaded from a local folder."""
+    if not labels.is_relative_to(results.path):
+        return str(labels)
+    return child_uri(results.uri, str(labels.relative_to(results.path)))
+
+
+def _metrics(
+    reader: ImageReader, masks: PredictedMasks, counts: LabelCounts
+) -> dict[str, float | None]:
     return {
         "num_images": len(reader.boxes.images),
-        "num_boxes": len(masks),
-        "num_masks": masks.num_not_empty,
         "mean_score": masks.mean_score,
+        **counts.metrics(),
     }

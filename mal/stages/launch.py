@@ -33,6 +33,7 @@ from mal.errors import (
     StorageError,
     WorkerError,
 )
+from mal.labeling.label_counts import LabelCounts, MostlyEmptyError
 from mal.runtime import Interrupted, StopRequest, handling_stop_signals
 from mal.spec.experiment import ExperimentSpec
 from mal.spec.load import write_experiment_yaml
@@ -51,8 +52,8 @@ RESULT_TYPES: Mapping[str, Any] = {
 _RAISED_AGAIN: Mapping[str, Callable[[str], MalError]] = {
     error_type.__name__: error_type
     for error_type in (
-        AnnotationError, ArtifactError, ConnectionLostError, MemoryShortageError, SpecError,
-        StorageError, WorkerError,
+        AnnotationError, ArtifactError, ConnectionLostError, MemoryShortageError, MostlyEmptyError,
+        SpecError, StorageError, WorkerError,
     )
 }  # fmt: skip
 
@@ -103,8 +104,14 @@ def result_as_json(result: Any) -> dict[str, Any]:
 def _result_from_json(result_type: Any, encoded: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(result_type)
     return result_type(
-        **{name: Path(value) if hints[name] is Path else value for name, value in encoded.items()}
+        **{name: _value_from_json(hints[name], value) for name, value in encoded.items()}
     )
+
+
+def _value_from_json(hint: Any, value: Any) -> Any:
+    if hint is Path:
+        return Path(value)
+    return LabelCounts(**value) if hint is LabelCounts else value
 
 
 def distributed(action: str) -> Callable[[Run[Result]], Run[Result]]:

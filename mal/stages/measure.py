@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.data.annotations import Rle
-from mal.data.box_masks import reason_masks_are_boxes
+from mal.data.box_masks import reason_masks_are_boxes, reason_masks_are_unusable
 from mal.data.crop_dataset import ImageReader
 from mal.data.datamodule import in_image_order
 from mal.distributed.workers import Worker
@@ -66,12 +66,12 @@ def measure_model(
 
 
 def without_box_masks(reader: ImageReader) -> tuple[ImageReader, str]:
-    """Drop masks that only repeat the boxes, which cannot measure a prediction.
+    """Drop masks that cannot measure a prediction: they repeat the boxes, or none can be read.
 
     Returns:
         The set, and why its masks were dropped; '' if they were kept.
     """
-    reason = reason_masks_are_boxes(reader.boxes)
+    reason = reason_masks_are_boxes(reader.boxes) or reason_masks_are_unusable(reader.boxes)
     if not reason:
         return reader, ""
     boxes = dataclasses.replace(reader.boxes, segmentations=None)
@@ -81,9 +81,9 @@ def without_box_masks(reader: ImageReader) -> tuple[ImageReader, str]:
 def _mask_to_json(mask: InstanceMask) -> list[Any]:
     counts = mask.rle["counts"]
     assert isinstance(counts, bytes)
-    return [mask.index, mask.rle["size"], counts.decode(), mask.score, mask.area]
+    return [mask.index, mask.rle["size"], counts.decode(), mask.score, mask.area, mask.empty_reason]
 
 
 def _mask_from_json(value: Sequence[Any]) -> InstanceMask:
-    index, size, counts, score, area = value
-    return InstanceMask(index, Rle(size=size, counts=counts.encode()), score, area)
+    index, size, counts, score, area, reason = value
+    return InstanceMask(index, Rle(size=size, counts=counts.encode()), score, area, reason)

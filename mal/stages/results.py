@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mal.labeling.label_counts import LabelCounts
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,19 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """A finished labelling run; `labels` is the written COCO file."""
+    """A finished labelling run.
+
+    Attributes:
+        labels: The written COCO file.
+        num_instances: Annotations that can be used.
+        counts: How many annotations have a mask, and why the others have none.
+    """
 
     results_dir: Path
     labels: Path
     report: Path
     num_instances: int
+    counts: LabelCounts = field(default_factory=LabelCounts)
 
 
 @dataclass(frozen=True)

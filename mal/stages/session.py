@@ -53,6 +53,7 @@ class Session:
         outputs: Files that may be outside the results folder, for the manifest.
         run: The run of the folder, for actions that record one. The manifest then has the inputs of
             its first start.
+        verdict: Why the results are not worth using; raised when they are recorded.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Session:
         self.is_rank0 = is_rank0
         self.outputs: list[Path] = []
         self.run: RunRecord | None = None
+        self.verdict: MalError | None = None
 
         self._uploader = BackgroundUpload(results, upload_interval_s)
 
@@ -193,6 +195,8 @@ def _recording_in(
             outside=session.outputs,
             run=session.run.summary() if session.run else None,
         )
+        if session.verdict is not None:
+            raise session.verdict
         session.status.write(Status.SUCCESS, f"{action} finished")
     except BaseException as error:
         message = str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,10 @@ def label_batch(
             continue
         with tempfile.TemporaryDirectory() as scratch:
             experiment = shard_spec(shard, Path(scratch), spec=spec, overrides=overrides)
-            result = stages.run_inference(experiment)
+            # A shard may have all the boxes of a folder that is missing: the merge judges the set.
+            section = dataclasses.replace(experiment.inference, allow_empty=True)
+            result = stages.run_inference(dataclasses.replace(experiment, inference=section))
+            step.log(f"{shard.uri}: {result.counts.line()}")
             described |= keep_labels(shard, result.labels, result.results_dir / EXPERIMENT_FILE)
             page = result.report.read_text(encoding="utf-8")
     step.write_artifact(report, described, text=page)

@@ -32,6 +32,7 @@ from mal.data.formats import open_annotations
 from mal.data.ids import Id, group_of_id
 from mal.data.problems import FieldError
 from mal.errors import AnnotationError, ArtifactError
+from mal.labeling.label_counts import LabelCounter
 from mal.registry.json_stream import list_keys, read_value, stream_entries, write_stream
 from mal.registry.model_fetch import FetchedModel, fetch_model
 from mal.registry.snapshot import sha256_of, sha256_of_images
@@ -56,6 +57,7 @@ MAX_BATCHES = 200
 MAX_PARALLEL_BATCHES = 16
 
 _KEY_CHARS = 16
+_ALLOW_EMPTY = "inference.allow_empty="
 _SPARE_FILES = 64
 _BATCH = re.compile(r"(?P<folder>.*/shard-)(?P<first>\d+)-to-(?P<last>\d+)")
 _MAX_BUFFERED = 20_000
@@ -73,6 +75,7 @@ class Shard:
         model_sha256: Digest of the weights.
         num_images: Images of this shard.
         num_boxes: Annotations of this shard, usable or not.
+        allow_empty: `inference.allow_empty` of the run; it holds for all shards together.
     """
 
     uri: str
@@ -82,6 +85,7 @@ class Shard:
     model_sha256: str
     num_images: int
     num_boxes: int
+    allow_empty: bool = False
 
     @property
     def labels_uri(self) -> str:
@@ -154,6 +158,7 @@ def split_data_set(
     model: FetchedModel,
     boxes_per_shard: int,
     settings: Sequence[str],
+    allow_empty: bool = False,
 ) -> list[Shard]:
     """Write the shards of a data set; labels that an earlier run wrote for them are kept.
 
@@ -166,6 +171,7 @@ def split_data_set(
         model: The model of all shards.
         boxes_per_shard: Approximate number of boxes; an image is never split.
         settings: Spec and overrides of the labelling.
+        allow_empty: Their `inference.allow_empty`, which the component merge_labels reads.
 
     Raises:
         AnnotationError: The data set cannot be split.
@@ -175,7 +181,9 @@ def split_data_set(
     plan = plan_shards(annotations, boxes_per_shard)
     images = describe_source(images_uri, _file_names(annotations))
     key = [__version__, sha256_of_file(annotations), images_uri, sha256_of_images(images)]
-    key += [model.sha256, model.spec_sha256, str(boxes_per_shard), *settings]
+    key += [model.sha256, model.spec_sha256, str(boxes_per_shard)]
+    # The labels do not depend on this key: a run that sets it continues one that failed for it.
+    key += [setting for setting in settings if not setting.startswith(_ALLOW_EMPTY)]
     folder = child_uri(work_dir, sha256_of(key)[:_KEY_CHARS])
     shards = [
         Shard(
@@ -186,6 +194,7 @@ def split_data_set(
             model_sha256=model.sha256,
             num_images=num_images,
             num_boxes=num_boxes,
+            allow_empty=allow_empty,
         )
         for number, (num_images, num_boxes) in enumerate(
             zip(plan.num_images, plan.num_boxes, strict=True)
@@ -325,6 +334,7 @@ def merge_labels(
     boxes_per_shard: int,
     output: str | Path,
     images_uri: str = "",
+    counter: LabelCounter | None = None,
 ) -> int:
     """Write the labels of a whole data set, in the order of its annotations.
 
@@ -334,6 +344,7 @@ def merge_labels(
         boxes_per_shard: The value that `split_data_set` had.
         output: The merged label file.
         images_uri: The images, for annotations that are not COCO.
+        counter: Counts the labels that have a mask.
 
     Returns:
         The number of annotations; each occurs once.
@@ -352,7 +363,8 @@ def merge_labels(
     content: dict[str, Any] = {}
     for key in list_keys(annotations):
         if key == "annotations":
-            content[key] = _in_order_of(annotations, labels, plan)
+            merged = _in_order_of(annotations, labels, plan)
+            content[key] = counter.passing(merged) if counter else merged
         elif key == "images":
             content[key] = stream_entries(annotations, key)
         else:

@@ -22,6 +22,7 @@ from mal.artifacts import (
 )
 from mal.data.formats import open_annotations
 from mal.errors import ArtifactError, MalError
+from mal.labeling.label_counts import LabelCounts
 from mal.registry.changes import Detection
 from mal.registry.model_fetch import FetchedModel
 from mal.registry.model_store import ModelStore, now
@@ -204,11 +205,11 @@ def report_metadata(data: DatasetManifest, metrics: Mapping[str, Any]) -> Metada
     }
 
 
-def labels_metadata(data: DatasetManifest, labels: Path, num_instances: int) -> Metadata:
+def labels_metadata(data: DatasetManifest, labels: Path, counts: LabelCounts) -> Metadata:
     """Describe a label file."""
     return {
-        "display_name": f"labels {_short(sha256_of_file(labels))} ({num_instances} masks)",
-        "num_instances": float(num_instances),
+        "display_name": f"labels {_short(sha256_of_file(labels))} ({counts.num_masks} masks)",
+        **_counts_metadata(counts),
         "source_annotations_uri": data.label.annotations_uri,
         "source_annotations_sha256": data.label.annotations_sha256,
         "source_images_uri": data.label.images_uri,
@@ -226,14 +227,14 @@ def shard_report_metadata(shard: Shard) -> Metadata:
 
 
 def merged_labels_metadata(
-    labels: str | Path, num_boxes: int, *, annotations_uri: str, shard: Shard
+    labels: str | Path, counts: LabelCounts, *, annotations_uri: str, shard: Shard
 ) -> Metadata:
     """Describe the label file of a whole data set; `shard` is any shard of it."""
     sha256 = sha256_of_file(Path(labels))
     return {
-        "display_name": f"labels {_short(sha256)} ({num_boxes} boxes)",
+        "display_name": f"labels {_short(sha256)} ({counts.num_boxes} boxes)",
         "sha256": sha256,
-        "num_instances": float(num_boxes),
+        **_counts_metadata(counts),
         "source_annotations_uri": annotations_uri,
         "source_annotations_sha256": sha256_of_file(
             open_annotations(annotations_uri, images=shard.images_uri).path
@@ -256,6 +257,15 @@ def onnx_metadata(
         "opset": float(experiment.export.opset_version),
         "input_shape": f"{batch},3,{side},{side}",
         "parity_max_abs_diff": float(max_abs_diff),
+    }
+
+
+def _counts_metadata(counts: LabelCounts) -> Metadata:
+    return {
+        "num_instances": float(counts.num_boxes),
+        "num_masks": float(counts.num_masks),
+        "num_empty": float(counts.num_empty),
+        "masks": counts.line(),
     }
 
 

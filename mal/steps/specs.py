@@ -96,6 +96,18 @@ def step_spec(
     return experiment
 
 
+def allows_empty(spec: str, overrides: Sequence[str]) -> bool:
+    """Return `inference.allow_empty` of a labelling, before its model is known.
+
+    Raises:
+        SpecError: With all problems found.
+    """
+    experiment = step_spec(
+        "inference", spec=spec, overrides=overrides, results_dir="results", is_complete=False
+    )
+    return experiment.inference.allow_empty
+
+
 def _data_paths(action: str, data: DatasetManifest) -> dict[str, str]:
     val = data.evaluated_split if action == "evaluate" else data.val
     paths = {

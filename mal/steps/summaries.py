@@ -184,12 +184,18 @@ def model_markdown(metadata: Mapping[str, Any]) -> str:
 
 
 def labels_markdown(metadata: Mapping[str, Any], report: Path | None = None) -> str:
-    """Show how many masks were written, and some of them."""
+    """Show how many boxes got a mask, why the others did not, and some of the masks."""
+    num_boxes = float(metadata.get("num_instances", 0))
+    num_empty = float(metadata.get("num_empty", 0))
+    is_mostly_empty = num_empty > num_boxes / 2
     return _artifact_page(
         metadata,
-        {"masks": metadata.get("num_instances")},
-        "look at some of the masks, then use the labels: they are COCO JSON.",
+        {"boxes": num_boxes, "masks": metadata.get("num_masks"), "empty": num_empty or None},
+        "fix the boxes or images: more than half of the masks are empty."
+        if is_mostly_empty
+        else "look at some of the masks, then use the labels: they are COCO JSON.",
         pictures_of_report(report) if report else "",
+        notice=escaped(f"{metadata['masks']}.") if num_empty and "masks" in metadata else "",
     )
 
 
@@ -208,6 +214,7 @@ def _artifact_page(
     numbers: Mapping[str, object],
     next_step: str,
     pictures: str = "",
+    notice: str = "",
 ) -> str:
     """Show the metadata of an artifact; long values are left to its metadata in the UI."""
     links = {
@@ -225,6 +232,7 @@ def _artifact_page(
     return StepPage(
         str(metadata.get("display_name") or "Result"),
         {name: value for name, value in numbers.items() if value is not None},
+        notice=notice,
         pictures=pictures,
         next_step=next_step,
         links=links,

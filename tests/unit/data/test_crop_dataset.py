@@ -225,6 +225,26 @@ def test_boxes_without_a_mask_are_not_trained_on_masks(tiny: TinySet) -> None:
     assert select_training_boxes(reader, spec).tolist() == [0, 2, 3, 4, 5]
 
 
+def test_training_on_masks_says_what_is_left_out_and_what_uses_all_boxes(
+    tiny: TinySet, caplog: pytest.LogCaptureFixture
+) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        del document["annotations"][1]["segmentation"]
+        document["annotations"][2]["segmentation"] = {"size": [48, 48], "counts": [48 * 48]}
+
+    reader = reader_of(edited(tiny, edit, "partial masks.json"), with_masks=True)
+    spec = spec_of()
+    spec.train.supervision = "mask"
+    with caplog.at_level(logging.INFO, "mal"):
+        rows = select_training_boxes(reader, spec)
+        item = TrainingCrops(reader, rows, spec, seed=0)[0, 1]
+    assert "1 without a true mask" in caplog.text
+    assert "train.supervision=box trains on all 6 boxes" in caplog.text
+    assert "annotation 3 is skipped: its true mask is empty" in caplog.text
+    assert item.true_mask_BSS is not None
+    assert item.true_mask_BSS.any()
+
+
 def test_nothing_to_train_on_names_the_limit(tiny: TinySet) -> None:
     with pytest.raises(AnnotationError, match=r"none of its 6 .*Lower dataset\.min_obj_size"):
         select_training_boxes(reader_of(tiny), spec_of(min_obj_size=1e9))

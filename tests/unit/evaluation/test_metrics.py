@@ -20,7 +20,7 @@ from mal.evaluation.metrics import (
     measure_masks,
     size_of_box,
 )
-from mal.evaluation.metrics_text import reason_unmeasured
+from mal.evaluation.metrics_text import reason_unmeasured, skipped_objects
 
 MASK_METRICS = (
     "mIoU",
@@ -207,6 +207,32 @@ def test_one_unusable_true_mask_does_not_stop_the_measurement(broken: Any) -> No
     segmentations_of(boxes)[1] = broken
     metrics = compute_metrics(boxes, [predict_rectangle(k, whole) for k in (0, 1)])
     assert (metrics["num_instances"], metrics["num_without_mask_skipped"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        pytest.param({"size": [9, 9], "counts": "0"}, "cannot be read", id="unreadable"),
+        pytest.param({"size": [8, 8], "counts": [64]}, "empty", id="empty"),
+    ],
+)
+@pytest.mark.parametrize("num_broken", [2, 3])
+def test_true_masks_that_cannot_be_used_are_counted_and_named(
+    num_broken: int, broken: Any, words: str
+) -> None:
+    whole = (0, 0, 4, 4)
+    boxes = set_of_boxes([(0, 1, whole, whole)] * 3)
+    for row in range(num_broken):
+        segmentations_of(boxes)[row] = broken
+    measured = measure_masks(boxes, [predict_rectangle(k, whole) for k in range(3)])
+    assert f"{num_broken} of 3 true masks" in measured.warning
+    assert words in measured.warning
+    metrics = measured.metrics
+    assert f"{num_broken} whose true mask" in ", ".join(skipped_objects(metrics))
+    assert metrics["num_instances"] == 3 - num_broken
+    assert (metrics["mIoU"] is None) is (num_broken == 3)
+    if num_broken == 3:
+        assert words in reason_unmeasured(metrics)
 
 
 @pytest.mark.parametrize("with_masks", [True, False], ids=["none in file", "not asked for"])

@@ -12,7 +12,8 @@ import pytest
 from mal.data.annotations import CocoBoxes, load_boxes
 from mal.errors import AnnotationError
 from mal.labeling.coco_rle import area_of_rle, empty_rle, rle_from_window_mask, rle_to_json
-from mal.labeling.label_file import write_labels
+from mal.labeling.label_counts import LabelCounts, MostlyEmptyError
+from mal.labeling.label_file import LabelForm, write_labels
 from mal.labeling.mask_spool import MaskSpool
 from mal.labeling.masks import InstanceMask, PredictedMasks
 
@@ -64,13 +65,17 @@ def test_masks_go_to_their_boxes_and_all_else_stays(
     assert list(written) == list(document)
     for mask in masks:
         entry = document["annotations"][int(boxes.annotation_position_N[mask.index])]
-        entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=round(mask.score, 6))
+        score = round(mask.score, 6)
+        if "score" in entry:
+            entry["mask_score"] = score
+        entry.update(segmentation=rle_to_json(mask.rle), area=mask.area, score=score)
     document["annotations"][2].update(empty_label(0, 0))
     assert written == document
 
 
-def empty_label(height: int, width: int) -> dict[str, Any]:
-    return {"segmentation": rle_to_json(empty_rle(height, width)), "area": 0, "score": 0.0}
+def empty_label(height: int, width: int, reason: str = "left out") -> dict[str, Any]:
+    empty = rle_to_json(empty_rle(height, width))
+    return {"segmentation": empty, "area": 0, "score": 0.0, "empty_reason": reason}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,11 @@ def test_what_cannot_be_predicted_gets_an_empty_mask_of_its_image(
     assert boxes.annotation_id_N.tolist() == [1]
     write_labels(tmp_path / "out.json", boxes, PredictedMasks.held([predicted_mask(boxes, 0, 0.5)]))
     _, label = json.loads((tmp_path / "out.json").read_text())["annotations"]
-    assert label == good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width)
+    reason = "outside the image" if changes.get("bbox") == [50, 50, 2, 2] else "left out"
+    expected = good | {"id": 2, "note": "mine"} | changes | empty_label(*height_width, reason)
+    if "score" in earlier:
+        expected["mask_score"] = 0.0
+    assert label == expected
     assert area_of_rle(label["segmentation"]) == 0
 
 
@@ -188,6 +197,105 @@ def test_a_file_that_has_changed_is_not_labelled(
         write_labels(out, boxes, masks)
     assert out.read_text() == "older labels"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+TRIANGLE = [[1, 1, 4, 1, 4, 4]]
+
+
+def label_one(folder: Path, form: LabelForm, **fields: Any) -> tuple[dict[str, Any], LabelCounts]:
+    """Label one box of a 9 x 7 image, whose predicted mask is 1 x 2 px and has the score 0.5."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 7}],
+        "annotations": [{"id": 1, "image_id": 1, "bbox": [1, 1, 4, 4], **fields}],
+    }
+    path = folder / "in.json"
+    path.write_text(json.dumps(document))
+    boxes = load_boxes(path, with_masks=True)
+    masks = PredictedMasks.held([predicted_mask(boxes, 0, 0.5)] if len(boxes) else [])
+    counts = write_labels(folder / "out.json", boxes, masks, form)
+    (label,) = json.loads((folder / "out.json").read_text())["annotations"]
+    return label, counts
+
+
+@pytest.mark.parametrize(
+    ("fields", "keep", "is_kept"),
+    [
+        pytest.param({"segmentation": TRIANGLE}, ["masks"], True, id="mask"),
+        pytest.param({"segmentation": TRIANGLE}, [], False, id="mask, not asked for"),
+        pytest.param({"segmentation": TRIANGLE}, ["crowds", "scores"], False, id="no crowd"),
+        pytest.param({"segmentation": TRIANGLE, "iscrowd": 1}, ["crowds"], True, id="crowd"),
+        pytest.param({"segmentation": [[1, 2]]}, ["masks"], False, id="unreadable"),
+        pytest.param({"segmentation": []}, ["masks"], False, id="none"),
+        pytest.param(
+            {"segmentation": {"size": [7, 9], "counts": [63]}}, ["masks"], False, id="empty"
+        ),
+        pytest.param(
+            {"segmentation": TRIANGLE, "bbox": [0, 0, 0, 0]}, ["masks"], True, id="unusable box"
+        ),
+    ],
+)
+def test_a_given_mask_stays_where_that_is_asked_for(
+    fields: dict[str, Any], keep: list[str], is_kept: bool, tmp_path: Path
+) -> None:
+    label, counts = label_one(tmp_path, LabelForm(keep=keep), **fields)
+    assert (label["segmentation"] == TRIANGLE) is is_kept
+    assert (label.get("mask_source") == "input") is is_kept
+    assert counts.num_masks == 1
+    assert counts.num_kept == is_kept
+    if is_kept:
+        assert label["score"] == 1.0
+        again, _ = label_one(tmp_path, LabelForm(), **{**label, "bbox": [1, 1, 4, 4]})
+        assert "mask_source" not in again
+
+
+@pytest.mark.parametrize(
+    ("given", "keep", "score", "mask_score"),
+    [
+        (None, [], 0.5, None),
+        (None, ["scores"], 0.5, None),
+        (0.9, [], 0.5, 0.5),
+        (0.9, ["scores"], 0.9, 0.5),
+    ],
+)
+def test_the_score_of_a_detector_stays_on_demand_and_that_of_the_mask_is_beside_it(
+    given: float | None, keep: list[str], score: float, mask_score: float | None, tmp_path: Path
+) -> None:
+    fields = {} if given is None else {"score": given}
+    label, _ = label_one(tmp_path, LabelForm(keep=keep), **fields)
+    assert (label["score"], label.get("mask_score")) == (score, mask_score)
+
+
+def test_a_tight_box_is_the_extent_of_the_mask_and_the_given_one_stays(tmp_path: Path) -> None:
+    label, _ = label_one(tmp_path, LabelForm(tight_boxes=True))
+    assert (label["bbox"], label["given_bbox"]) == ([1, 1, 1, 2], [1, 1, 4, 4])
+    again, _ = label_one(tmp_path, LabelForm(tight_boxes=True), **label)
+    assert again["given_bbox"] == [1, 1, 4, 4]
+    empty, _ = label_one(tmp_path, LabelForm(tight_boxes=True), bbox=[50, 50, 2, 2])
+    assert empty["bbox"] == [50, 50, 2, 2]
+    assert "given_bbox" not in empty
+
+
+def test_polygons_are_written_instead_of_rle(tmp_path: Path) -> None:
+    label, _ = label_one(tmp_path, LabelForm(label_format="polygon"))
+    assert label["segmentation"] == [[1, 1, 2, 1, 2, 3, 1, 3]]
+    empty, _ = label_one(tmp_path, LabelForm(label_format="polygon"), bbox=[50, 50, 2, 2])
+    assert (empty["segmentation"], empty["empty_reason"]) == ([], "outside the image")
+
+
+@pytest.mark.parametrize(
+    ("num_boxes", "num_masks", "is_useful"),
+    [(0, 0, True), (2, 1, True), (3, 1, False), (1, 0, False), (5, 5, True)],
+)
+def test_more_than_half_empty_is_an_error_that_names_the_reasons(
+    num_boxes: int, num_masks: int, is_useful: bool
+) -> None:
+    counts = LabelCounts(num_boxes, num_masks, 0, {"image missing": num_boxes - num_masks})
+    problem = counts.problem("labels.json")
+    assert (problem is None) is is_useful
+    if problem is not None:
+        assert isinstance(problem, MostlyEmptyError)
+        assert f"{num_boxes - num_masks} image missing" in str(problem)
+        assert "inference.allow_empty=true" in str(problem)
 
 
 def test_an_entry_keeps_the_box_that_came_from_its_segmentation(tmp_path: Path) -> None:

@@ -181,6 +181,37 @@ def test_masks_that_are_the_boxes_measure_nothing(
     assert "its masks are the boxes themselves" in (tmp_path / "status.json").read_text()
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[]], [1, 2, 3], {"size": [48, 48], "counts": [48 * 48]}],
+    ids=["no polygon", "no mask", "no pixel"],
+)
+def test_a_set_whose_masks_cannot_be_used_has_no_metrics_and_says_why(
+    segmentation: Any, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = trained.data.document()
+    for annotation in document["annotations"]:
+        annotation["segmentation"] = segmentation
+    data = trained.data.rewritten(document, "unusable masks.json")
+    assert main(["evaluate", *arguments(trained, data, tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["mIoU"] is None
+    assert metrics["AP"] is None
+    assert "nothing is measured" in capsys.readouterr().out
+
+
+def test_true_masks_that_cannot_be_read_are_named_in_the_status(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = trained.data.document()
+    document["annotations"][0]["segmentation"] = [1, 2, 3]
+    data = trained.data.rewritten(document, "one unreadable.json")
+    assert main(["evaluate", *arguments(trained, data, tmp_path)]) == 0
+    num_boxes = len(document["annotations"])
+    assert f"1 of {num_boxes} true masks cannot be read" in (tmp_path / "status.json").read_text()
+    assert "left out: 1 whose true mask cannot be read" in capsys.readouterr().out
+
+
 def test_a_model_that_needs_no_training_to_be_beaten_says_so(
     trained: Trained, tmp_path: Path
 ) -> None:

@@ -8,11 +8,12 @@ import pytest
 from pycocotools import mask as coco_mask
 from tiny_sets import TinySet, Trained
 
+from mal.labeling.label_counts import MostlyEmptyError
 from mal.spec import load_spec
 from mal.stages import run_inference
 from mal.tao import create_inference_result_file_mal
 
-ADDED = ("segmentation", "area", "score")
+ADDED = ("segmentation", "area", "score", "empty_reason")
 
 
 def label(trained: Trained, data: TinySet, results: Path, *more: str) -> dict[str, Any]:
@@ -71,7 +72,8 @@ def test_unreadable_images_and_odd_boxes_get_their_entry_too(
     )
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(document))
-    labeled = label(trained, TinySet(path, images), tmp_path / "out")
+    data = TinySet(path, images)
+    labeled = label(trained, data, tmp_path / "out", "inference.allow_empty=true")
     assert without_added(labeled) == without_added(document)
     found = {annotation["id"]: annotation for annotation in labeled["annotations"]}
     for broken in [*by_image[2], *by_image[3]]:
@@ -83,7 +85,7 @@ def test_unreadable_images_and_odd_boxes_get_their_entry_too(
     for odd in (by_image[1][1]["id"], 50):
         assert (found[odd]["area"], found[odd]["score"]) == (0, 0)
         assert coco_mask.decode(found[odd]["segmentation"]).shape == (48, 48)
-    assert all(set(ADDED) <= annotation.keys() for annotation in labeled["annotations"])
+    assert all(set(ADDED[:3]) <= annotation.keys() for annotation in labeled["annotations"])
 
 
 def test_labels_do_not_depend_on_batches_or_loaders(trained: Trained, tmp_path: Path) -> None:
@@ -129,3 +131,66 @@ def test_labels_outside_the_result_folder_are_outputs_too(trained: Trained, tmp_
     label(trained, trained.data, tmp_path / "out", f"inference.label_dump_path={labels}")
     outputs = json.loads((tmp_path / "out" / "manifest.json").read_text())["outputs"]
     assert outputs[str(labels)]["size"] == labels.stat().st_size
+
+
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_mostly_empty_labels_are_written_and_the_run_fails_unless_that_is_allowed(
+    allow_empty: bool, trained: Trained, tmp_path: Path
+) -> None:
+    document = trained.data.document()
+    for annotation in document["annotations"][1:]:
+        annotation["bbox"] = [60, 60, 5, 5]
+    data = trained.data.rewritten(document, "outside.json")
+    results = tmp_path / "out"
+    num_empty = len(document["annotations"]) - 1
+    if allow_empty:
+        label(trained, data, results, "inference.allow_empty=true")
+    else:
+        with pytest.raises(MostlyEmptyError, match=f"{num_empty} outside the image"):
+            label(trained, data, results)
+    (labels,) = results.glob("instances*.json")
+    reasons = [a.get("empty_reason") for a in json.loads(labels.read_text())["annotations"]]
+    assert reasons == [None] + ["outside the image"] * num_empty
+    lines = [json.loads(line) for line in (results / "status.json").read_text().splitlines()]
+    assert lines[-1]["status"] == ("SUCCESS" if allow_empty else "FAILURE")
+    kpi = lines[-2]["kpi"]
+    assert (kpi["num_masks"], kpi["num_empty_outside_the_image"]) == (1, num_empty)
+    assert labels.name in json.loads((results / "manifest.json").read_text())["outputs"]
+
+
+def test_every_empty_mask_says_why(trained: Trained, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    document = trained.data.document()
+    for path in trained.data.images.iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / document["images"][1]["file_name"]).write_bytes(b"no picture")
+    (images / document["images"][2]["file_name"]).unlink()
+    first = document["annotations"][0]
+    by_image = {a["image_id"]: a for a in document["annotations"]}
+    document["annotations"] = [
+        first,
+        {**first, "id": 90, "bbox": [5.1, 5.1, 0.2, 0.2]},
+        {**first, "id": 91, "bbox": [1, 1, 0, 4]},
+        {**by_image[2], "id": 92},
+        {**by_image[3], "id": 93},
+        {**first, "id": 94, "bbox": [60, 1, 4, 4]},
+    ]
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document))
+    labeled = label(
+        trained, TinySet(path, images), tmp_path / "out", "inference.allow_empty=true",
+        "train.mask_thres=[0]",
+    )  # fmt: skip
+    assert [a.get("empty_reason") for a in labeled["annotations"]] == [
+        None, "no pixel in the box", "left out", "image unreadable", "image missing",
+        "outside the image",
+    ]  # fmt: skip
+
+
+def test_a_kept_mask_is_not_predicted(trained: Trained, tmp_path: Path) -> None:
+    labeled = label(trained, trained.data, tmp_path, "inference.keep=masks")
+    given = trained.data.document()["annotations"]
+    for mine, theirs in zip(labeled["annotations"], given, strict=True):
+        assert mine["segmentation"] == theirs["segmentation"]
+        assert mine["mask_source"] == "input"

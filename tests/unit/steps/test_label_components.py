@@ -42,6 +42,63 @@ def whole(trained: Trained, odd_set: TinySet, tmp_path_factory: pytest.TempPathF
     return json.loads(run_inference(spec).labels.read_text())
 
 
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_a_set_whose_masks_are_mostly_empty_fails_at_the_merge_with_all_labels_kept(
+    allow_empty: bool, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kfp import dsl
+
+    from mal.kfp.components.label_shard import label_shard
+    from mal.kfp.components.merge_labels import merge_labels
+    from mal.kfp.components.split_boxes import split_boxes
+
+    document = trained.data.document()
+    for annotation in document["annotations"][1:]:
+        annotation["bbox"] = [60, 60, 5, 5]
+    data = trained.data.rewritten(document, f"outside {allow_empty}.json")
+    overrides = ["inference.allow_empty=true"] if allow_empty else []
+    listing = dsl.Artifact(uri=str(tmp_path / "listing"))
+    batches = split_boxes.python_func(
+        shards=listing,
+        images=str(data.images),
+        annotations=str(data.annotations),
+        model=str(trained.result.results_dir),
+        work_dir=str(tmp_path / "work"),
+        boxes_per_shard=5,
+        overrides=overrides,
+    )
+    for number, batch in enumerate(batches):
+        page = dsl.HTML(uri=str(tmp_path / f"page{number}"))
+        label_shard.python_func(shard=batch, report=page, overrides=overrides)
+    outputs = {
+        "labels": dsl.Artifact(uri=str(tmp_path / "labels")),
+        "metrics": dsl.Metrics(uri=str(tmp_path / "metrics")),
+        "summary": dsl.Markdown(uri=str(tmp_path / "summary")),
+    }
+
+    def merge() -> None:
+        merge_labels.python_func(
+            **outputs,
+            annotations=str(data.annotations),
+            shards=listing,
+            num_labelled=[len(document["annotations"])],
+            boxes_per_shard=5,
+        )
+
+    num_empty = len(document["annotations"]) - 1
+    if allow_empty:
+        merge()
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            merge()
+        assert f"{num_empty} outside the image" in capsys.readouterr().err
+    page = (tmp_path / "summary").read_text()
+    assert f"{num_empty} empty: {num_empty} outside the image" in page
+    assert "fix the boxes or images" in page
+    assert outputs["metrics"].metadata["num_empty"] == num_empty
+    assert outputs["labels"].metadata["num_masks"] == 1
+
+
 def test_shards_give_the_labels_of_one_pass(
     trained: Trained,
     odd_set: TinySet,

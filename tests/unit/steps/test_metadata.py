@@ -10,6 +10,7 @@ import snapshots
 from kfp_artifact import Artifact
 
 from mal.errors import ArtifactError
+from mal.labeling.label_counts import LabelCounts
 from mal.registry.model_fetch import FetchedModel
 from mal.registry.snapshot import DatasetManifest
 from mal.spec import ExperimentSpec
@@ -137,7 +138,7 @@ def test_every_value_is_text_or_a_plain_float(tmp_path: Path, model_dir: Path) -
         metadata.dataset_metadata(BOXES_ONLY),
         metadata.model_metadata(experiment, model_dir, {"val_mIoU": 0.7}, uri="s3://b/m"),
         metadata.report_metadata(BOXES_ONLY, {"mIoU": 0.7}),
-        metadata.labels_metadata(BOXES_ONLY, page, 4),
+        metadata.labels_metadata(BOXES_ONLY, page, LabelCounts(4, 3, 0, {"crowd": 1})),
         metadata.onnx_metadata(experiment, model_dir, 1e-6),
     ]
     for values in described:
