@@ -16,7 +16,9 @@ READERS = {
         "data/box_rewriting.py",
         "data/formats/json_kinds.py",
         "data/formats/merging.py",
+        "data/repair.py",
         "labeling/label_file.py",
+        "labeling/writers/coco.py",
         "registry/json_stream.py",
     },
 }

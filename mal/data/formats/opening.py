@@ -78,7 +78,8 @@ class AnnotationSource:
                 for which a remote folder is fetched.
 
         Raises:
-            AnnotationError: The file cannot be read, or no image of it is usable.
+            AnnotationError: The file cannot be read, no image of it is usable, or all boxes were
+                left out.
         """
         try:
             boxes = load_boxes(
@@ -106,6 +107,12 @@ class AnnotationSource:
             )
             if doubt is not None:
                 add_doubt(doubt, self.path, boxes.problems, refuse=refuse_points)
+        if not len(boxes) and self.left_out:
+            reasons = "; ".join([*self.left_out.lines(), *boxes.problems.lines()])
+            raise AnnotationError(
+                f"Cannot use {self.shown_uri} ({self.format_name}): no box of it is usable. "
+                f"{reasons}"
+            )
         boxes.problems.update(self.left_out)
         return boxes
 
