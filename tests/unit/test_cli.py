@@ -271,7 +271,12 @@ PLACES = {
             for action, keys in PLACES.items()
         ),
         ("evaluate", "a: [", "foo.bar=1", ["spec", "foo.bar"]),
-        ("export", "results_dir: 5", "export.checkpoint=[}", ["export.checkpoint", "results_dir"]),
+        (
+            "export",
+            "results_dir: 5",
+            "train.lr=[}",
+            ["train.lr", "results_dir", "export.checkpoint"],
+        ),
         ("export", "results_dir: ???", "train.lr=1", ["results_dir", "export.checkpoint"]),
     ],
 )

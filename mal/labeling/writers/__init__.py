@@ -31,7 +31,7 @@ _FILE_NAMES = {
     "labelstudio": "tasks.json",
     "cvat": "annotations.xml",
 }
-_KEEPING = ("coco", "polygons", "png", "png-semantic")
+_KEEPING = ("coco", "polygons", "png")
 
 
 @dataclass(frozen=True)
