@@ -25,7 +25,6 @@ MAX_SIDE_PX = 1_000_000
 MAX_PIXELS = 2**31 - 1
 MAX_COORDINATE_PX = 1e9
 MAX_NAME_CHARS = 4096  # the longest path that Linux opens
-MAX_PART_CHARS = 255  # the longest name of a file or folder; a URL's query is no part of it
 
 _DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
 _BOX_REMEDY = "Write [x, y, width, height] in pixels."
@@ -220,11 +219,6 @@ def file_name_of(entry: Mapping[str, Any]) -> tuple[str, bool]:
         raise _refused(
             f"image whose file_name is longer than {MAX_NAME_CHARS:,} characters", "file_name", name
         )
-    if any(len(part) > MAX_PART_CHARS for part in name.partition("?")[0].split("/")):
-        raise _refused(
-            f"image whose file_name has a part longer than {MAX_PART_CHARS} characters",
-            "file_name", name,
-        )  # fmt: skip
     if "\0" in name:
         raise _refused("image whose file_name has a NUL", "file_name", name)
     return redact_file_name(name), False

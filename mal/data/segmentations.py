@@ -277,7 +277,7 @@ def _runs_of(segmentation: Any) -> tuple[list[int], bytes | list[Any], NDArray[n
         size = [_whole_number(side) for side in segmentation["size"]]
         counts = segmentation["counts"]
         if isinstance(counts, str):
-            counts = _without_bytes_literal(counts).encode("ascii")
+            counts = _without_bytes_literal(counts.strip()).encode("ascii")
         runs = runs_from_bytes(counts) if isinstance(counts, bytes) else _runs_from_list(counts)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
         raise SegmentationError(
