@@ -245,13 +245,15 @@ class _TestedBoxes:
     def _is_within(self, unit: float) -> bool:
         """Return whether the numbers may be shares of images that are far larger than the unit."""
         largest = self.box_N4.max()
-        are_images_larger = np.median(self.size_N2, axis=0).min() >= _MIN_SIDES_OF_UNIT * unit
+        if np.median(self.size_N2, axis=0).min() < _MIN_SIDES_OF_UNIT * unit or largest <= 0:
+            return False
+        if unit == 1.0 and largest <= 1.0:
+            return True
         return bool(
             self.box_N4.min() >= -_TOLERANCE_RATE * unit
             and _MIN_REACH_OF_UNIT * unit <= largest <= (1 + _TOLERANCE_RATE) * unit
-            and are_images_larger
             and (unit == 1.0 or len(self.box_N4) >= _MIN_BOXES_FOR_CERTAINTY)
-        ) or bool(unit == 1.0 and 0 < largest <= 1.0)
+        )
 
     def _fitting_rate(self, reading: BoxReading) -> float:
         return float(self._does_fit_N(reading).mean())

@@ -118,6 +118,12 @@ def test_few_small_objects_in_a_corner_are_not_doubted() -> None:
     assert find_doubt(box_N4, np.array([[640, 480]] * 2), nothing_known(box_N4)) is None
 
 
+def test_a_box_of_one_pixel_is_no_fraction_of_an_image_of_one_pixel() -> None:
+    box_N4 = np.array([[0.0, 0, 1, 1]])
+    assert find_doubt(box_N4, np.array([[1, 1]]), nothing_known(box_N4)) is None
+    assert find_doubt(box_N4, np.array([[64, 64]]), nothing_known(box_N4)) is not None
+
+
 def test_images_whose_width_and_height_are_swapped_are_named() -> None:
     box_N4, size_N2 = true_boxes(sizes=[[640, 480]])
     for segmentations in (nothing_known(box_N4), box_N4):
