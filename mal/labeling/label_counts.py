@@ -52,6 +52,8 @@ class LabelCounts:
 
     def line(self) -> str:
         """Say how many boxes have a mask, and why the others have none."""
+        if not self.num_boxes:
+            return "none, because the list 'annotations' is empty"
         kept = f" ({self.num_kept:,} kept from the input)" if self.num_kept else ""
         line = f"{self.num_masks:,} of {self.num_boxes:,} boxes have a mask{kept}"
         return f"{line}; {self.num_empty:,} empty: {self.reasons()}" if self.num_empty else line
