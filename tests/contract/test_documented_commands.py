@@ -39,6 +39,11 @@ FRAGMENTS = {
 # By the first words of a command, the longest that fit.
 NOT_RUN = {
     "make install": "installs what this test runs in",
+    "mal labels export labels.json --to TARGET": "a pattern; tests/integration/readers runs it",
+    "mal dataset convert IN OUT": "a pattern; tests/unit/labeling runs it",
+    "mal dataset check ANNOTATIONS IMAGES": "a pattern; tests/unit/data runs it",
+    "python3.11 -m venv readers": "installs 1 GB",
+    "MAL_READERS_PYTHON": "needs what the command before installs",
     "make check": "CI runs it on the repository itself",
     "make demo": "installs; .ci/check_demo.py runs it in a fresh clone",
     "make test": "it is what runs this",
@@ -131,6 +136,9 @@ def write_coco_set(folder: Path) -> None:
     for annotation in boxes["annotations"]:
         annotation.pop("segmentation", None)
     (folder / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
+    for part in ("day", "night"):
+        shutil.copytree(folder / "images", folder / part)
+        shutil.copy(folder / "DEMO" / "train.json", folder / f"{part}.json")
     shutil.copy(folder / "DEMO" / "val.json", folder / "masks.json")
 
 
