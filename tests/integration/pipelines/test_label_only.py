@@ -42,7 +42,7 @@ def test_a_set_is_labelled_in_shards_and_a_second_run_labels_nothing_again(tmp_p
     }
     failed = label(tmp_path / "runs", **settings, overrides="inference.batch_size=0")
     assert failed.returncode == 2, failed.stdout + failed.stderr
-    assert "step label-shard failed: inference.batch_size must be" in failed.stderr
+    assert "step split-boxes failed: inference.batch_size must be" in failed.stderr
     first = label(tmp_path / "runs", **settings)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 shards, 8 boxes" in first.stdout
