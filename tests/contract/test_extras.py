@@ -162,7 +162,7 @@ def test_a_pipelines_train_step_that_must_search_names_the_extra(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("policy", ["off", "auto"])
+@pytest.mark.parametrize("policy", [pytest.param("off", marks=pytest.mark.thorough), "auto"])
 def test_auto_label_runs_on_this_machine_without_optuna(
     policy: str, data: TinySet, tmp_path: Path
 ) -> None:
